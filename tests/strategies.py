@@ -1,0 +1,32 @@
+"""Hypothesis strategies for the shapes and values the library takes."""
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import torch
+from hypothesis import strategies as st
+
+finite = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
+grid = st.integers(-8, 8).map(float)  # sums and products of these are exact in float32
+
+
+def tensors(*shape: int, elements: st.SearchStrategy[float] = finite) -> st.SearchStrategy[torch.Tensor]:
+    return hnp.arrays(np.float32, shape, elements=elements).map(torch.from_numpy)
+
+
+@st.composite
+def sizes(draw: st.DrawFn, *names: str, max_size: int = 7) -> dict[str, int]:
+    """One size a name, all distinct, so that a swapped axis cannot pass for the right one."""
+    n = st.lists(st.integers(1, max_size), min_size=len(names), max_size=len(names), unique=True)
+    return dict(zip(names, draw(n), strict=True))
+
+
+@st.composite
+def dense_codes(draw: st.DrawFn, max_doc: int = 4, max_seq: int = 7, max_sae: int = 5) -> dict[str, torch.Tensor]:
+    """Arguments of `codes_from_dense`: small whole activations, many of them 0, ragged chunks of shared documents."""
+    doc, seq, d_sae = (draw(st.integers(1, top)) for top in (max_doc, max_seq, max_sae))
+    return {
+        "acts": draw(tensors(doc, seq, d_sae, elements=st.sampled_from([0.0, 0.0, 0.0, 1.0, 1.0, 2.0, 3.0, 5.0]))),
+        "lengths": torch.tensor([seq, *(draw(st.integers(0, seq)) for _ in range(doc - 1))]),
+        "document": torch.tensor([draw(st.integers(0, 2)) for _ in range(doc)]),
+        "start": torch.tensor([draw(st.sampled_from([0, 7])) for _ in range(doc)]),
+    }
