@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy import sparse
+from scipy import sparse, stats
 from torch import Tensor
 
 Null = Literal["global", "document"]
@@ -256,10 +256,10 @@ def _similarity(
     """`sum_f min(a, b) / sum_f max(a, b)` of each pair of rows, in [0, 1]; 0 for two empty rows."""
     total = matrix.sum(1)
     low = matrix[first].minimum(matrix[second]).sum(1)
-    return _ratio(low, total[first] + total[second] - low)
+    return ratio(low, total[first] + total[second] - low)
 
 
-def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     """top / bottom, and 0 where the bottom is 0."""
     return np.divide(top, bottom, out=np.zeros(np.broadcast_shapes(top.shape, bottom.shape)), where=bottom > 0)
 
@@ -344,19 +344,19 @@ def tss(
     if null not in ("global", "document"):
         raise ValueError(f'tss needs null "global" or "document"; got "{null}"')
     matrix, rank = token_matrix(codes, dec_norm), document_rank(codes)
-    weights = _resamples(int(rank.max()) + 1, n_boot, generator)
+    weights = resamples(int(rank.max()) + 1, n_boot, generator)
     chance = _chance_sums(codes, matrix, rank, null)
     p, p0, resampled = [], [], np.zeros((len(weights), codes.d_sae))
     for lag in lags:
         low, high, n_pairs = _overlap_sums(codes, matrix, rank, lag)
-        p.append(_ratio(low.sum(0), high.sum(0)))
+        p.append(ratio(low.sum(0), high.sum(0)))
         p0.append(_chance_level(chance, n_pairs, codes.d_sae))
-        boot = _ratio((low.T @ weights.T).T, (high.T @ weights.T).T)
+        boot = ratio((low.T @ weights.T).T, (high.T @ weights.T).T)
         resampled += np.maximum(_kappa(boot, p0[-1]), 0) / len(lags)
     level = np.stack(p0)
     n_active, n_documents = _activity(codes, matrix, rank)
     eligible = (n_active >= min_tokens) & (n_documents >= min_documents) & (level.max(0) <= max_chance)
-    return _stability(lags, np.stack(p), level, eligible, matrix.sum(0), resampled)
+    return _stability(lags, np.stack(p), level, eligible, matrix.sum(0), resampled, int(rank.max()) + 1)
 
 
 def _stability(
@@ -366,6 +366,7 @@ def _stability(
     eligible: Bool[np.ndarray, " d_sae"],
     contribution: Float[np.ndarray, " d_sae"],
     resampled: Float[np.ndarray, "n_boot d_sae"],
+    n_doc: int,
 ) -> Stability:
     kappa = _kappa(p, p0)
     even, by_activity = eligible.astype(float), eligible * contribution
@@ -384,8 +385,8 @@ def _stability(
         weighted=float(weighted_by_lag.mean()),
         macro_replicates=macro_replicates,
         weighted_replicates=weighted_replicates,
-        macro_interval=interval(float(macro_by_lag.mean()), macro_replicates),
-        weighted_interval=interval(float(weighted_by_lag.mean()), weighted_replicates),
+        macro_interval=interval(float(macro_by_lag.mean()), macro_replicates, n_doc),
+        weighted_interval=interval(float(weighted_by_lag.mean()), weighted_replicates, n_doc),
     )
 
 
@@ -395,7 +396,7 @@ def _mean(values: Float[np.ndarray, "rows d_sae"], weight: Float[np.ndarray, " d
 
 
 def _kappa(p: np.ndarray, p0: np.ndarray) -> np.ndarray:
-    return _ratio(p - p0, np.broadcast_to(1 - p0, p.shape))
+    return ratio(p - p0, np.broadcast_to(1 - p0, p.shape))
 
 
 def _overlap_sums(
@@ -444,9 +445,9 @@ def _chance_sums(codes: Codes, matrix: sparse.csr_array, rank: Int[np.ndarray, "
 def _chance_level(chance: ChanceSums, n_pairs: Int[np.ndarray, " n_doc"], d_sae: int) -> Float[np.ndarray, " d_sae"]:
     """`p0` of each feature: a document's expected min and max, times its number of pairs at the lag."""
     n = chance.n_tokens
-    weight = np.ones(1) if chance.pooled else _ratio(n_pairs, n * (n - 1.0))
+    weight = np.ones(1) if chance.pooled else ratio(n_pairs, n * (n - 1.0))
     low, high = (_sums(chance.feature, part * weight[chance.document], d_sae) for part in (chance.low, chance.high))
-    return _ratio(low, high)
+    return ratio(low, high)
 
 
 def _sums(group: np.ndarray, values: np.ndarray, n_groups: int) -> np.ndarray:
@@ -464,7 +465,7 @@ def _activity(
     return np.bincount(feature, minlength=codes.d_sae), np.bincount(seen // n_doc, minlength=codes.d_sae)
 
 
-def _resamples(n_doc: int, n_boot: int, generator: torch.Generator | None) -> Float[np.ndarray, "n_boot n_doc"]:
+def resamples(n_doc: int, n_boot: int, generator: torch.Generator | None) -> Float[np.ndarray, "n_boot n_doc"]:
     """How often each document is drawn in each bootstrap sample; no sample of a single document."""
     if n_doc < 2:
         return np.zeros((0, n_doc))
@@ -472,16 +473,19 @@ def _resamples(n_doc: int, n_boot: int, generator: torch.Generator | None) -> Fl
     return np.stack([np.bincount(d, minlength=n_doc) for d in draws]).astype(float) if n_boot else np.zeros((0, n_doc))
 
 
-def interval(value: float, replicates: Float[np.ndarray, " n_boot"]) -> tuple[float, float]:
-    """95 % interval of a score in [0, 1], `value +- 1.96 sd(replicates)`, cut to [0, 1]; (0, 1) without replicates.
+def interval(
+    value: float, replicates: Float[np.ndarray, " n_boot"], n_doc: int, least: float = 0.0, most: float = 1.0
+) -> tuple[float, float]:
+    """95 % interval `value +- t sd(replicates) sqrt(n / (n - 1))`, cut to [least, most], t of n - 1 degrees of freedom.
 
-    Normal, not percentile: a ratio of sums has a bias of order 1 / documents that every bootstrap sample repeats, so
-    that a percentile interval of a mean over thousands of features can miss the very value it is of.
+    n documents were resampled; without two replicates and two documents it is [least, most], nothing known.
+    Not percentile: a ratio of sums has a bias of order 1 / n that every bootstrap sample repeats, so that a
+    percentile interval of a mean over thousands of features can miss the very value it is of.
     """
-    if len(replicates) < 2:
-        return 0.0, 1.0
-    half = 1.96 * float(replicates.std(ddof=1))
-    return max(value - half, 0.0), min(value + half, 1.0)
+    if len(replicates) < 2 or n_doc < 2:
+        return least, most
+    half = float(stats.t.ppf(0.975, n_doc - 1) * replicates.std(ddof=1) * np.sqrt(n_doc / (n_doc - 1)))
+    return max(value - half, least), min(value + half, most)
 
 
 # ---------------------------------------------------------------- responsiveness and smoothness
