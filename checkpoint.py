@@ -25,7 +25,6 @@ DTYPES = {
     **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL"},
     **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"},
 }
-
 Tensors = dict[str, Tensor]
 Writer = Callable[[Path], object]  # writes the file it is given the path of
 
@@ -96,12 +95,11 @@ def save_saelens(
     d_in, d_sae = W_enc.shape
     given = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
     sae = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in given.items()}
-    cfg: dict[str, Any] = {"architecture": "topk", "d_in": d_in, "d_sae": d_sae, "k": k, "dtype": "float32"}
-    cfg |= {"device": "cpu", "apply_b_dec_to_input": True, "normalize_activations": "none"}
+    cfg = {"architecture": "topk", "d_in": d_in, "d_sae": d_sae, "k": k, "dtype": "float32", "device": "cpu"}
     names = {"sae_lens_version": "6.0.0", "model_name": model_name, "hook_name": hook_name}
-    cfg["metadata"] = {**(metadata or {}), **names}
+    options = {"apply_b_dec_to_input": True, "normalize_activations": "none", "metadata": {**(metadata or {}), **names}}
     _check_sae(folder, sae, d_in, d_sae, k)
-    text = _json(folder / SAELENS_CFG, cfg, indent=2) + "\n"
+    text = _json(folder / SAELENS_CFG, cfg | options, indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     weights, config = folder / SAELENS_WEIGHTS, folder / SAELENS_CFG
     _write_all({weights: lambda path: _write_safetensors(path, sae, "{}"), config: lambda path: path.write_text(text)})
@@ -130,7 +128,7 @@ def load_saelens(folder: Path, *, d_in: int | None = None, d_sae: int | None = N
         if not norm.all():
             raise ValueError(f"{path} has W_dec rows of norm 0, by which rescale_acts_by_decoder_norm divides")
         sae |= {"W_enc": sae["W_enc"] * norm, "b_enc": sae["b_enc"] * norm, "W_dec": sae["W_dec"] / norm[:, None]}
-    return sae, cfg | {"apply_b_dec_to_input": True, "rescale_acts_by_decoder_norm": False}
+    return sae, cfg | {"apply_b_dec_to_input": True, "rescale_acts_by_decoder_norm": False, "dtype": "float32"}
 
 
 def _topk_cfg(path: Path) -> dict[str, Any]:
@@ -216,13 +214,13 @@ def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     try:
         path.open("rb").close()  # its errors name the file
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            mapped = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             header = file.metadata() or {}
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is truncated, damaged or no safetensors file: {error}") from error
-    if {"json", "crc32"} <= header.keys() and header["crc32"] != f"{_crc32(tensors, header['json']):08x}":
+    if {"json", "crc32"} <= header.keys() and header["crc32"] != f"{_crc32(mapped, header['json']):08x}":
         raise ValueError(f"{path} is damaged: its content does not have the checksum in its header")
-    return tensors, header
+    return {name: tensor.clone() for name, tensor in mapped.items()}, header
 
 
 def _crc32(tensors: Mapping[str, Tensor], text: str) -> int:
