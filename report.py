@@ -1,0 +1,265 @@
+"""Figures of temporal structure: survival, stability by lag, evolution of a document, lifecycle raster, transitions.
+
+A function takes measured data and returns a matplotlib `Figure`, drawn without a display or global state; `save_figure`
+writes it as PNG and SVG. Colours are Okabe and Ito's (2008), told apart in every common colour blindness, and lines
+differ in dashes as well.
+"""
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import networkx as nx
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from lifetimes import Evolution, Survival
+from metrics import Stability
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", "-.", ":")
+DPI = 100  # one inch is 100 pixels: sizes below are those seen at 100 % in a browser
+WORD_INCHES = 0.18  # width of a token's column
+
+
+def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    """Writes `stem`.png and `stem`.svg, each under a temporary name that is then renamed; the two paths."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
+    for path in paths:
+        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+        with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "tsae", "svg.fonttype": "path"}):
+            warnings.filterwarnings("ignore", message="Glyph")  # a token in a script the font has not: drawn as a box
+            metadata = {"Date": None} if path.suffix == ".svg" else {}
+            figure.savefig(draft, format=path.suffix[1:], dpi=DPI, bbox_inches="tight", metadata=metadata)
+        os.replace(draft, path)
+    return paths
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _style(row: int) -> dict[str, str]:
+    return {"color": COLOURS[row % len(COLOURS)], "linestyle": DASHES[row % len(DASHES)]}
+
+
+def survival_figure(curves: Mapping[str, Survival], title: str = "Lifetime of active features") -> Figure:
+    """Kaplan-Meier curves with their 95 % bands, one a model; the half-lives stand in the legend."""
+    _need(curves, "survival_figure", "curve")
+    figure, axes = _canvas(7.0, 4.5)
+    for row, (name, curve) in enumerate(curves.items()):
+        label = f"{name} (half-life {curve.median_text} tokens)"
+        axes.step(curve.t, curve.survival, where="post", label=label, **_style(row))
+        axes.fill_between(
+            curve.t, curve.low, curve.high, step="post", color=COLOURS[row % len(COLOURS)], alpha=0.2, lw=0
+        )
+    axes.set(xlabel="t (tokens)", ylabel="share of runs longer than t", title=title, ylim=(0, 1.02), xlim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False)
+    return figure
+
+
+def stability_figure(scores: Mapping[str, Stability], title: str = "Temporal stability by lag") -> Figure:
+    """TSS at each lag (solid marks: mean over features; hollow: weighted by activity), one colour a model."""
+    _need(scores, "stability_figure", "score")
+    figure, axes = _canvas(7.0, 4.5)
+    for row, (name, score) in enumerate(scores.items()):
+        label = f"{name} (TSS {score.macro:.3f}, {score.eligible_frac:.0%} of features eligible)"
+        axes.plot(score.lags, score.macro_by_lag, marker="o", label=label, **_style(row))
+        hollow = {**_style(row), "linestyle": "", "marker": "o", "markerfacecolor": "none"}
+        axes.plot(score.lags, score.weighted_by_lag, **hollow)
+    handles, labels = axes.get_legend_handles_labels()
+    handles.append(Line2D([], [], color="grey", linestyle="", marker="o", markerfacecolor="none"))
+    axes.legend(handles, [*labels, "hollow: weighted by activity"], frameon=False)
+    axes.set(xlabel="lag (tokens)", ylabel="TSS (0 = chance, 1 = unchanging)", title=title, ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
+
+
+def evolution_figure(
+    table: Evolution, words: Sequence[str], names: Mapping[int, str] | None = None, title: str | None = None
+) -> Figure:
+    """Heat map of a document's leading features over its tokens, each row by its own maximum; seams of chunks dashed.
+
+    One word a token. `names` labels features (default: their number). Raises ValueError for another number of words
+    or no active feature.
+    """
+    figure, axes = _token_axes(table, words, names)
+    shade = table.acts / table.acts.max(axis=1, keepdims=True)
+    image = axes.imshow(shade, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="activation / its maximum in the row", pad=0.01, fraction=0.03)
+    axes.set_title(title or f"Document {table.document}: features over its tokens")
+    return figure
+
+
+def raster_figure(
+    table: Evolution, words: Sequence[str], names: Mapping[int, str] | None = None, title: str | None = None
+) -> Figure:
+    """Lifecycle raster: a bar for each run of a feature, a triangle at its birth, a cross where it has died.
+
+    A run without a cross goes on to the end of its chunk, unseen beyond. Raises ValueError as `evolution_figure`.
+    """
+    figure, axes = _token_axes(table, words, names)
+    breaks = np.zeros(table.acts.shape[1], bool)
+    breaks[table.seams] = True
+    for row, on in enumerate(table.acts > 0):
+        begins = np.flatnonzero(on & (~np.pad(on, (1, 0))[:-1] | breaks))
+        ends = np.flatnonzero(on & (~np.pad(on, (0, 1))[1:] | np.pad(breaks, (0, 1))[1:])) + 1
+        bars = np.stack([begins - 0.5, ends - begins], axis=1)
+        axes.broken_barh([(float(x), float(width)) for x, width in bars], (row - 0.3, 0.6), color="#56B4E9", lw=0)
+    marks = ((table.births, "^", "#000000", "birth"), (table.deaths, "x", "#D55E00", "death (first token off)"))
+    for where, marker, colour, label in marks:
+        rows, columns = np.nonzero(where)
+        axes.scatter(columns, rows, marker=marker, s=22, color=colour, label=label, zorder=3, linewidths=1.2)
+    axes.set_ylim(len(table.features) - 0.5, -0.5)
+    axes.set_xlim(-0.5, table.acts.shape[1] - 0.5)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, borderaxespad=0.2)
+    axes.set_title(title or f"Document {table.document}: lives of features", loc="right")
+    return figure
+
+
+def _token_axes(table: Evolution, words: Sequence[str], names: Mapping[int, str] | None) -> tuple[Figure, Axes]:
+    n_rows, n_tokens = table.acts.shape
+    if len(words) != n_tokens:
+        raise ValueError(f"a document's figure needs one word a token ({n_tokens}); got {len(words)}")
+    if n_rows == 0:
+        raise ValueError(f"a document's figure needs an active feature; got none in document {table.document}")
+    figure, axes = _canvas(max(WORD_INCHES * n_tokens + 3.0, 6.0), 0.24 * n_rows + 2.0)
+    axes.set_xticks(range(n_tokens), [shown(w) for w in words], rotation=90, fontsize=9, parse_math=False)
+    labels = [(names or {}).get(int(f), str(int(f))) for f in table.features]
+    axes.set_yticks(range(n_rows), labels, fontsize=9, parse_math=False)
+    axes.set(xlabel="token", ylabel="feature")
+    for seam in table.seams:
+        axes.axvline(seam - 0.5, color="#CC79A7", linestyle="--", lw=1)
+    return figure, axes
+
+
+def shown(word: str) -> str:
+    """A token as an axis can show it: spaces at the ends off, line breaks and other blanks as signs."""
+    if not word.strip():
+        return {"": "(empty)", " ": "␣"}.get(word, "↵" if "\n" in word else "␣")
+    return "".join(c if c.isprintable() else " " for c in word.strip().replace("\n", "↵"))
+
+
+def transition_figure(
+    found: nx.DiGraph, names: Mapping[int, str] | None = None, *, max_edges: int = 30, title: str = "Transitions"
+) -> Figure:
+    """The `max_edges` edges of smallest p (then largest lift) of `transitions.graph`; arrows say `+lag, x lift`.
+
+    Parts that hang together are drawn apart from each other. An empty graph says so. `names` labels features.
+    """
+    ranked = sorted(found.edges(data=True), key=lambda e: (e[2]["p_value"], -e[2]["lift"]))[:max_edges]
+    drawn = nx.DiGraph()
+    drawn.add_edges_from(ranked)
+    parts = sorted(nx.weakly_connected_components(drawn), key=lambda part: (-len(part), min(part)))
+    columns = max(int(np.ceil(np.sqrt(len(parts)))), 1)
+    rows = max(-(-len(parts) // columns), 1)
+    figure, axes = _canvas(max(3.2 * columns, 6.0), max(2.4 * rows, 3.0))
+    axes.set_axis_off()
+    axes.set_title(title)
+    if not parts:
+        axes.text(0.5, 0.5, "no significant transition", ha="center", va="center", transform=axes.transAxes)
+        return figure
+    place = _places(drawn, [sorted(part) for part in parts], columns)
+    widest = max(edge["lift"] for _, _, edge in ranked)
+    for source, target, edge in ranked:
+        _arrow(
+            axes,
+            place[source],
+            place[target],
+            0.8 + 2.2 * edge["lift"] / widest,
+            f"+{edge['lag']}, ×{edge['lift']:.1f}",
+        )
+    for node, (x, y) in place.items():
+        box = {"boxstyle": "round,pad=0.3", "facecolor": "#FFFFFF", "edgecolor": COLOURS[0]}
+        label = (names or {}).get(node, str(node))
+        axes.text(x, y, label, ha="center", va="center", fontsize=9, bbox=box, zorder=3, parse_math=False)
+    axes.set(xlim=(-0.1, columns * 1.0 + 0.1), ylim=(-rows - 0.1, 0.1))
+    return figure
+
+
+def _places(drawn: nx.DiGraph, parts: Sequence[Sequence[int]], columns: int) -> dict[int, tuple[float, float]]:
+    """A cell of the unit grid for each connected part, its nodes on a circle in order of the walk from its source."""
+    place = {}
+    for cell, part in enumerate(parts):
+        first = max(part, key=lambda node: drawn.out_degree(node) - drawn.in_degree(node))
+        reached = list(nx.bfs_tree(drawn, first)) + [n for n in part if n not in nx.descendants(drawn, first) | {first}]
+        angle = np.pi - 2 * np.pi * np.arange(len(reached)) / len(reached)
+        x, y = cell % columns + 0.5 + 0.36 * np.cos(angle), -(cell // columns) - 0.5 + 0.36 * np.sin(angle)
+        place |= {node: (float(a), float(b)) for node, a, b in zip(reached, x, y, strict=True)}
+    return place
+
+
+def _arrow(axes: Axes, begin: tuple[float, float], end: tuple[float, float], width: float, label: str) -> None:
+    bend = {"arrowstyle": "-|>", "connectionstyle": "arc3,rad=0.15", "lw": width, "color": "#555555"}
+    axes.annotate("", xy=end, xytext=begin, arrowprops={**bend, "shrinkA": 12, "shrinkB": 16}, zorder=1)
+    middle = (np.array(begin) + np.array(end)) / 2 + 0.075 * np.array([end[1] - begin[1], begin[0] - end[0]])
+    paper = {"boxstyle": "square,pad=0.1", "facecolor": "#FFFFFF", "edgecolor": "none", "alpha": 0.85}
+    axes.text(middle[0], middle[1], label, ha="center", va="center", fontsize=8, color=COLOURS[1], bbox=paper, zorder=2)
+
+
+def training_figure(lines: Sequence[Mapping[str, Any]], title: str = "Training") -> Figure:
+    """FVE, loss, L0 with k, and mix by step, from the lines of log.jsonl: one colour a text and model, a line a seed."""
+    if not lines:
+        raise ValueError("training_figure needs at least one line of the log; got none")
+    figure = Figure(figsize=(10.0, 6.4), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    panels = figure.subplots(2, 2)
+    wanted = (("fve", "FVE of the batch"), ("loss", "loss"), ("l0", "L0, features a token"), ("mix", "mix"))
+    groups = list(dict.fromkeys((line["dataset"], line["model"]) for line in lines))
+    for axes, (key, name) in zip(panels.flat, wanted, strict=True):
+        for row, (dataset, model) in enumerate(groups):
+            ours = [line for line in lines if (line["dataset"], line["model"]) == (dataset, model)]
+            for at, seed in enumerate(dict.fromkeys(line["seed"] for line in ours)):
+                points = sorted((line["step"], line[key]) for line in ours if line["seed"] == seed)
+                label = f"{dataset}, {'TSAE' if model == 'tsae' else 'static SAE'}" if at == 0 else None
+                axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2, alpha=0.8, **_style(row))
+        axes.set_xlabel("step")
+        axes.set_ylabel(name)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0, 1].set_yscale("log")
+    panels[0, 0].set_ylim(bottom=max(0.0, min(line["fve"] for line in lines[len(lines) // 20 :])))
+    panels[0, 0].legend(frameon=False)
+    return figure
+
+
+def tradeoff_figure(
+    points: Sequence[Mapping[str, float]], static: Mapping[str, float], title: str = "Faithfulness against stability"
+) -> Figure:
+    """FVE against Jaccard overlap at each bridge strength (`beta`), and the static SAE's point (`fve`, `jaccard`)."""
+    if not points:
+        raise ValueError("tradeoff_figure needs at least one point; got none")
+    figure, axes = _canvas(7.0, 4.5)
+    ordered = sorted(points, key=lambda point: point["beta"])
+    x, y = [p["jaccard"] for p in ordered], [p["fve"] for p in ordered]
+    axes.plot(x, y, marker="o", label="TSAE, by bridge strength beta", **_style(0))
+    for point in ordered:
+        where = (point["jaccard"], point["fve"])
+        axes.annotate(f"{point['beta']:g}", where, textcoords="offset points", xytext=(5, 6), fontsize=9)
+    axes.plot([static["jaccard"]], [static["fve"]], linestyle="", marker="s", markersize=8, color=COLOURS[1])
+    axes.annotate("static SAE", (static["jaccard"], static["fve"]), textcoords="offset points", xytext=(8, -4))
+    axes.axhline(static["fve"], color=COLOURS[1], linestyle=":", linewidth=1)
+    axes.axvline(2 * static["jaccard"], color=COLOURS[6], linestyle=":", linewidth=1)
+    axes.annotate("twice the static overlap", (2 * static["jaccard"], min(y)), rotation=90, xytext=(-10, 0),
+                  textcoords="offset points", fontsize=8, va="bottom")  # fmt: skip
+    axes.set(xlabel="Jaccard overlap of neighbouring codes", ylabel="FVE on validation text", title=title)
+    axes.legend(frameon=False, loc="lower left")
+    return figure
+
+
+def _need(given: Mapping, function: str, what: str) -> None:
+    if not given:
+        raise ValueError(f"{function} needs at least one {what}; got none")

@@ -1,0 +1,243 @@
+"""Training: one loop for the static SAE and for the three phases of the TSAE, resumable to the bit.
+
+The trainer owns its tensors and updates them in place; everything else here is a function of the step.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import tsae
+from tsae import Dials, Params, Phases, Static
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a static SAE or a TSAE is trained; one recipe for every arm of a comparison."""
+
+    k: int = 32
+    """active features a token"""
+    d_sae: int = 4_608
+    """features"""
+    window: int = 16
+    """tokens that the memory holds"""
+    tau: float = 4.0
+    """tokens in which the memory's reading falls by 1/e"""
+    beta: float = 1.0
+    """strength of the memory in the selection"""
+    hidden_enc: int = 256
+    """units of the encoder LSTM"""
+    hidden_dec: int = 512
+    """units of the decoder LSTM"""
+    gate: bool = True
+    """whether the encoder LSTM gates the codes"""
+    recur: bool = True
+    """whether the decoder LSTM corrects the reconstruction"""
+    learn_bridge: bool = True
+    """whether the bridge's strength is learned per feature"""
+    lr: float = 8e-4
+    """peak learning rate of Adam"""
+    lr_lstm: float = 1.0
+    """rate of the LSTMs relative to lr while they are introduced"""
+    lr_lstm_refine: float = 0.5
+    """rate of the LSTMs relative to lr in the refinement"""
+    warmup: int = 20
+    """steps of linear warm-up, of all and again of the temporal parts"""
+    decay: float = 0.3
+    """last share of all steps in which the rate falls to 0"""
+    pretrain: float = 0.4
+    """share of the steps that pretrain the static SAE"""
+    distil: float = 0.03
+    """share of the steps of phase (a)"""
+    introduce: float = 0.12
+    """share of the steps of phase (b)"""
+    k_multiple: float = 1.5
+    """k at the start of the annealing, relative to its final value; 1 anneals nothing"""
+    aux: float = 1 / 32
+    """coefficient of the auxiliary loss that revives dead features"""
+    dead_after: int = 200_000
+    """tokens without firing after which a feature counts as dead"""
+    k_aux: int = 256
+    """dead features that the auxiliary loss uses a token"""
+    clip: float = 1.0
+    """largest norm of the gradient"""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Trainer:
+    """Tensors by name, their Adam moments (inside `adam`), and the tokens since each feature was last on."""
+
+    named: dict[str, Tensor]
+    adam: torch.optim.Adam
+    idle: Tensor
+    teacher: Static | None  # the frozen static SAE of phase (a)
+
+
+TEMPORAL = tuple(tsae.Temporal.__dataclass_fields__)
+STATIC = tuple(tsae.Static.__dataclass_fields__)
+
+
+def start_trainer(named: dict[str, Tensor], recipe: Recipe, *, teacher: Static | None = None) -> Trainer:
+    """A trainer on copies of the tensors; a static SAE's four, or all of a TSAE's."""
+    own = {name: _own(name, tensor) for name, tensor in named.items()}
+    groups = [{"params": [tensor], "name": name} for name, tensor in own.items() if name != "scale"]
+    adam = torch.optim.Adam(groups, lr=recipe.lr, fused=True)
+    idle = torch.zeros(len(own["b_enc"]), dtype=torch.int64, device=own["b_enc"].device)
+    return Trainer(named=own, adam=adam, idle=idle, teacher=teacher)
+
+
+def _own(name: str, tensor: Tensor) -> Tensor:
+    """A copy; `W_enc` with its columns contiguous, which is how its gradient comes."""
+    tensor = tensor.detach()
+    return tensor.t().clone(memory_format=torch.contiguous_format).t() if name == "W_enc" else tensor.clone()
+
+
+def snapshot(trainer: Trainer) -> dict[str, Tensor]:
+    """Everything that the next step depends on, by name: what a checkpoint saves."""
+    out = {f"param.{name}": tensor for name, tensor in trainer.named.items()} | {"idle": trainer.idle}
+    for group in trainer.adam.param_groups:
+        for key, value in trainer.adam.state[group["params"][0]].items():
+            out[f"adam.{group['name']}.{key}"] = value
+    if trainer.teacher is not None:
+        out |= {f"teacher.{name}": tensor for name, tensor in vars(trainer.teacher).items()}
+    return out
+
+
+def restore(saved: dict[str, Tensor], recipe: Recipe) -> Trainer:
+    """The trainer that `snapshot` was taken of; its next steps are the same to the bit."""
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
+
+    teacher = part("teacher.")
+    trainer = start_trainer(part("param."), recipe, teacher=Static(**teacher) if teacher else None)
+    for group in trainer.adam.param_groups:
+        state = part(f"adam.{group['name']}.")
+        if state:
+            trainer.adam.state[group["params"][0]] = {
+                key: _own(group["name"] if value.ndim == 2 else "", value) for key, value in state.items()
+            }
+    return replace(trainer, idle=saved["idle"].clone())
+
+
+def dials_at(step: int, recipe: Recipe, phases: Phases, low: torch.dtype) -> Dials:
+    """Dials of a TSAE at a step counted from the start of its static SAE's pretraining."""
+    mix = tsae.mix_at(step, phases)
+    return Dials(
+        k=tsae.k_at(step, phases, k=recipe.k, multiple=recipe.k_multiple),
+        window=recipe.window,
+        tau=recipe.tau,
+        beta=recipe.beta,
+        mix=mix,
+        gate=recipe.gate,
+        recur=recipe.recur,
+        low=low,
+    )
+
+
+def final_dials(recipe: Recipe, low: torch.dtype = torch.float32) -> Dials:
+    """Dials of the finished TSAE."""
+    return dials_at(10**9, recipe, tsae.Phases(pretrain=0, distil=0, introduce=0, refine=0), low)
+
+
+def trained_at(phase: str, recipe: Recipe) -> frozenset[str]:
+    """Names of the tensors that learn in a phase."""
+    if phase == "pretrain":
+        return frozenset(STATIC)
+    temporal = {n for n in TEMPORAL if n not in ("bridge", "scale") or (n == "bridge" and recipe.learn_bridge)}
+    if phase == "distil":
+        return frozenset(STATIC) | {n for n in temporal if n != "bridge"}
+    return frozenset(temporal) if phase == "introduce" else frozenset(STATIC) | temporal
+
+
+def rates(step: int, recipe: Recipe, phases: Phases, phase: str) -> dict[str, float]:
+    """Learning rate of every tensor at a step."""
+    base = recipe.lr * tsae.rate_at(step, total=phases.total, warmup=recipe.warmup, decay=recipe.decay)
+    into = tsae.rate_at(step - phases.pretrain, total=phases.total, warmup=recipe.warmup, decay=1e-9)
+    lstm = recipe.lr_lstm_refine if phase == "refine" else recipe.lr_lstm
+    return {n: base for n in STATIC} | {n: base * max(into, 0.0) * lstm for n in TEMPORAL if n != "scale"}
+
+
+def train_step(
+    trainer: Trainer, x: Float[Tensor, "batch seq d_in"], weight: Float[Tensor, "batch seq"], step: int,
+    recipe: Recipe, phases: Phases, low: torch.dtype,
+) -> tuple[Trainer, dict[str, float]]:  # fmt: skip
+    """One step; the trainer's tensors are updated in place. Returns it, and what a log line says of the step.
+
+    `x` is 0 where `weight` is 0 (padding). A static SAE is a TSAE that stays in the phase "pretrain".
+    """
+    phase = tsae.phase_at(step, phases)
+    learning = trained_at(phase, recipe)
+    for name, tensor in trainer.named.items():
+        tensor.requires_grad_(name in learning)
+        tensor.grad = None
+    dials = dials_at(step, recipe, phases, low)
+    dials = replace(dials, k=recipe.k) if phase == "pretrain" else dials
+    loss, x_hat, codes = _loss(trainer, x, weight, phase, dials)
+    dead = (trainer.idle >= recipe.dead_after).nonzero()[:, 0]
+    static = Static(**{name: trainer.named[name] for name in STATIC})
+    total = loss
+    if len(dead) and "W_enc" in learning:
+        spread = _spread(x, weight)
+        total = loss + recipe.aux * spread * tsae.auxiliary_loss(x - x_hat, x, static, dead, recipe.k_aux, low)
+    total.backward()
+    norm = _apply(trainer, rates(step, recipe, phases, phase), recipe)
+    with torch.no_grad():
+        idle = _idle(trainer.idle, codes, weight)
+        spread = _spread(x, weight)
+        info = {
+            "loss": loss.item(),
+            "fve": 1 - tsae.squared_error(x, x_hat, weight).item() / spread.item(),
+            "l0": ((codes.vals > 0).sum(-1) * weight).sum().item() / weight.sum().item(),
+            "dead": len(dead),
+            "k": dials.k,
+            "mix": dials.mix,
+            "grad_norm": norm,
+        }
+    return replace(trainer, idle=idle), {"phase": phase} | info
+
+
+def _loss(trainer: Trainer, x: Tensor, weight: Tensor, phase: str, dials: Dials):
+    if phase == "pretrain":
+        static = Static(**{name: trainer.named[name] for name in STATIC})
+        codes = tsae.encode_static(x, static, dials.k, dials.low)
+        x_hat = tsae.decode_static(codes, static)
+        return tsae.squared_error(x, x_hat, weight), x_hat, codes
+    params = tsae.params_from(trainer.named)
+    if phase == "distil" and trainer.teacher is not None:
+        return tsae.distillation_loss(params, x, trainer.teacher, dials, weight)
+    x_hat, codes, _ = tsae.forward(params, x, dials)
+    return tsae.squared_error(x, x_hat, weight), x_hat, codes
+
+
+def _spread(x: Tensor, weight: Tensor) -> Tensor:
+    n = weight.sum().clamp(min=1)
+    mean = (x * weight[..., None]).sum((0, 1)) / n
+    return ((x - mean).square().sum(-1) * weight).sum() / n
+
+
+def _idle(idle: Tensor, codes: tsae.Codes, weight: Tensor) -> Tensor:
+    on = (codes.vals > 0) & (weight > 0)[..., None]
+    fired = torch.zeros_like(idle, dtype=torch.bool)
+    fired[codes.idx[on]] = True
+    return torch.where(fired, 0, idle + int(weight.sum().item()))
+
+
+def _apply(trainer: Trainer, rate: dict[str, float], recipe: Recipe) -> float:
+    """Clip, step, normalise the decoder's rows; the norm of the gradient before clipping."""
+    with torch.no_grad():
+        W_dec = trainer.named["W_dec"]
+        if W_dec.grad is not None:
+            W_dec.grad = tsae.tangent(W_dec.grad, W_dec)
+        moving = [tensor for tensor in trainer.named.values() if tensor.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(moving, recipe.clip)
+        for group in trainer.adam.param_groups:
+            group["lr"] = rate[group["name"]]
+        trainer.adam.step()
+        if W_dec.grad is not None:
+            W_dec /= W_dec.norm(dim=1, keepdim=True)
+        if "bridge" in trainer.named:
+            trainer.named["bridge"].clamp_(min=0.0)
+    return norm.item()

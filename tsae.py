@@ -1,0 +1,579 @@
+"""The temporal sparse autoencoder: pure functions on tensors, frozen dataclasses for parameters and state.
+
+    pre_t   = (x_t - b_dec) W_enc + b_enc                        a static SAE, bit for bit, when mix = 0
+    m_t     = sum_j read_j static_{t-j},  j = 1..window          what was active lately (static codes: no recurrence)
+    h_t     = LSTM_enc((x_t - b_dec) / scale, h_{t-1})
+    g_t     = clip(W_gate h_t + b_gate, 0, 1)                    a sparse gate: exact zeros, exact ones
+    sel_t   = pre_t + mix * beta * bridge * m_t                  memory biases which features fire
+    acts_t  = k largest of sel_t, valued relu(pre_t) * g_t       never more than k
+    x_hat_t = acts_t W_dec + b_dec + mix * scale * LSTM_dec(acts_{<=t} W_dec / scale) W_out
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kernels import decode_codes, gate_values, kept_values, lstm, product, scatter_codes, topk_idx
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Static:
+    """A static top-k SAE; rows of `W_dec` have unit norm."""
+
+    W_enc: Float[Tensor, "d_in d_sae"]
+    b_enc: Float[Tensor, " d_sae"]
+    W_dec: Float[Tensor, "d_sae d_in"]
+    b_dec: Float[Tensor, " d_in"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Temporal:
+    """What a TSAE has beyond its static SAE."""
+
+    bridge: Float[Tensor, " d_sae"]  # strength of the memory per feature, relative to beta; 1 at the start
+    enc_W_x: Float[Tensor, "d_in gates_enc"]
+    enc_W_h: Float[Tensor, "hidden_enc gates_enc"]
+    enc_b: Float[Tensor, " gates_enc"]
+    W_gate: Float[Tensor, "d_sae hidden_enc"]
+    b_gate: Float[Tensor, " d_sae"]
+    dec_W_x: Float[Tensor, "d_in gates_dec"]
+    dec_W_h: Float[Tensor, "hidden_dec gates_dec"]
+    dec_b: Float[Tensor, " gates_dec"]
+    W_out: Float[Tensor, "hidden_dec d_in"]
+    scale: Float[Tensor, ""]  # root mean square of x - b_dec: the LSTMs read and write in units of it; not trained
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Params:
+    """All of a TSAE."""
+
+    static: Static
+    temporal: Temporal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dials:
+    """What is set rather than learned, at one step of training or at inference."""
+
+    k: int = 32
+    """most active features a token"""
+    window: int = 16
+    """tokens that the memory holds"""
+    tau: float = 4.0
+    """tokens in which the memory's reading falls by 1/e; inf reads the plain mean"""
+    beta: float = 1.0
+    """strength of the memory in the selection"""
+    mix: float = 1.0
+    """share of the temporal parts: 0 is the static SAE"""
+    gate: bool = True
+    """whether the encoder LSTM's gates act"""
+    recur: bool = True
+    """whether the decoder LSTM acts"""
+    low: torch.dtype = torch.float32
+    """dtype of the matrix products"""
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """Sparse codes: values >= 0 and the features they belong to. An entry of value 0 is not active."""
+
+    vals: Float[Tensor, "batch seq k"]
+    idx: Int[Tensor, "batch seq k"]
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """A ring of the last `window` static codes of each stream: `pushed % window` is the slot that is written next."""
+
+    vals: Float[Tensor, "batch window k"]
+    idx: Int[Tensor, "batch window k"]
+    pushed: int  # codes pushed so far, not capped
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What a stream carries from one call to the next: O(window * k + hidden)."""
+
+    memory: Memory
+    enc_h: Float[Tensor, "batch hidden_enc"]
+    enc_c: Float[Tensor, "batch hidden_enc"]
+    dec_h: Float[Tensor, "batch hidden_dec"]
+    dec_c: Float[Tensor, "batch hidden_dec"]
+
+
+# ---------------------------------------------------------------------------------------------- start
+
+
+def init_static(mean: Float[Tensor, " d_in"], d_sae: int, *, generator: torch.Generator) -> Static:
+    """Random unit rows in `W_dec`, `W_enc` its transpose, `b_dec` the data's `mean` (Gao et al. 2024, section 3)."""
+    W_dec = torch.randn(d_sae, len(mean), generator=generator).to(mean)
+    W_dec = W_dec / W_dec.norm(dim=1, keepdim=True)
+    return Static(W_enc=W_dec.t().contiguous(), b_enc=mean.new_zeros(d_sae), W_dec=W_dec, b_dec=mean.clone())
+
+
+def from_static(
+    static: Static, *, scale: float, hidden_enc: int = 256, hidden_dec: int = 512, generator: torch.Generator
+) -> Params:
+    """A TSAE that computes what `static` does: gates open, `W_out` zero; the bridge acts as soon as `beta * mix > 0`."""
+    if not (scale > 0 and math.isfinite(scale)):
+        raise ValueError(f"from_static needs a finite scale > 0 (the rms of x - b_dec); got {scale}")
+    d_in, d_sae = static.W_enc.shape
+    ref = static.W_enc
+
+    def uniform(rows: int, cols: int, fan: int) -> Tensor:
+        return ((torch.rand(rows, cols, generator=generator) * 2 - 1) / math.sqrt(fan)).to(ref)
+
+    def bias(hidden: int) -> Tensor:  # forget gates start open (Jozefowicz et al. 2015)
+        return torch.cat([torch.zeros(hidden), torch.ones(hidden), torch.zeros(2 * hidden)]).to(ref)
+
+    temporal = Temporal(
+        bridge=ref.new_ones(d_sae),
+        enc_W_x=uniform(d_in, 4 * hidden_enc, d_in),
+        enc_W_h=uniform(hidden_enc, 4 * hidden_enc, hidden_enc),
+        enc_b=bias(hidden_enc),
+        W_gate=ref.new_zeros(d_sae, hidden_enc),
+        b_gate=ref.new_ones(d_sae),
+        dec_W_x=uniform(d_in, 4 * hidden_dec, d_in),
+        dec_W_h=uniform(hidden_dec, 4 * hidden_dec, hidden_dec),
+        dec_b=bias(hidden_dec),
+        W_out=ref.new_zeros(hidden_dec, d_in),
+        scale=ref.new_tensor(scale),
+    )
+    return Params(static=static, temporal=temporal)
+
+
+def start_state(params: Params, batch: int, dials: Dials) -> State:
+    """The state at the first token of a document: nothing remembered."""
+    check_dials(dials, d_sae=params.static.W_enc.shape[1])
+    t, ref = params.temporal, params.static.W_enc
+    zeros = [ref.new_zeros(batch, n) for n in (len(t.enc_W_h), len(t.enc_W_h), len(t.dec_W_h), len(t.dec_W_h))]
+    return State(empty_memory(batch, dials.window, dials.k, ref), *zeros)
+
+
+def check_dials(dials: Dials, *, d_sae: int) -> None:
+    """ValueError unless 0 < k <= d_sae, window >= 1, tau > 0, beta and mix finite and >= 0."""
+    if not 0 < dials.k <= d_sae:
+        raise ValueError(f"k needs 0 < k <= d_sae; got k={dials.k}, d_sae={d_sae}")
+    if dials.window < 1:
+        raise ValueError(f"window needs to be at least 1 token; got {dials.window}")
+    if not dials.tau > 0:
+        raise ValueError(f"tau needs to be > 0 tokens; got {dials.tau}")
+    if not (0 <= dials.beta < math.inf and 0 <= dials.mix < math.inf):
+        raise ValueError(f"beta and mix need to be finite and >= 0; got beta={dials.beta}, mix={dials.mix}")
+
+
+# --------------------------------------------------------------------------------------------- memory
+
+
+def empty_memory(batch: int, window: int, k: int, like: Tensor) -> Memory:
+    """A ring with nothing in it; values on the device and in the dtype of `like`."""
+    if window < 1:
+        raise ValueError(f"window needs to be at least 1 token; got {window}")
+    idx = torch.zeros(batch, window, k, dtype=torch.int64, device=like.device)
+    return Memory(like.new_zeros(batch, window, k), idx, 0)
+
+
+def push(memory: Memory, codes: Codes) -> Memory:
+    """The memory after all tokens of `codes`, oldest first; the one passed in is unchanged.
+
+    A code narrower than the ring's slots is padded with zeros; a wider one widens them (k is annealed in training).
+    """
+    window, seq = memory.vals.shape[1], codes.vals.shape[1]
+    k = max(memory.vals.shape[2], codes.vals.shape[2])
+    kept = min(seq, window)
+    slots = (memory.pushed + torch.arange(seq - kept, seq, device=codes.idx.device)) % window
+    vals = _widen(memory.vals, k).index_copy(1, slots, _widen(codes.vals[:, seq - kept :], k))
+    idx = _widen(memory.idx, k).index_copy(1, slots, _widen(codes.idx[:, seq - kept :], k))
+    return Memory(vals, idx, memory.pushed + seq)
+
+
+def recall(memory: Memory) -> Codes:
+    """All `window` slots, oldest first; those not yet written are empty codes and come first."""
+    window = memory.vals.shape[1]
+    order = (memory.pushed + torch.arange(window, device=memory.idx.device)) % window
+    return Codes(memory.vals[:, order], memory.idx[:, order])
+
+
+def _widen(slots: Tensor, k: int) -> Tensor:
+    return torch.nn.functional.pad(slots, (0, k - slots.shape[-1]))
+
+
+def read_weights(window: int, tau: float) -> Float[Tensor, " window"]:
+    """Weight of the code `j` tokens back, `exp(-j / tau)`, `j = 1..window`, scaled to sum 1; `tau = inf`: all equal."""
+    weights = torch.exp(-torch.arange(1, window + 1, dtype=torch.float64) / tau)
+    return (weights / weights.sum()).float()
+
+
+def remember(
+    memory: Memory, static: Codes, weights: Float[Tensor, " window"], d_sae: int
+) -> Float[Tensor, "batch seq d_sae"]:
+    """`m_t = sum_j weights_j static_{t-j}` for all tokens of `static` at once, given what came before in `memory`.
+
+    The parallel form of reading the ring at every token: at most `window * k` entries a token are not zero.
+    """
+    out = static.vals.new_zeros(*static.vals.shape[:2], d_sae)
+    return _add_memory(out.flatten(0, 1), memory, static, weights).view_as(out)
+
+
+def _add_memory(base: Tensor, memory: Memory, static: Codes, weights: Tensor) -> Tensor:
+    """`base (tokens d_sae)` plus what the memory reads, written into `base`."""
+    batch, seq, k = static.vals.shape
+    window, past = len(weights), recall(memory)
+    width = max(k, past.vals.shape[-1])
+    vals = torch.cat([_widen(past.vals, width), _widen(static.vals, width)], 1)
+    idx = torch.cat([_widen(past.idx, width), _widen(static.idx, width)], 1)
+    lags = [window - j for j in range(1, window + 1)]  # token t of the call lies at window + t
+    near_vals = torch.stack([vals[:, at : at + seq] * weights[j] for j, at in enumerate(lags)], 2)
+    near_idx = torch.stack([idx[:, at : at + seq] for at in lags], 2)
+    flat_vals = near_vals.reshape(batch * seq, window * width).to(base.dtype)
+    return base.scatter_add_(1, near_idx.reshape(batch * seq, window * width), flat_vals)
+
+
+# ----------------------------------------------------------------------------------- encode and decode
+
+
+def pre_acts(
+    x: Float[Tensor, "batch seq d_in"], static: Static, low: torch.dtype = torch.float32
+) -> Float[Tensor, "batch seq d_sae"]:
+    """Pre-activations `(x - b_dec) W_enc + b_enc` (Gao et al. 2024, eq. 1), in `low`."""
+    return (x - static.b_dec).to(low) @ static.W_enc.to(low) + static.b_enc.to(low)
+
+
+def encode_static(x: Float[Tensor, "batch seq d_in"], static: Static, k: int, low: torch.dtype = torch.float32) -> Codes:
+    """`relu(k largest of pre)`: the code of a static top-k SAE; each token by itself."""
+    x_flat = x.flatten(0, 1)
+    pre = pre_acts(x, static, low).flatten(0, 1)
+    idx = topk_idx(pre.detach(), k)
+    vals = kept_values(pre, idx, x_flat - static.b_dec, static.W_enc, static.b_enc)
+    return Codes(vals.view(*x.shape[:2], k), idx.view(*x.shape[:2], k))
+
+
+def decode_static(codes: Codes, static: Static) -> Float[Tensor, "batch seq d_in"]:
+    """`acts W_dec + b_dec`."""
+    flat = decode_codes(codes.vals.flatten(0, 1), codes.idx.flatten(0, 1), static.W_dec)
+    return flat.view(*codes.vals.shape[:2], -1) + static.b_dec
+
+
+def batch_topk(pre: Float[Tensor, "batch seq d_sae"], k: int) -> Float[Tensor, "batch seq d_sae"]:
+    """The `k * batch * seq` largest of all, rectified, the rest 0: `k` a token on average (Bussmann et al. 2024).
+
+    For static baselines; a TSAE keeps at most `k` at *every* token. Raises ValueError unless 0 < k <= d_sae.
+    """
+    batch, seq, d_sae = pre.shape
+    if not 0 < k <= d_sae:
+        raise ValueError(f"batch top-k needs 0 < k <= d_sae; got k={k}, d_sae={d_sae}")
+    flat = pre.flatten()
+    kept = flat.topk(k * batch * seq, sorted=False).indices
+    return torch.zeros_like(flat).scatter(0, kept, flat[kept].relu()).view_as(pre)
+
+
+def select(
+    pre: Float[Tensor, "batch seq d_sae"], memory: Memory, bridge: Float[Tensor, " d_sae"], dials: Dials
+) -> tuple[Int[Tensor, "batch seq k"], Float[Tensor, "batch seq k"], Codes]:
+    """The features that fire, what the memory added to each, and the static codes (detached) that the memory will hold.
+
+    `sel = pre + mix * beta * bridge * m`, `k` largest.
+    """
+    batch, seq, d_sae = pre.shape
+    flat = pre.detach().flatten(0, 1)
+    idx = topk_idx(flat, dials.k)
+    static = Codes(flat.gather(1, idx).float().relu().view(batch, seq, -1), idx.view(batch, seq, -1))
+    strength = dials.mix * dials.beta
+    if strength == 0:
+        return static.idx, torch.zeros_like(static.vals), static
+    weights = strength * read_weights(dials.window, dials.tau).to(flat.device)
+    scaled = _scaled(static, bridge)
+    past = replace(memory, vals=_scaled(Codes(memory.vals, memory.idx), bridge).vals)
+    sel = _add_memory(flat.clone(), past, scaled, weights)
+    idx = topk_idx(sel, dials.k)
+    added = (sel.gather(1, idx) - flat.gather(1, idx)).float()
+    return idx.view(batch, seq, -1), added.view(batch, seq, -1), static
+
+
+def _scaled(codes: Codes, bridge: Tensor) -> Codes:
+    return Codes(codes.vals * bridge.detach()[codes.idx], codes.idx)
+
+
+def encode(
+    params: Params, x: Float[Tensor, "batch seq d_in"], dials: Dials, state: State | None = None
+) -> tuple[Codes, State]:
+    """Codes of `x`, and the state after it. `state` is what came before; None is the start of a document.
+
+    At most `k` non-zero values a token, all >= 0. Raises ValueError on dials out of range or a foreign width.
+    """
+    static, t = params.static, params.temporal
+    if x.shape[-1] != len(static.b_dec):
+        raise ValueError(f"encode needs d_in={len(static.b_dec)}; got activations of width {x.shape[-1]}")
+    state = start_state(params, len(x), dials) if state is None else state
+    if state.memory.vals.shape[1] != dials.window:
+        raise ValueError(f"the state's memory holds {state.memory.vals.shape[1]} tokens; dials.window={dials.window}")
+    check_dials(dials, d_sae=len(static.b_enc))
+    centred = x - static.b_dec.detach()
+    pre = pre_acts(x, static, dials.low)
+    idx, added, held = select(pre, state.memory, t.bridge, dials)
+    flat_idx = idx.flatten(0, 1)
+    vals = kept_values(pre.flatten(0, 1), flat_idx, centred.flatten(0, 1), static.W_enc, static.b_enc)
+    if t.bridge.requires_grad:  # straight through: no value, but the gradient a value would have sent to its bridge
+        vals = vals + _straight_through(t.bridge, flat_idx, added.flatten(0, 1), vals)
+    h, c = state.enc_h, state.enc_c
+    if dials.gate:
+        hs, h, c = lstm(centred / t.scale, h, c, t.enc_W_x, t.enc_W_h, t.enc_b, dials.low)
+        vals = vals * gate_values(hs.flatten(0, 1), t.W_gate, t.b_gate, flat_idx)
+    codes = Codes(vals.view(idx.shape), idx)
+    return codes, replace(state, memory=push(state.memory, held), enc_h=h, enc_c=c)
+
+
+def _straight_through(bridge: Tensor, idx: Tensor, added: Tensor, vals: Tensor) -> Tensor:
+    share = added * (vals.detach() > 0) / bridge.detach()[idx].clamp(min=1e-3)
+    ghost = bridge[idx] * share
+    return ghost - ghost.detach()
+
+
+def decode(
+    params: Params, codes: Codes, dials: Dials, state: State | None = None
+) -> tuple[Float[Tensor, "batch seq d_in"], State]:
+    """Reconstruction from the codes alone, and the state after them (the decoder LSTM's part of it)."""
+    static, t = params.static, params.temporal
+    state = start_state(params, len(codes.vals), dials) if state is None else state
+    base = decode_static(codes, static)
+    if not dials.recur or dials.mix == 0:
+        return base, state
+    read = (base - static.b_dec.detach()) / t.scale
+    hs, h, c = lstm(read, state.dec_h, state.dec_c, t.dec_W_x, t.dec_W_h, t.dec_b, dials.low)
+    out = product(hs.flatten(0, 1), t.W_out, dials.low).view_as(base)
+    return base + dials.mix * t.scale * out, replace(state, dec_h=h, dec_c=c)
+
+
+def forward(
+    params: Params, x: Float[Tensor, "batch seq d_in"], dials: Dials, state: State | None = None
+) -> tuple[Float[Tensor, "batch seq d_in"], Codes, State]:
+    """`decode(encode(x))`, the codes, and the state after both."""
+    codes, state = encode(params, x, dials, state)
+    x_hat, state = decode(params, codes, dials, state)
+    return x_hat, codes, state
+
+
+def dense(codes: Codes, d_sae: int) -> Float[Tensor, "batch seq d_sae"]:
+    """`acts`, for those who want the whole width."""
+    flat = scatter_codes(codes.vals.flatten(0, 1), codes.idx.flatten(0, 1), d_sae)
+    return flat.view(*codes.vals.shape[:2], d_sae)
+
+
+# ------------------------------------------------------------------------------------------ lifecycle
+
+
+UNBORN, BORN, ACTIVE, DORMANT, DEAD = range(5)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Lifecycle:
+    """Per feature, in tokens of one stream read in order."""
+
+    tokens: Int[Tensor, ""]  # read so far
+    age: Int[Tensor, " d_sae"]  # tokens of the run that is on now; 0 when off
+    idle: Int[Tensor, " d_sae"]  # tokens since it was last on; `tokens` while unborn
+    fired: Int[Tensor, " d_sae"]  # tokens it was on at
+    births: Int[Tensor, " d_sae"]  # times it went from off to on
+    deaths: Int[Tensor, " d_sae"]  # times it went from on to off
+    peak: Float[Tensor, " d_sae"]  # largest value so far
+
+
+def start_lifecycle(d_sae: int, like: Tensor) -> Lifecycle:
+    """No token read: every feature unborn."""
+    zero = torch.zeros(d_sae, dtype=torch.int64, device=like.device)
+    return Lifecycle(
+        tokens=zero.new_zeros(()), age=zero, idle=zero, fired=zero, births=zero, deaths=zero, peak=like.new_zeros(d_sae)
+    )
+
+
+def advance(
+    life: Lifecycle, vals: Float[Tensor, "tokens k"], idx: Int[Tensor, "tokens k"], starts: Int[Tensor, " chunks"]
+) -> Lifecycle:
+    """The lifecycle after these tokens; in pieces or at once, the result is the same.
+
+    A run ends at each of `starts`, the positions in `vals` where a new document or chunk begins: no run crosses a seam.
+    """
+    tokens, d_sae = len(vals), len(life.age)
+    on_t, on_f = _active_sorted(vals, idx, d_sae)
+    seam = torch.zeros(tokens + 1, dtype=torch.int64, device=vals.device).index_add_(
+        0, starts, torch.ones_like(starts)
+    )
+    part = seam.cumsum(0).clamp(max=None)  # which chunk a token lies in, relative to the one before these tokens
+    joined = torch.zeros(len(on_t), dtype=torch.bool, device=vals.device)
+    if len(on_t) > 1:
+        joined[1:] = (on_f[1:] == on_f[:-1]) & (on_t[1:] == on_t[:-1] + 1) & (part[on_t[1:]] == part[on_t[:-1]])
+    first = torch.ones_like(joined)
+    first[1:] = on_f[1:] != on_f[:-1]
+    joined |= first & (on_t == 0) & (part[on_t] == 0) & (life.age[on_f] > 0)
+    births = torch.zeros_like(life.births).index_add_(0, on_f, (~joined).long())
+    last = torch.full_like(life.age, -1).scatter_reduce_(0, on_f, on_t, "amax")
+    run_start = torch.full_like(life.age, -1).scatter_reduce_(0, on_f[~joined], on_t[~joined], "amax")
+    still = (last == tokens - 1) if tokens else life.age > 0
+    fresh = torch.where(run_start >= 0, last - run_start + 1, life.age + last + 1)
+    age = torch.where(still, fresh, torch.zeros_like(fresh)) if tokens else life.age
+    fired = torch.zeros_like(life.fired).index_add_(0, on_f, torch.ones_like(on_f))
+    peak = life.peak.scatter_reduce(0, idx.flatten(), vals.flatten().to(life.peak.dtype), "amax")
+    return Lifecycle(
+        tokens=life.tokens + tokens,
+        age=age,
+        idle=torch.where(last >= 0, tokens - 1 - last, life.idle + tokens),
+        fired=life.fired + fired,
+        births=life.births + births,
+        deaths=life.births + births - (age > 0).long(),
+        peak=peak,
+    )
+
+
+def _active_sorted(vals: Tensor, idx: Tensor, d_sae: int) -> tuple[Tensor, Tensor]:
+    """Token and feature of every active entry, by feature and then by token."""
+    token, slot = (vals > 0).nonzero(as_tuple=True)
+    key = (idx[token, slot] * max(len(vals), 1) + token).sort().values
+    return key % max(len(vals), 1), key // max(len(vals), 1)
+
+
+def stage(life: Lifecycle, *, dormant_after: int, dead_after: int) -> Int[Tensor, " d_sae"]:
+    """UNBORN, BORN (on for the first time), ACTIVE, DORMANT or DEAD, by the tokens since a feature was last on."""
+    if not 0 < dormant_after < dead_after:
+        raise ValueError(f"need 0 < dormant_after < dead_after tokens; got {dormant_after}, {dead_after}")
+    out = torch.full_like(life.age, ACTIVE)
+    out[(life.births == 1) & (life.age > 0)] = BORN
+    out[life.idle >= dormant_after] = DORMANT
+    out[life.fired == 0] = UNBORN
+    out[life.idle >= dead_after] = DEAD
+    return out
+
+
+# ---------------------------------------------------------------------------- losses and gradient steps
+
+
+def squared_error(
+    x: Float[Tensor, "batch seq d_in"], x_hat: Float[Tensor, "batch seq d_in"], weight: Float[Tensor, "batch seq"]
+) -> Float[Tensor, ""]:
+    """Squared error, summed over d_in, averaged over the tokens with `weight` 1 (padding has 0)."""
+    return ((x - x_hat).square().sum(-1) * weight).sum() / weight.sum().clamp(min=1)
+
+
+def auxiliary_loss(
+    error: Float[Tensor, "batch seq d_in"],
+    x: Float[Tensor, "batch seq d_in"],
+    static: Static,
+    dead: Int[Tensor, " dead"],
+    k_aux: int,
+    low: torch.dtype = torch.float32,
+) -> Float[Tensor, ""]:
+    """How well the dead features alone explain the (detached) `error`, relative to its variance (Gao et al. 2024, A.2).
+
+    `||error - error_hat||^2 / ||error - mean||^2`; 0 where nothing is dead. The `k_aux` largest of the dead count.
+    """
+    if len(dead) == 0:
+        return error.new_zeros(())
+    flat_x, target = (x - static.b_dec).detach().flatten(0, 1), error.detach().flatten(0, 1)
+    W_enc, b_enc = static.W_enc[:, dead], static.b_enc[dead]
+    pre = product(flat_x, W_enc, low) + b_enc
+    idx = topk_idx(pre.detach(), min(k_aux, len(dead)))
+    error_hat = decode_codes(pre.gather(1, idx).relu(), idx, static.W_dec[dead])
+    spread = (target - target.mean(0)).square().sum().clamp(min=torch.finfo(target.dtype).tiny)
+    return (target - error_hat).square().sum() / spread
+
+
+def distillation_loss(
+    params: Params, x: Float[Tensor, "batch seq d_in"], teacher: Static, dials: Dials, weight: Float[Tensor, "batch seq"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, "batch seq d_in"], Codes]:
+    """Squared distance to the frozen static SAE's reconstruction and codes at the same k; `x_hat` and codes beside it."""
+    x_hat, codes, _ = forward(params, x, dials)
+    with torch.no_grad():
+        goal = encode_static(x, teacher, dials.k, dials.low)
+        x_goal = decode_static(goal, teacher)
+        goal_acts = dense(goal, len(teacher.b_enc)).gather(-1, codes.idx)
+    code_error = ((codes.vals - goal_acts).square().sum(-1) * weight).sum() / weight.sum().clamp(min=1)
+    return squared_error(x_goal, x_hat, weight) + code_error, x_hat, codes
+
+
+def tangent(grad: Float[Tensor, "d_sae d_in"], W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_in"]:
+    """The gradient without its part along the unit rows, which normalising would undo (Bricken et al. 2023)."""
+    return grad - (grad * W_dec).sum(1, keepdim=True) * W_dec
+
+
+# ------------------------------------------------------------------------------------------- schedules
+
+
+def ramp(step: float, *, start: float, end: float, steps: float, shape: str = "linear") -> float:
+    """`start` at step 0, `end` from `steps` on; between, "linear" or "cosine". Exact at both ends and never outside."""
+    if shape not in ("linear", "cosine"):
+        raise ValueError(f"shape is 'linear' or 'cosine'; got {shape!r}")
+    if step >= steps:
+        return end
+    if step <= 0:
+        return start
+    done = step / steps
+    share = done if shape == "linear" else (1 - math.cos(math.pi * done)) / 2
+    value = start + share * (end - start)
+    return min(max(value, min(start, end)), max(start, end))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phases:
+    """Steps of the four parts of a TSAE's training; `pretrain` trains its static SAE."""
+
+    pretrain: int
+    distil: int
+    introduce: int
+    refine: int
+
+    @property
+    def total(self) -> int:
+        """All steps."""
+        return self.pretrain + self.distil + self.introduce + self.refine
+
+
+def phase_steps(total: int, *, pretrain: float, distil: float, introduce: float) -> Phases:
+    """`total` steps by shares; the refinement takes the rest. Raises ValueError unless the shares are >= 0 and sum to <= 1."""
+    if min(pretrain, distil, introduce) < 0 or pretrain + distil + introduce > 1 + 1e-9:
+        raise ValueError(f"phase shares need to be >= 0 and sum to at most 1; got {pretrain}, {distil}, {introduce}")
+    a, b, c = (round(total * share) for share in (pretrain, distil, introduce))
+    return Phases(pretrain=a, distil=b, introduce=c, refine=total - a - b - c)
+
+
+def phase_at(step: int, phases: Phases) -> str:
+    """"pretrain", "distil", "introduce" or "refine" at a step counted from the start of the pretraining."""
+    ends = (phases.pretrain, phases.pretrain + phases.distil, phases.total - phases.refine)
+    return ("pretrain", "distil", "introduce", "refine")[sum(step >= end for end in ends)]
+
+
+def mix_at(step: int, phases: Phases) -> float:
+    """0 until the introduction, which ramps it to 1."""
+    return ramp(step - phases.pretrain - phases.distil, start=0.0, end=1.0, steps=phases.introduce)
+
+
+def k_at(step: int, phases: Phases, *, k: int, multiple: float, shape: str = "cosine") -> int:
+    """`multiple * k` at the start of the distillation, `k` from the end of the introduction on, rounded."""
+    into = step - phases.pretrain
+    return round(ramp(into, start=multiple * k, end=float(k), steps=phases.distil + phases.introduce, shape=shape))
+
+
+def rate_at(step: int, *, total: int, warmup: int, decay: float) -> float:
+    """Learning rate relative to its peak: linear warm-up, then constant, then linear to 0 over the last `decay` share."""
+    return min(1.0, (step + 1) / max(warmup, 1), (total - step) / max(decay * total, 1))
+
+
+# ---------------------------------------------------------------------------------------------- names
+
+
+def tensors(params: Params | Static | Temporal) -> dict[str, Tensor]:
+    """Name to tensor, `W_enc` .. `scale`; no copies. Inverse: `params_from`."""
+    parts = (params.static, params.temporal) if isinstance(params, Params) else (params,)
+    return {name: tensor for part in parts for name, tensor in vars(part).items()}
+
+
+def params_from(named: Mapping[str, Tensor]) -> Params:
+    """Parameters from the names of `tensors`. Raises ValueError where one is missing."""
+    wanted = [f.name for part in (Static, Temporal) for f in fields(part)]
+    missing = [name for name in wanted if name not in named]
+    if missing:
+        raise ValueError(f"a TSAE needs the tensors {', '.join(wanted)}; missing: {', '.join(missing)}")
+    pick = {part: {f.name: named[f.name] for f in fields(part)} for part in (Static, Temporal)}
+    return Params(static=Static(**pick[Static]), temporal=Temporal(**pick[Temporal]))
