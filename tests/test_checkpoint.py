@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from strategies import grid, sizes, tensors
@@ -27,6 +27,7 @@ DTYPES = (
     torch.uint8,
     torch.bool,
 )
+on_disk = settings(max_examples=50, deadline=None)  # every example waits for the disk to sync
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,7 @@ def any_tensors(draw):
 names = st.text(min_size=1, max_size=5).filter(lambda name: name != "__metadata__")
 
 
+@on_disk
 @given(st.dictionaries(names, any_tensors(), max_size=4), st.dictionaries(st.text(), json_values, max_size=3))
 def test_what_is_saved_is_loaded_bit_for_bit(folder, given_tensors, meta):
     path = folder / "any.safetensors"
@@ -78,6 +80,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(folder, given_tensors, meta):
     assert loaded_meta == meta
 
 
+@on_disk
 @given(st.dictionaries(st.sampled_from("abcd"), any_tensors(), min_size=1))
 def test_a_saved_file_is_what_the_safetensors_library_reads(folder, given_tensors):
     path = folder / "library.safetensors"
@@ -138,6 +141,7 @@ def test_every_truncated_or_longer_file_is_refused(folder, small_file):
             checkpoint.load_tensors(path)
 
 
+@on_disk
 @given(st.binary(max_size=64))
 def test_a_file_of_something_else_is_refused(folder, content):
     (folder / "foreign").write_bytes(content)
@@ -239,6 +243,7 @@ def test_a_missing_folder_is_an_error_with_the_name_of_the_file(tmp_path):
         checkpoint.write_json(tmp_path / "b" / "c.json", {})
 
 
+@on_disk
 @given(json_values)
 def test_json_is_read_back_as_it_was_written(folder, obj):
     checkpoint.write_json(folder / "any.json", obj)
@@ -308,6 +313,7 @@ def codes_by_loop(x, sae, cfg):
     return acts, x_hat
 
 
+@on_disk
 @given(st.data(), sizes("d_in", "d_sae"))
 def test_an_sae_comes_back_bit_for_bit_with_its_configuration(folder, data, n):
     shapes = {"W_enc": ("d_in", "d_sae"), "b_enc": ("d_sae",), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
@@ -335,6 +341,7 @@ def test_the_files_hold_what_saelens_asks_for_and_nothing_else(tmp_path):
 flags = st.sampled_from([None, False, True])
 
 
+@on_disk
 @given(flags, flags, tensors(3, elements=grid))
 def test_options_are_turned_into_weights_with_the_same_codes(folder, rescale, b_dec_to_input, x):
     path = folder / "options"
