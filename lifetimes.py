@@ -333,7 +333,7 @@ class Evolution:
     document: int
     features: Int[np.ndarray, " rows"]
     acts: Float[np.ndarray, "rows tokens"]
-    births: Bool[np.ndarray, "rows tokens"]  # first token of a run
+    births: Bool[np.ndarray, "rows tokens"]  # first token of a run whose beginning was seen
     deaths: Bool[np.ndarray, "rows tokens"]  # first token after a run
     index: Int[np.ndarray, " tokens"]  # index of each token in the document
     seams: Int[np.ndarray, " seams"]  # columns at which a new chunk begins, the first left out
@@ -366,7 +366,7 @@ def evolution(codes: Codes, document: int, *, n_features: int = 20, max_tokens: 
         document=document,
         features=leading[order],
         acts=acts[order],
-        births=on & ~before,
+        births=on & ~before & ((position > 0) | (codes.start.numpy()[chunk] == 0)),
         deaths=~on & before,
         index=codes.start.numpy()[chunk] + position,
         seams=np.flatnonzero(position == 0)[1:],

@@ -51,7 +51,7 @@ def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _style(row: int) -> dict[str, str]:
+def _style(row: int) -> dict[str, Any]:
     return {"color": COLOURS[row % len(COLOURS)], "linestyle": DASHES[row % len(DASHES)]}
 
 
@@ -99,7 +99,7 @@ def evolution_figure(
     figure, axes = _token_axes(table, words, names)
     shade = table.acts / table.acts.max(axis=1, keepdims=True)
     image = axes.imshow(shade, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
-    figure.colorbar(image, ax=axes, label="activation / its maximum in the row", pad=0.01, fraction=0.03)
+    figure.colorbar(image, ax=axes, label="activation / row maximum", pad=0.01, fraction=0.03)
     axes.set_title(title or f"Document {table.document}: features over its tokens")
     return figure
 
@@ -109,7 +109,8 @@ def raster_figure(
 ) -> Figure:
     """Lifecycle raster: a bar for each run of a feature, a triangle at its birth, a cross where it has died.
 
-    A run without a cross goes on to the end of its chunk, unseen beyond. Raises ValueError as `evolution_figure`.
+    A run without a triangle or cross was cut by the seam of two chunks: its birth or death was not seen.
+    Raises ValueError as `evolution_figure`.
     """
     figure, axes = _token_axes(table, words, names)
     breaks = np.zeros(table.acts.shape[1], bool)
@@ -136,8 +137,10 @@ def _token_axes(table: Evolution, words: Sequence[str], names: Mapping[int, str]
         raise ValueError(f"a document's figure needs one word a token ({n_tokens}); got {len(words)}")
     if n_rows == 0:
         raise ValueError(f"a document's figure needs an active feature; got none in document {table.document}")
-    figure, axes = _canvas(max(WORD_INCHES * n_tokens + 3.0, 6.0), 0.24 * n_rows + 2.0)
-    axes.set_xticks(range(n_tokens), [shown(w) for w in words], rotation=90, fontsize=9, parse_math=False)
+    ticks = [shown(w) for w in words]
+    height = 0.24 * max(n_rows, 8) + 1.2 + 0.09 * max(map(len, ticks))
+    figure, axes = _canvas(max(WORD_INCHES * n_tokens + 3.0, 6.0), height)
+    axes.set_xticks(range(n_tokens), ticks, rotation=90, fontsize=9, parse_math=False)
     labels = [(names or {}).get(int(f), str(int(f))) for f in table.features]
     axes.set_yticks(range(n_rows), labels, fontsize=9, parse_math=False)
     axes.set(xlabel="token", ylabel="feature")
@@ -156,7 +159,7 @@ def shown(word: str) -> str:
 def transition_figure(
     found: nx.DiGraph, names: Mapping[int, str] | None = None, *, max_edges: int = 30, title: str = "Transitions"
 ) -> Figure:
-    """The `max_edges` edges of smallest p (then largest lift) of `transitions.graph`; arrows say `+lag, x lift`.
+    """The `max_edges` edges of smallest p (then largest lift) of `transitions.graph`; arrows say `+lag, lift`.
 
     Parts that hang together are drawn apart from each other. An empty graph says so. `names` labels features.
     """
@@ -180,7 +183,7 @@ def transition_figure(
             place[source],
             place[target],
             0.8 + 2.2 * edge["lift"] / widest,
-            f"+{edge['lag']}, ×{edge['lift']:.1f}",
+            f"+{edge['lag']}, lift {edge['lift']:.1f}",
         )
     for node, (x, y) in place.items():
         box = {"boxstyle": "round,pad=0.3", "facecolor": "#FFFFFF", "edgecolor": COLOURS[0]}
@@ -211,7 +214,7 @@ def _arrow(axes: Axes, begin: tuple[float, float], end: tuple[float, float], wid
 
 
 def training_figure(lines: Sequence[Mapping[str, Any]], title: str = "Training") -> Figure:
-    """FVE, loss, L0 with k, and mix by step, from the lines of log.jsonl: one colour a text and model, a line a seed."""
+    """FVE, loss, L0 and mix by step, from the lines of log.jsonl: one colour a text and model, one line a seed."""
     if not lines:
         raise ValueError("training_figure needs at least one line of the log; got none")
     figure = Figure(figsize=(10.0, 6.4), dpi=DPI, layout="constrained")

@@ -21,7 +21,7 @@ from lifetimes import runs
 from metrics import Codes, document_rank, ratio
 
 P_FLOOR = 1e-12  # smaller p-values are below the rounding of the Fourier transform and are set to this
-BLOCK = 2_000_000  # onsets of sources handled at a time; bounds memory
+BLOCK = 500_000  # onsets of sources handled at a time; bounds memory
 
 
 @dataclass(frozen=True, eq=False)
