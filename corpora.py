@@ -22,6 +22,9 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Bool, Int32
+from torch import Tensor
 
 MIN_CHARS = 1_000  # shorter corpora are refused
 WINDOW_CHARS = 1 << 20  # longer documents are tokenized in windows of this many characters
@@ -36,6 +39,27 @@ class Corpus:
     train: tuple[str, ...]
     val: tuple[str, ...]
     identity: str  # sha256 over the documents of both splits, for cache keys
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tokens:
+    """Sequences of one document each, the model's prefix first, padded at the end only."""
+
+    ids: Int32[Tensor, "n_seq seq"]
+    valid: Bool[Tensor, "n_seq kept"]  # of the last `kept` positions: a token of the text, not padding
+    document: Int32[Tensor, " n_seq"]  # index into the documents that were tokenized
+    start: Int32[Tensor, " n_seq"]  # index in its document of the first token after the prefix
+    chars: Int32[Tensor, " n_seq"]  # characters of text that the sequence's tokens stand for
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of text: no prefix, no padding."""
+        return int(self.valid.sum())
+
+    @property
+    def n_chars(self) -> int:
+        """Characters of text: summed nats / n_chars = nats per character."""
+        return int(self.chars.sum())
 
 
 @dataclass(frozen=True)
@@ -409,7 +433,7 @@ def load_corpus(name: str | Path, *, data_dir: str | Path | None = None) -> Corp
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
 
 
-# ---------------------------------------------------------------------------------------------- tokens of a document
+# ---------------------------------------------------------------------------------------------- tokens
 
 
 def document_tokens(tokenizer: Any, document: str, *, limit: int) -> tuple[np.ndarray, np.ndarray]:
@@ -444,3 +468,24 @@ def windows(document: str, size: int = WINDOW_CHARS) -> Iterator[tuple[int, int]
             end = max((tail + m.end() for m in re.finditer(r"\S(?=\s\S)", document[tail:end])), default=end)
         yield begin, end
         begin = end
+
+
+def pack(parts: Sequence[tuple[np.ndarray, np.ndarray, int]], *, seq: int, prefix: Sequence[int]) -> Tokens:
+    """Sequences of `prefix` and `seq` tokens of one document; `parts` has ids, characters a token and index of each."""
+    rows = [(part, at) for part, (ids, _, _) in enumerate(parts) for at in range(0, len(ids), seq)]
+    ids = np.full((len(rows), len(prefix) + seq), prefix[0], dtype=np.int32)
+    ids[:, : len(prefix)] = prefix
+    valid = np.zeros((len(rows), seq), dtype=bool)
+    chars = np.zeros(len(rows), dtype=np.int32)
+    for row, (part, at) in enumerate(rows):
+        piece = parts[part][0][at : at + seq]
+        ids[row, len(prefix) : len(prefix) + len(piece)] = piece
+        valid[row, : len(piece)] = True
+        chars[row] = parts[part][1][at : at + seq].sum()
+    return Tokens(
+        ids=torch.from_numpy(ids),
+        valid=torch.from_numpy(valid),
+        document=torch.tensor([parts[part][2] for part, _ in rows], dtype=torch.int32),
+        start=torch.tensor([at for _, at in rows], dtype=torch.int32),
+        chars=torch.from_numpy(chars),
+    )

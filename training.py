@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import tsae
-from tsae import Dials, Params, Phases, Static
+from tsae import Dials, Phases, Static
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,13 @@ class Recipe:
     """features"""
     window: int = 16
     """tokens that the memory holds"""
-    tau: float = 4.0
+    tau: float = 3.0
     """tokens in which the memory's reading falls by 1/e"""
     beta: float = 1.0
     """strength of the memory in the selection"""
-    hidden_enc: int = 256
+    hidden_enc: int = 128
     """units of the encoder LSTM"""
-    hidden_dec: int = 512
+    hidden_dec: int = 256
     """units of the decoder LSTM"""
     gate: bool = True
     """whether the encoder LSTM gates the codes"""
@@ -37,21 +37,23 @@ class Recipe:
     """whether the decoder LSTM corrects the reconstruction"""
     learn_bridge: bool = True
     """whether the bridge's strength is learned per feature"""
-    lr: float = 8e-4
+    lr: float = 3e-3
     """peak learning rate of Adam"""
     lr_lstm: float = 1.0
-    """rate of the LSTMs relative to lr while they are introduced"""
-    lr_lstm_refine: float = 0.5
-    """rate of the LSTMs relative to lr in the refinement"""
+    """rate of the LSTMs and gates relative to lr while they are introduced"""
+    lr_lstm_refine: float = 0.6
+    """rate of the LSTMs and gates relative to lr in the refinement"""
+    lr_bridge: float = 1.0
+    """rate of the bridge relative to lr"""
     warmup: int = 20
-    """steps of linear warm-up, of all and again of the temporal parts"""
+    """steps of linear warm-up: at the start, of the temporal parts at theirs, of the static ones at the refinement's"""
     decay: float = 0.3
     """last share of all steps in which the rate falls to 0"""
-    pretrain: float = 0.4
+    pretrain: float = 0.15
     """share of the steps that pretrain the static SAE"""
-    distil: float = 0.03
+    distil: float = 0.02
     """share of the steps of phase (a)"""
-    introduce: float = 0.12
+    introduce: float = 0.05
     """share of the steps of phase (b)"""
     k_multiple: float = 1.5
     """k at the start of the annealing, relative to its final value; 1 anneals nothing"""
@@ -82,6 +84,8 @@ STATIC = tuple(tsae.Static.__dataclass_fields__)
 def start_trainer(named: dict[str, Tensor], recipe: Recipe, *, teacher: Static | None = None) -> Trainer:
     """A trainer on copies of the tensors; a static SAE's four, or all of a TSAE's."""
     own = {name: _own(name, tensor) for name, tensor in named.items()}
+    if teacher is not None:
+        teacher = Static(**{name: _own(name, tensor) for name, tensor in vars(teacher).items()})
     groups = [{"params": [tensor], "name": name} for name, tensor in own.items() if name != "scale"]
     adam = torch.optim.Adam(groups, lr=recipe.lr, fused=True)
     idle = torch.zeros(len(own["b_enc"]), dtype=torch.int64, device=own["b_enc"].device)
@@ -157,7 +161,10 @@ def rates(step: int, recipe: Recipe, phases: Phases, phase: str) -> dict[str, fl
     base = recipe.lr * tsae.rate_at(step, total=phases.total, warmup=recipe.warmup, decay=recipe.decay)
     into = tsae.rate_at(step - phases.pretrain, total=phases.total, warmup=recipe.warmup, decay=1e-9)
     lstm = recipe.lr_lstm_refine if phase == "refine" else recipe.lr_lstm
-    return {n: base for n in STATIC} | {n: base * max(into, 0.0) * lstm for n in TEMPORAL if n != "scale"}
+    temporal = {n: recipe.lr_bridge if n == "bridge" else lstm for n in TEMPORAL if n != "scale"}
+    since = step - (phases.total - phases.refine)
+    static = base * min(1.0, (since + 1) / recipe.warmup) if phase == "refine" else base  # their moments start anew
+    return {n: static for n in STATIC} | {n: base * max(into, 0.0) * ratio for n, ratio in temporal.items()}
 
 
 def train_step(
@@ -166,7 +173,8 @@ def train_step(
 ) -> tuple[Trainer, dict[str, float]]:  # fmt: skip
     """One step; the trainer's tensors are updated in place. Returns it, and what a log line says of the step.
 
-    `x` is 0 where `weight` is 0 (padding). A static SAE is a TSAE that stays in the phase "pretrain".
+    `x` is 0 where `weight` is 0 (padding, at the end of a sequence). `fve` of an `x` that does not vary is 0. A static
+    SAE is a TSAE that stays in the phase "pretrain".
     """
     phase = tsae.phase_at(step, phases)
     learning = trained_at(phase, recipe)
@@ -179,18 +187,19 @@ def train_step(
     dead = (trainer.idle >= recipe.dead_after).nonzero()[:, 0]
     static = Static(**{name: trainer.named[name] for name in STATIC})
     total = loss
+    spread = _spread(x, weight)
     if len(dead) and "W_enc" in learning:
-        spread = _spread(x, weight)
-        total = loss + recipe.aux * spread * tsae.auxiliary_loss(x - x_hat, x, static, dead, recipe.k_aux, low)
+        real, error = x[weight > 0][None], (x - x_hat)[weight > 0][None]
+        total = loss + recipe.aux * spread * tsae.auxiliary_loss(error, real, static, dead, recipe.k_aux, low)
     total.backward()
     norm = _apply(trainer, rates(step, recipe, phases, phase), recipe)
     with torch.no_grad():
         idle = _idle(trainer.idle, codes, weight)
-        spread = _spread(x, weight)
+        error = tsae.squared_error(x, x_hat, weight)
         info = {
             "loss": loss.item(),
-            "fve": 1 - tsae.squared_error(x, x_hat, weight).item() / spread.item(),
-            "l0": ((codes.vals > 0).sum(-1) * weight).sum().item() / weight.sum().item(),
+            "fve": 1 - (error / spread).item() if spread > 0 else 0.0,
+            "l0": (((codes.vals > 0).sum(-1) * weight).sum() / weight.sum().clamp(min=1)).item(),
             "dead": len(dead),
             "k": dials.k,
             "mix": dials.mix,
@@ -239,5 +248,6 @@ def _apply(trainer: Trainer, rate: dict[str, float], recipe: Recipe) -> float:
         if W_dec.grad is not None:
             W_dec /= W_dec.norm(dim=1, keepdim=True)
         if "bridge" in trainer.named:
-            trainer.named["bridge"].clamp_(min=0.0)
+            bridge = trainer.named["bridge"].clamp_(min=0.0)
+            bridge /= bridge.mean().clamp(min=1e-6)  # beta says how strong, the bridge says for which features
     return norm.item()

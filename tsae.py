@@ -63,7 +63,7 @@ class Dials:
     """most active features a token"""
     window: int = 16
     """tokens that the memory holds"""
-    tau: float = 4.0
+    tau: float = 3.0
     """tokens in which the memory's reading falls by 1/e; inf reads the plain mean"""
     beta: float = 1.0
     """strength of the memory in the selection"""
@@ -166,6 +166,17 @@ def check_dials(dials: Dials, *, d_sae: int) -> None:
         raise ValueError(f"beta and mix need to be finite and >= 0; got beta={dials.beta}, mix={dials.mix}")
 
 
+def _checked(state: State, params: Params, batch: int, dials: Dials) -> State:
+    """The state itself; ValueError if it belongs to other streams, another window or another model."""
+    names = ("streams", "window", "hidden_enc", "hidden_dec")
+    needed = (batch, dials.window, len(params.temporal.enc_W_h), len(params.temporal.dec_W_h))
+    got = (*state.memory.vals.shape[:2], state.enc_h.shape[1], state.dec_h.shape[1])
+    if got != needed or len(state.enc_h) != batch or len(state.dec_h) != batch:
+        said = [", ".join(f"{name}={n}" for name, n in zip(names, sizes, strict=True)) for sizes in (needed, got)]
+        raise ValueError(f"this call needs a state of {said[0]}; got {said[1]}")
+    return state
+
+
 # --------------------------------------------------------------------------------------------- memory
 
 
@@ -204,7 +215,7 @@ def _widen(slots: Tensor, k: int) -> Tensor:
 
 def read_weights(window: int, tau: float) -> Float[Tensor, " window"]:
     """Weight of the code `j` tokens back, `exp(-j / tau)`, `j = 1..window`, scaled to sum 1; `tau = inf`: all equal."""
-    weights = torch.exp(-torch.arange(1, window + 1, dtype=torch.float64) / tau)
+    weights = torch.exp(-torch.arange(window, dtype=torch.float64) / tau)  # from 1: a small tau leaves no 0 / 0
     return (weights / weights.sum()).float()
 
 
@@ -239,7 +250,9 @@ def _add_memory(base: Tensor, memory: Memory, static: Codes, weights: Tensor) ->
 def pre_acts(
     x: Float[Tensor, "batch seq d_in"], static: Static, low: torch.dtype = torch.float32
 ) -> Float[Tensor, "batch seq d_sae"]:
-    """Pre-activations `(x - b_dec) W_enc + b_enc` (Gao et al. 2024, eq. 1), in `low`."""
+    """Pre-activations `(x - b_dec) W_enc + b_enc` (Gao et al. 2024, eq. 1), in `low`. ValueError on a foreign width."""
+    if x.shape[-1] != len(static.b_dec):
+        raise ValueError(f"the encoder needs d_in={len(static.b_dec)}; got activations of width {x.shape[-1]}")
     return (x - static.b_dec).to(low) @ static.W_enc.to(low) + static.b_enc.to(low)
 
 
@@ -306,12 +319,8 @@ def encode(
     At most `k` non-zero values a token, all >= 0. Raises ValueError on dials out of range or a foreign width.
     """
     static, t = params.static, params.temporal
-    if x.shape[-1] != len(static.b_dec):
-        raise ValueError(f"encode needs d_in={len(static.b_dec)}; got activations of width {x.shape[-1]}")
-    state = start_state(params, len(x), dials) if state is None else state
-    if state.memory.vals.shape[1] != dials.window:
-        raise ValueError(f"the state's memory holds {state.memory.vals.shape[1]} tokens; dials.window={dials.window}")
     check_dials(dials, d_sae=len(static.b_enc))
+    state = start_state(params, len(x), dials) if state is None else _checked(state, params, len(x), dials)
     centred = x - static.b_dec.detach()
     pre = pre_acts(x, static, dials.low)
     idx, added, held = select(pre, state.memory, t.bridge, dials)
@@ -338,7 +347,8 @@ def decode(
 ) -> tuple[Float[Tensor, "batch seq d_in"], State]:
     """Reconstruction from the codes alone, and the state after them (the decoder LSTM's part of it)."""
     static, t = params.static, params.temporal
-    state = start_state(params, len(codes.vals), dials) if state is None else state
+    batch = len(codes.vals)
+    state = start_state(params, batch, dials) if state is None else _checked(state, params, batch, dials)
     base = decode_static(codes, static)
     if not dials.recur or dials.mix == 0:
         return base, state
@@ -399,10 +409,9 @@ def advance(
     """
     tokens, d_sae = len(vals), len(life.age)
     on_t, on_f = _active_sorted(vals, idx, d_sae)
-    seam = torch.zeros(tokens + 1, dtype=torch.int64, device=vals.device).index_add_(
-        0, starts, torch.ones_like(starts)
-    )
-    part = seam.cumsum(0).clamp(max=None)  # which chunk a token lies in, relative to the one before these tokens
+    seam = torch.zeros(tokens + 1, dtype=torch.int64, device=vals.device)
+    seam.index_add_(0, starts, torch.ones_like(starts))
+    part = seam.cumsum(0)  # which chunk a token lies in, relative to the one before these tokens
     joined = torch.zeros(len(on_t), dtype=torch.bool, device=vals.device)
     if len(on_t) > 1:
         joined[1:] = (on_f[1:] == on_f[:-1]) & (on_t[1:] == on_t[:-1] + 1) & (part[on_t[1:]] == part[on_t[:-1]])
@@ -467,16 +476,17 @@ def auxiliary_loss(
 ) -> Float[Tensor, ""]:
     """How well the dead features alone explain the (detached) `error`, relative to its variance (Gao et al. 2024, A.2).
 
-    `||error - error_hat||^2 / ||error - mean||^2`; 0 where nothing is dead. The `k_aux` largest of the dead count.
+    `||error - error_hat||^2 / ||error - mean||^2`; 0 where nothing is dead or `error` does not vary (one token, say).
+    The `k_aux` largest of the dead count.
     """
-    if len(dead) == 0:
-        return error.new_zeros(())
     flat_x, target = (x - static.b_dec).detach().flatten(0, 1), error.detach().flatten(0, 1)
+    spread = (target - target.mean(0)).square().sum()
+    if len(dead) == 0 or not spread > 0:
+        return error.new_zeros(())
     W_enc, b_enc = static.W_enc[:, dead], static.b_enc[dead]
     pre = product(flat_x, W_enc, low) + b_enc
     idx = topk_idx(pre.detach(), min(k_aux, len(dead)))
     error_hat = decode_codes(pre.gather(1, idx).relu(), idx, static.W_dec[dead])
-    spread = (target - target.mean(0)).square().sum().clamp(min=torch.finfo(target.dtype).tiny)
     return (target - error_hat).square().sum() / spread
 
 
@@ -534,7 +544,9 @@ def phase_steps(total: int, *, pretrain: float, distil: float, introduce: float)
     """`total` steps by shares; the refinement takes the rest. Raises ValueError unless the shares are >= 0 and sum to <= 1."""
     if min(pretrain, distil, introduce) < 0 or pretrain + distil + introduce > 1 + 1e-9:
         raise ValueError(f"phase shares need to be >= 0 and sum to at most 1; got {pretrain}, {distil}, {introduce}")
-    a, b, c = (round(total * share) for share in (pretrain, distil, introduce))
+    a = round(total * pretrain)
+    b = min(round(total * distil), total - a)
+    c = min(round(total * introduce), total - a - b)
     return Phases(pretrain=a, distil=b, introduce=c, refine=total - a - b - c)
 
 
