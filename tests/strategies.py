@@ -3,7 +3,11 @@
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
+
+settings.register_profile("tsae", deadline=None)  # a busy machine is no failure
+settings.load_profile("tsae")
 
 finite = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
 grid = st.integers(-8, 8).map(float)  # sums and products of these are exact in float32
