@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -16,6 +16,7 @@ import corpora
 
 TINY_SHAKESPEARE = Path(__file__).parents[2] / "shared" / "data" / "text" / "tinyshakespeare.txt"
 USER_CACHE = os.environ.get("TSAE_CACHE", "")  # as it was before the tests: the real texts are fetched once
+untimed = settings(deadline=None)  # a busy machine is no failure
 texts = st.text(st.sampled_from("abcdeé🙂 \n"), max_size=60)
 
 
@@ -28,6 +29,7 @@ def own_cache(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------ splitting
 
 
+@untimed
 @given(st.lists(texts), st.floats(0.05, 0.95), st.integers(0, 3))
 def test_split_documents_puts_every_distinct_document_into_one_split(documents, val_frac, seed):
     distinct = {d for d in documents if d.strip()}
@@ -42,6 +44,7 @@ def test_split_documents_puts_every_distinct_document_into_one_split(documents, 
     assert abs(len(val) - val_frac * len(distinct)) <= 1
 
 
+@untimed
 @given(st.permutations([f"document {i}" for i in range(9)]), st.integers(0, 3))
 def test_split_documents_does_not_depend_on_their_order(documents, seed):
     expected = corpora.split_documents(sorted(documents), seed=seed)
@@ -53,6 +56,7 @@ def test_split_documents_depends_on_the_seed():
     assert corpora.split_documents(documents, seed=0) != corpora.split_documents(documents, seed=1)
 
 
+@untimed
 @given(st.text(st.sampled_from("ab \n"), min_size=1, max_size=300))
 def test_split_text_joins_again_and_cuts_near_90_percent_at_a_line_end_if_there_is_one(text):
     train, val = corpora.split_text(text)
@@ -63,6 +67,7 @@ def test_split_text_joins_again_and_cuts_near_90_percent_at_a_line_end_if_there_
         assert train.endswith("\n")
 
 
+@untimed
 @given(
     st.lists(st.lists(st.sampled_from(["To be, or not", "Well, good night.", "That is the"]), min_size=1), max_size=4)
 )
@@ -75,6 +80,7 @@ def test_scenes_are_the_spoken_lines_without_markdown(plays):
     assert corpora.scenes(markdown) == expected
 
 
+@untimed
 @given(st.lists(st.sampled_from(["  <page>\n", "<page>", "text\n", "  <page>\n    <title>", "é\n", "\n"])))
 def test_pages_join_again_and_begin_with_the_page_mark(parts):
     dump = "".join(parts).encode()
@@ -84,6 +90,7 @@ def test_pages_join_again_and_begin_with_the_page_mark(parts):
     assert all(b"\n  <page>\n" not in p[1:] for p in found)
 
 
+@untimed
 @given(st.text(st.sampled_from("aé€🙂"), min_size=1), st.data())
 def test_a_cut_inside_a_character_moves_to_its_first_byte(text, data):
     encoded = text.encode()
@@ -107,6 +114,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
+@untimed
 @given(texts, st.integers(0, 40))
 def test_document_tokens_are_the_tokenizers_and_their_characters_sum_to_the_text(document, limit):
     tokenizer = byte_tokenizer()
@@ -120,12 +128,14 @@ def test_document_tokens_are_the_tokenizers_and_their_characters_sum_to_the_text
     assert first_chars.tolist() == chars[:limit].tolist()
 
 
+@untimed
 @given(st.text(st.sampled_from("abcd \n"), max_size=60), st.integers(0, 20))
 def test_characters_of_the_first_tokens_are_the_text_they_decode_to(document, limit):
     ids, chars = corpora.document_tokens(byte_tokenizer(), document, limit=limit)
     assert byte_tokenizer().decode(ids) == document[: chars.sum()]
 
 
+@untimed
 @given(st.text(st.sampled_from("ab \n"), max_size=80), st.integers(1, 30))
 def test_windows_cover_the_document_in_order_and_split_no_word_that_has_a_blank_before_it(document, size):
     pieces = list(corpora.windows(document, size))
