@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import evaluation
+import metrics
+import tsae
+from activations import Store
+from corpora import Tokens
+
+
+def store_of(x: torch.Tensor, valid: torch.Tensor) -> Store:
+    """A store in memory: what `activation_store` would have written for `x`."""
+    n, seq, _ = x.shape
+    tokens = Tokens(
+        ids=torch.zeros(n, seq + 2, dtype=torch.int32),
+        valid=valid,
+        document=torch.arange(n, dtype=torch.int32),
+        start=torch.zeros(n, dtype=torch.int32),
+        chars=torch.full((n,), 4 * seq, dtype=torch.int32),
+    )
+    data = x.to(torch.bfloat16).view(torch.int16).numpy()
+    return Store(path=Path("nowhere"), hook="blocks.0.hook_resid_post", tokens=tokens, data=np.asarray(data))
+
+
+@pytest.fixture
+def store() -> Store:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(70, 5, 6, generator=generator)
+    valid = torch.ones(70, 5, dtype=torch.bool)
+    valid[3, 2:] = False
+    return store_of(x.masked_fill(~valid[..., None], 0.0), valid)
+
+
+def static(d_in: int, d_sae: int) -> tsae.Static:
+    return tsae.init_static(torch.zeros(d_in), d_sae, generator=torch.Generator().manual_seed(1))
+
+
+def test_measure_equals_one_pass_over_all_valid_tokens(store):
+    model = evaluation.static_model(static(6, 11), 3)
+    calls = []
+    found = evaluation.measure(model, store, 11, torch.device("cpu"), lambda: calls.append(1))
+    x, valid = store.x(slice(None)), store.tokens.valid
+    x_hat, codes = model(x)
+    assert found.fve == pytest.approx(metrics.fve(x[valid], x_hat[valid]), abs=1e-6)
+    assert found.codes.n_tokens == int(valid.sum())
+    assert metrics.l0(found.codes.vals, valid) == pytest.approx(((codes.vals > 0).sum(-1)[valid]).float().mean().item())
+    assert len(calls) == 2
+
+
+def test_a_fresh_tsae_without_memory_measures_as_its_static_sae(store):
+    params = tsae.from_static(static(6, 11), scale=1.0, generator=torch.Generator())
+    one = evaluation.measure(
+        evaluation.tsae_model(params, tsae.Dials(k=3, beta=0.0)), store, 11, torch.device("cpu"), lambda: None
+    )
+    other = evaluation.measure(evaluation.static_model(params.static, 3), store, 11, torch.device("cpu"), lambda: None)
+    names = [evaluation.code_measures(m, params.static.W_dec) for m in (one, other)]
+    assert names[0] == pytest.approx(names[1])
+
+
+def test_the_mean_model_explains_nothing(store):
+    model = evaluation.mean_model(store)
+    x, valid = store.x(slice(None)), store.tokens.valid
+    assert metrics.fve(x[valid], model(x)[0][valid]) == pytest.approx(0.0, abs=1e-6)
+    assert not (model(x)[1].vals > 0).any()
+
+
+@pytest.mark.parametrize(("n_tokens", "rows"), [(1, 1), (5, 1), (50, 10), (10_000, 70)])
+def test_picked_rows_are_distinct_ordered_and_as_many_as_the_tokens_need(store, n_tokens, rows):
+    picked = evaluation.pick_rows(store, n_tokens)
+    assert len(picked) == rows
+    assert (np.diff(picked) > 0).all()
+    assert picked[0] >= 0
+    assert picked[-1] < len(store)
