@@ -157,7 +157,7 @@ def test_another_configuration_in_the_same_directory_is_refused_and_nothing_is_l
         (["--lr=nan"], "lr needs"),
         (["--hook=blocks.99.hook_resid_post"], "blocks.29.hook_resid_post"),
         (["--lm=no-such-model"], "smollm2-135m"),
-        (["--seq=100000"], "8192"),
+        (["--seq=100000"], "8190"),
         (["--pretrain=0.9", "--introduce=0.5"], "shares"),
     ],
 )
