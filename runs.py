@@ -432,7 +432,8 @@ def run(out_dir: Path, config: Config) -> dict[str, Any]:
         lm = activations.load_lm(config.lm, device=config.device or None)
     activations.check_hook(lm, config.hook)
     if config.seq + len(lm.prefix) > lm.max_seq:
-        raise ValueError(f"seq needs to be at most {lm.max_seq - len(lm.prefix)} tokens for {lm.name}; got {config.seq}")
+        most = lm.max_seq - len(lm.prefix)
+        raise ValueError(f"seq needs to be at most {most} tokens for {lm.name}; got {config.seq}")
     claim(out_dir, config, plan)
     low = products(config, lm.device)
     info: dict[str, Any] = {}
