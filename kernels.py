@@ -1,7 +1,7 @@
 """The products and recurrences that training spends its time in, on sparse codes.
 
-A code is `(vals, idx)`, both `(tokens k)`: values and the features they belong to. Products run in `low`, bfloat16 where
-the processor has it and float32 else; everything that is summed up over steps stays in float32.
+A code is `(vals, idx)`, both `(tokens k)`: values and the features they belong to. Products run in `low`, bfloat16
+where the processor has it and float32 else; everything that is summed up over steps stays in float32.
 """
 
 import torch
@@ -46,14 +46,16 @@ def gather_dot(
     tokens, k = idx.shape
     starts = torch.arange(0, tokens * k, k, device=idx.device)
     row = torch.arange(tokens, device=idx.device).repeat_interleave(k)
-    out = torch.ops.aten._embedding_bag_per_sample_weights_backward(x.contiguous(), W, idx.flatten(), starts, row, 0, -1)
+    out = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        x.contiguous(), W, idx.flatten().contiguous(), starts, row, 0, -1
+    )
     return out.view(tokens, k)
 
 
 def codes_t_product(
     vals: Float[Tensor, "tokens k"], idx: Int[Tensor, "tokens k"], x: Float[Tensor, "tokens d"], d_sae: int
 ) -> Float[Tensor, "d_sae d"]:
-    """`codes^T x`, the gradient of a weight with one row a feature: the entries sorted by feature, then summed in bags."""
+    """`codes^T x`, the gradient of a weight with one row a feature: entries sorted by feature, then summed in bags."""
     order = idx.flatten().argsort(stable=True)
     count = idx.flatten().bincount(minlength=d_sae)
     starts = count.cumsum(0) - count
@@ -67,7 +69,7 @@ def _feature_sums(vals: Tensor, idx: Tensor, d_sae: int) -> Tensor:
 
 class _Keep(Function):
     @staticmethod
-    def forward(ctx, pre, idx, x, W_enc, b_enc):
+    def forward(ctx, pre, idx, x, W_enc, b_enc):  # noqa: ARG004 W_enc gets a gradient
         vals = pre.gather(1, idx).float().relu()
         ctx.save_for_backward(vals > 0, idx, x)
         ctx.d_sae = len(b_enc)
@@ -97,7 +99,7 @@ class _Decode(Function):
     @staticmethod
     def forward(ctx, vals, idx, W_dec):
         ctx.save_for_backward(vals, idx, W_dec)
-        return F.embedding_bag(idx, W_dec, per_sample_weights=vals, mode="sum")
+        return F.embedding_bag(idx.contiguous(), W_dec, per_sample_weights=vals.contiguous(), mode="sum")
 
     @staticmethod
     def backward(ctx, *grads):
@@ -139,7 +141,7 @@ def gate_values(
 ) -> Float[Tensor, "tokens k"]:
     """`clip(W_gate h + b_gate, 0, 1)` at `idx`: exact zeros, exact ones.
 
-    Outside (0, 1) the gradient passes where a step along it leads back inside; else a gate once wide open would stay so.
+    Outside (0, 1) the gradient passes where a step along it leads back inside; else a gate once open would stay so.
     """
     return _Gate.apply(h.contiguous(), W_gate, b_gate, idx)  # type: ignore[no-any-return]
 
@@ -155,7 +157,9 @@ class _Product(Function):
     def backward(ctx, *grads):
         x, W = ctx.saved_tensors
         grad = grads[0].to(ctx.low)
-        return (grad @ W.to(ctx.low).t()).float(), (x.to(ctx.low).t() @ grad).float(), None
+        d_x = (grad @ W.to(ctx.low).t()).float() if ctx.needs_input_grad[0] else None
+        d_W = (x.to(ctx.low).t() @ grad).float() if ctx.needs_input_grad[1] else None
+        return d_x, d_W, None
 
 
 def product(
@@ -173,7 +177,7 @@ class _Lstm(Function):
         seq, batch, _ = x.shape
         hidden = len(W_h)
         x_low, W_x_low, W_h_low = x.to(low), W_x.to(low), W_h.to(low)
-        gates = (x_low.flatten(0, 1) @ W_x_low).view(seq, batch, -1).float() + b
+        gates = (x_low.flatten(0, 1) @ W_x_low).view(seq, batch, 4 * hidden).float().add_(b)
         hs, cs = x.new_empty(seq + 1, batch, hidden), x.new_empty(seq + 1, batch, hidden)
         tanh_c = x.new_empty(seq, batch, hidden)
         hs[0], cs[0] = h, c
@@ -226,7 +230,7 @@ def lstm(
 ) -> tuple[Float[Tensor, "batch seq hidden"], Float[Tensor, "batch hidden"], Float[Tensor, "batch hidden"]]:
     """Hidden states of all steps, then the last `h` and `c` (Hochreiter & Schmidhuber 1997, with forget gates).
 
-    `gates = 4 * hidden`, in the order input, forget, output, candidate. Equal to `torch.nn.LSTM` with its rows so ordered.
+    `gates = 4 * hidden`: input, forget, output, candidate. Equal to `torch.nn.LSTM` with its rows so ordered.
     """
     hs, h_last, c_last = _Lstm.apply(x.transpose(0, 1).contiguous(), h, c, W_x, W_h, b, low)  # type: ignore[misc]
     return hs.transpose(0, 1), h_last, c_last

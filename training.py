@@ -4,6 +4,7 @@ The trainer owns its tensors and updates them in place; everything else here is 
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -83,7 +84,7 @@ STATIC = tuple(tsae.Static.__dataclass_fields__)
 
 def start_trainer(named: dict[str, Tensor], recipe: Recipe, *, teacher: Static | None = None) -> Trainer:
     """A trainer on copies of the tensors; a static SAE's four, or all of a TSAE's."""
-    own = {name: _own(name, tensor) for name, tensor in named.items()}
+    own = {name: _own(name, named[name]) for name in (*STATIC, *TEMPORAL) if name in named}  # files sort by name
     if teacher is not None:
         teacher = Static(**{name: _own(name, tensor) for name, tensor in vars(teacher).items()})
     groups = [{"params": [tensor], "name": name} for name, tensor in own.items() if name != "scale"]
@@ -170,7 +171,7 @@ def rates(step: int, recipe: Recipe, phases: Phases, phase: str) -> dict[str, fl
 def train_step(
     trainer: Trainer, x: Float[Tensor, "batch seq d_in"], weight: Float[Tensor, "batch seq"], step: int,
     recipe: Recipe, phases: Phases, low: torch.dtype,
-) -> tuple[Trainer, dict[str, float]]:  # fmt: skip
+) -> tuple[Trainer, dict[str, Any]]:  # fmt: skip
     """One step; the trainer's tensors are updated in place. Returns it, and what a log line says of the step.
 
     `x` is 0 where `weight` is 0 (padding, at the end of a sequence). `fve` of an `x` that does not vary is 0. A static

@@ -1,12 +1,12 @@
 """The temporal sparse autoencoder: pure functions on tensors, frozen dataclasses for parameters and state.
 
-    pre_t   = (x_t - b_dec) W_enc + b_enc                        a static SAE, bit for bit, when mix = 0
-    m_t     = sum_j read_j static_{t-j},  j = 1..window          what was active lately (static codes: no recurrence)
-    h_t     = LSTM_enc((x_t - b_dec) / scale, h_{t-1})
-    g_t     = clip(W_gate h_t + b_gate, 0, 1)                    a sparse gate: exact zeros, exact ones
-    sel_t   = pre_t + mix * beta * bridge * m_t                  memory biases which features fire
-    acts_t  = k largest of sel_t, valued relu(pre_t) * g_t       never more than k
-    x_hat_t = acts_t W_dec + b_dec + mix * scale * LSTM_dec(acts_{<=t} W_dec / scale) W_out
+pre_t   = (x_t - b_dec) W_enc + b_enc                        a static SAE, bit for bit, when mix = 0
+m_t     = sum_j read_j static_{t-j},  j = 1..window          what was active lately (static codes: no recurrence)
+h_t     = LSTM_enc((x_t - b_dec) / scale, h_{t-1})
+g_t     = clip(W_gate h_t + b_gate, 0, 1)                    a sparse gate: exact zeros, exact ones
+sel_t   = pre_t + mix * beta * bridge * m_t                  memory biases which features fire
+acts_t  = k largest of sel_t, valued relu(pre_t) * g_t       never more than k
+x_hat_t = acts_t W_dec + b_dec + mix * scale * LSTM_dec(acts_{<=t} W_dec / scale) W_out
 """
 
 import math
@@ -118,7 +118,7 @@ def init_static(mean: Float[Tensor, " d_in"], d_sae: int, *, generator: torch.Ge
 def from_static(
     static: Static, *, scale: float, hidden_enc: int = 256, hidden_dec: int = 512, generator: torch.Generator
 ) -> Params:
-    """A TSAE that computes what `static` does: gates open, `W_out` zero; the bridge acts as soon as `beta * mix > 0`."""
+    """A TSAE that computes what `static` does: gates open, `W_out` zero; the bridge acts once `beta * mix > 0`."""
     if not (scale > 0 and math.isfinite(scale)):
         raise ValueError(f"from_static needs a finite scale > 0 (the rms of x - b_dec); got {scale}")
     d_in, d_sae = static.W_enc.shape
@@ -256,7 +256,9 @@ def pre_acts(
     return (x - static.b_dec).to(low) @ static.W_enc.to(low) + static.b_enc.to(low)
 
 
-def encode_static(x: Float[Tensor, "batch seq d_in"], static: Static, k: int, low: torch.dtype = torch.float32) -> Codes:
+def encode_static(
+    x: Float[Tensor, "batch seq d_in"], static: Static, k: int, low: torch.dtype = torch.float32
+) -> Codes:
     """`relu(k largest of pre)`: the code of a static top-k SAE; each token by itself."""
     x_flat = x.flatten(0, 1)
     pre = pre_acts(x, static, low).flatten(0, 1)
@@ -268,7 +270,7 @@ def encode_static(x: Float[Tensor, "batch seq d_in"], static: Static, k: int, lo
 def decode_static(codes: Codes, static: Static) -> Float[Tensor, "batch seq d_in"]:
     """`acts W_dec + b_dec`."""
     flat = decode_codes(codes.vals.flatten(0, 1), codes.idx.flatten(0, 1), static.W_dec)
-    return flat.view(*codes.vals.shape[:2], -1) + static.b_dec
+    return flat.view(*codes.vals.shape[:2], len(static.b_dec)) + static.b_dec
 
 
 def batch_topk(pre: Float[Tensor, "batch seq d_sae"], k: int) -> Float[Tensor, "batch seq d_sae"]:
@@ -291,10 +293,11 @@ def select(
 
     `sel = pre + mix * beta * bridge * m`, `k` largest.
     """
-    batch, seq, d_sae = pre.shape
+    batch, seq, _ = pre.shape
     flat = pre.detach().flatten(0, 1)
     idx = topk_idx(flat, dials.k)
-    static = Codes(flat.gather(1, idx).float().relu().view(batch, seq, -1), idx.view(batch, seq, -1))
+    shape = (batch, seq, dials.k)
+    static = Codes(flat.gather(1, idx).float().relu().view(shape), idx.view(shape))
     strength = dials.mix * dials.beta
     if strength == 0:
         return static.idx, torch.zeros_like(static.vals), static
@@ -304,7 +307,7 @@ def select(
     sel = _add_memory(flat.clone(), past, scaled, weights)
     idx = topk_idx(sel, dials.k)
     added = (sel.gather(1, idx) - flat.gather(1, idx)).float()
-    return idx.view(batch, seq, -1), added.view(batch, seq, -1), static
+    return idx.view(shape), added.view(shape), static
 
 
 def _scaled(codes: Codes, bridge: Tensor) -> Codes:
@@ -321,8 +324,8 @@ def encode(
     static, t = params.static, params.temporal
     check_dials(dials, d_sae=len(static.b_enc))
     state = start_state(params, len(x), dials) if state is None else _checked(state, params, len(x), dials)
-    centred = x - static.b_dec.detach()
     pre = pre_acts(x, static, dials.low)
+    centred = x - static.b_dec.detach()
     idx, added, held = select(pre, state.memory, t.bridge, dials)
     flat_idx = idx.flatten(0, 1)
     vals = kept_values(pre.flatten(0, 1), flat_idx, centred.flatten(0, 1), static.W_enc, static.b_enc)
@@ -407,8 +410,8 @@ def advance(
 
     A run ends at each of `starts`, the positions in `vals` where a new document or chunk begins: no run crosses a seam.
     """
-    tokens, d_sae = len(vals), len(life.age)
-    on_t, on_f = _active_sorted(vals, idx, d_sae)
+    tokens = len(vals)
+    on_t, on_f = _active_sorted(vals, idx)
     seam = torch.zeros(tokens + 1, dtype=torch.int64, device=vals.device)
     seam.index_add_(0, starts, torch.ones_like(starts))
     part = seam.cumsum(0)  # which chunk a token lies in, relative to the one before these tokens
@@ -437,7 +440,7 @@ def advance(
     )
 
 
-def _active_sorted(vals: Tensor, idx: Tensor, d_sae: int) -> tuple[Tensor, Tensor]:
+def _active_sorted(vals: Tensor, idx: Tensor) -> tuple[Tensor, Tensor]:
     """Token and feature of every active entry, by feature and then by token."""
     token, slot = (vals > 0).nonzero(as_tuple=True)
     key = (idx[token, slot] * max(len(vals), 1) + token).sort().values
@@ -491,9 +494,13 @@ def auxiliary_loss(
 
 
 def distillation_loss(
-    params: Params, x: Float[Tensor, "batch seq d_in"], teacher: Static, dials: Dials, weight: Float[Tensor, "batch seq"]
+    params: Params,
+    x: Float[Tensor, "batch seq d_in"],
+    teacher: Static,
+    dials: Dials,
+    weight: Float[Tensor, "batch seq"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch seq d_in"], Codes]:
-    """Squared distance to the frozen static SAE's reconstruction and codes at the same k; `x_hat` and codes beside it."""
+    """Squared distance to the frozen static SAE's reconstruction and codes at the same k; then `x_hat` and codes."""
     x_hat, codes, _ = forward(params, x, dials)
     with torch.no_grad():
         goal = encode_static(x, teacher, dials.k, dials.low)
@@ -511,7 +518,9 @@ def tangent(grad: Float[Tensor, "d_sae d_in"], W_dec: Float[Tensor, "d_sae d_in"
 # ------------------------------------------------------------------------------------------- schedules
 
 
-def ramp(step: float, *, start: float, end: float, steps: float, shape: str = "linear") -> float:
+def ramp(
+    step: float | int, *, start: float | int, end: float | int, steps: float | int, shape: str = "linear"
+) -> float | int:
     """`start` at step 0, `end` from `steps` on; between, "linear" or "cosine". Exact at both ends and never outside."""
     if shape not in ("linear", "cosine"):
         raise ValueError(f"shape is 'linear' or 'cosine'; got {shape!r}")
@@ -541,7 +550,7 @@ class Phases:
 
 
 def phase_steps(total: int, *, pretrain: float, distil: float, introduce: float) -> Phases:
-    """`total` steps by shares; the refinement takes the rest. Raises ValueError unless the shares are >= 0 and sum to <= 1."""
+    """`total` steps by shares; the refinement takes the rest. ValueError unless the shares are >= 0 and sum to <= 1."""
     if min(pretrain, distil, introduce) < 0 or pretrain + distil + introduce > 1 + 1e-9:
         raise ValueError(f"phase shares need to be >= 0 and sum to at most 1; got {pretrain}, {distil}, {introduce}")
     a = round(total * pretrain)
@@ -551,7 +560,7 @@ def phase_steps(total: int, *, pretrain: float, distil: float, introduce: float)
 
 
 def phase_at(step: int, phases: Phases) -> str:
-    """"pretrain", "distil", "introduce" or "refine" at a step counted from the start of the pretraining."""
+    """Phase, "pretrain", "distil", "introduce" or "refine", at a step counted from the start of the pretraining."""
     ends = (phases.pretrain, phases.pretrain + phases.distil, phases.total - phases.refine)
     return ("pretrain", "distil", "introduce", "refine")[sum(step >= end for end in ends)]
 
@@ -568,7 +577,7 @@ def k_at(step: int, phases: Phases, *, k: int, multiple: float, shape: str = "co
 
 
 def rate_at(step: int, *, total: int, warmup: int, decay: float) -> float:
-    """Learning rate relative to its peak: linear warm-up, then constant, then linear to 0 over the last `decay` share."""
+    """Learning rate relative to its peak: linear warm-up, constant, then linear to 0 over the last `decay` share."""
     return min(1.0, (step + 1) / max(warmup, 1), (total - step) / max(decay * total, 1))
 
 

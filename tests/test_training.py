@@ -1,0 +1,360 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import bench
+import checkpoint
+import training
+import tsae
+from training import Recipe
+from tsae import Dials, Phases, Static
+
+ALONE = Phases(pretrain=10**6, distil=0, introduce=0, refine=0)
+FOUR = Phases(pretrain=2, distil=2, introduce=3, refine=4)
+SMALL = Recipe(k=3, d_sae=24, window=3, beta=1.0, hidden_enc=5, hidden_dec=7, warmup=1, lr=2e-3)
+FP32 = torch.float32
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def planted(n_true, d_in, shape, k, g, noise=0.01):
+    """Unit directions, and tokens that are each a positive sum of `k` of them."""
+    directions = torch.nn.functional.normalize(torch.randn(n_true, d_in, generator=g), dim=1)
+    on = torch.rand(*shape, n_true, generator=g).topk(k).indices
+    strength = 1 + torch.rand(*shape, k, generator=g)
+    acts = torch.zeros(*shape, n_true).scatter(-1, on, strength)
+    return directions, acts @ directions + noise * torch.randn(*shape, d_in, generator=g)
+
+
+def small_trainer(*, temporal, recipe=SMALL, d_in=6, seed=0):
+    """A trainer of a random small model; a TSAE with gates and output weights that are not at their start."""
+    g = generator(seed)
+    static = tsae.init_static(torch.randn(d_in, generator=g), recipe.d_sae, generator=g)
+    if not temporal:
+        return training.start_trainer(tsae.tensors(static), recipe)
+    params = tsae.from_static(static, scale=1.5, hidden_enc=5, hidden_dec=7, generator=g)
+    t = params.temporal
+    W_gate, W_out = (torch.randn(w.shape, generator=g) / 9 for w in (t.W_gate, t.W_out))
+    params = replace(params, temporal=replace(t, W_gate=W_gate, b_gate=t.b_gate - 0.4, W_out=W_out))
+    return training.start_trainer(tsae.tensors(params), recipe, teacher=static)
+
+
+def batch(step, *, rows=4, seq=5, d_in=6):
+    return torch.randn(rows, seq, d_in, generator=generator(100 + step)), torch.ones(rows, seq)
+
+
+def steps(trainer, numbers, phases, recipe=SMALL, low=FP32):
+    for step in numbers:
+        trainer, info = training.train_step(trainer, *batch(step), step, recipe, phases, low)
+        assert all(value == value for value in info.values())
+    return trainer
+
+
+# -------------------------------------------------------------------------------------- what it is all for
+
+
+def test_a_static_sae_recovers_planted_features_and_its_loss_falls():
+    recipe = replace(SMALL, k=3, d_sae=40, lr=1e-2, warmup=10, decay=0.5)
+    directions, x = planted(20, 16, (80, 8, 8), 3, g=generator())
+    phases = Phases(pretrain=240, distil=0, introduce=0, refine=0)
+    start = tsae.init_static(x.mean((0, 1, 2)), recipe.d_sae, generator=generator(1))
+    trainer, losses = training.start_trainer(tsae.tensors(start), recipe), []
+    for step in range(phases.total):
+        trainer, info = training.train_step(trainer, x[step % 80], torch.ones(8, 8), step, recipe, phases, FP32)
+        losses.append(info["loss"])
+    found = (directions @ trainer.named["W_dec"].detach().t()).max(1).values
+    assert sum(losses[-10:]) < 0.3 * sum(losses[:10])
+    assert found.mean() > 0.9
+    assert (found > 0.9).float().mean() > 0.8
+
+
+def markov(shape, n, stay, g):
+    """`n` features a token that are on for about 1 / (1 - stay) tokens on end, half of the time."""
+    rows, seq = shape
+    on = [torch.rand(rows, n, generator=g) < 0.5]
+    for _ in range(seq - 1):
+        on.append(on[-1] ^ (torch.rand(rows, n, generator=g) > stay))
+    return torch.stack(on, 1).float()
+
+
+def test_memory_finds_persistent_features_in_noise_and_keeps_them():
+    g, slow, fast, k = generator(), 6, 30, 5
+    directions = torch.linalg.qr(torch.randn(40, 40, generator=g)).Q[: slow + fast]
+    truth = markov((16, 60), slow, 0.95, g)
+    passing = torch.zeros(16, 60, fast).scatter(-1, torch.rand(16, 60, fast, generator=g).topk(2).indices, 1.2)
+    strength = 1 + 0.5 * torch.randn(16, 60, slow, generator=g)
+    x = torch.cat([truth * strength, passing], -1) @ directions + 0.1 * torch.randn(16, 60, 40, generator=g)
+    static = Static(W_enc=directions.t(), b_enc=torch.zeros(36), W_dec=directions, b_dec=torch.zeros(40))
+    params = tsae.from_static(static, scale=0.3, hidden_enc=2, hidden_dec=3, generator=g)
+    overlap, recall = [], []
+    for beta in (0.0, 0.5, 1.5):
+        codes, _ = tsae.encode(params, x, Dials(k=k, window=8, beta=beta))
+        on = tsae.dense(codes, 36) > 0
+        both, either = (on[:, 1:] & on[:, :-1]).sum(-1), (on[:, 1:] | on[:, :-1]).sum(-1)
+        overlap.append((both / either.clamp(min=1)).mean().item())
+        recall.append((on[..., :slow].float() * truth).sum().item() / truth.sum().item())
+    assert overlap == sorted(overlap)
+    assert overlap[-1] > 1.2 * overlap[0]
+    assert recall[1] > recall[0]
+
+
+def test_the_lstms_learn_what_the_past_tells_of_the_present_while_the_static_sae_is_frozen():
+    g, recipe = generator(), replace(SMALL, k=2, d_sae=16, beta=0.3, hidden_enc=8, hidden_dec=24, lr=1e-2, clip=5.0)
+    directions = torch.linalg.qr(torch.randn(20, 20, generator=g)).Q[:16]
+    on = torch.rand(8, 32, 10, 16, generator=g).topk(2).indices
+    acts = torch.zeros(8, 32, 10, 16).scatter(-1, on, 1 + torch.rand(8, 32, 10, 2, generator=g))
+    x = acts @ directions
+    x[:, :, 1:] += acts[:, :, :-1] @ torch.randn(16, 20, generator=g) * 0.4  # what fired a token ago adds to this one
+    static = Static(W_enc=directions.t(), b_enc=torch.zeros(16), W_dec=directions, b_dec=torch.zeros(20))
+    params = tsae.from_static(static, scale=0.5, hidden_enc=8, hidden_dec=24, generator=g)
+    trainer, weight = training.start_trainer(tsae.tensors(params), recipe), torch.ones(32, 10)
+    phases, fve = Phases(pretrain=0, distil=0, introduce=70, refine=0), []
+    for step in range(70):
+        trainer, info = training.train_step(trainer, x[step % 8], weight, step, recipe, phases, FP32)
+        fve.append(info["fve"])
+    assert torch.equal(trainer.named["W_dec"], directions)
+    assert sum(fve[-8:]) / 8 > sum(fve[:8]) / 8 + 0.02  # at its start it is the static SAE
+
+
+def test_the_auxiliary_loss_revives_dead_features():
+    recipe = replace(SMALL, k=2, d_sae=20, lr=5e-3, dead_after=64, k_aux=8, aux=0.5)
+    _, x = planted(16, 8, (60, 8, 4), 2, g=generator())
+    start = tsae.init_static(x.mean((0, 1, 2)), recipe.d_sae, generator=generator(1))
+    start.W_enc[:, 8:] *= 0.02  # never among the k largest
+    fired = {}
+    for aux in (0.0, recipe.aux):
+        trainer = training.start_trainer(tsae.tensors(start), recipe)
+        for step in range(120):
+            one = replace(recipe, aux=aux)
+            trainer, _ = training.train_step(trainer, x[step % 60], torch.ones(8, 4), step, one, ALONE, FP32)
+        fired[aux] = int((trainer.idle < 1_000).sum())
+    assert fired[recipe.aux] > fired[0.0] + 4
+
+
+# --------------------------------------------------------------------------------------------- the products
+
+
+class Products(TorchDispatchMode):
+    """Records the shapes of the operands of every matrix product."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("mm", "addmm", "bmm", "baddbmm", "addmv", "mv", "dot"):
+            self.shapes.append([tuple(a.shape) for a in args if isinstance(a, torch.Tensor)])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("temporal", "step", "encoders"), [(False, 0, 1), (True, 2, 2), (True, 6, 1), (True, 8, 1)])
+def test_no_dense_code_is_multiplied_by_a_weight_in_a_step(temporal, step, encoders):
+    trainer = small_trainer(temporal=temporal)
+    with Products() as seen:
+        training.train_step(trainer, *batch(step), step, SMALL, FOUR if temporal else ALONE, FP32)
+    tokens, d_in, d_sae = 20, 6, SMALL.d_sae
+    assert sum(shapes == [(tokens, d_in), (d_in, d_sae)] for shapes in seen.shapes) == encoders
+    dense = {(tokens, d_sae), (d_sae, tokens), (4, 5, d_sae), (d_sae, d_in)}
+    assert not [shapes for shapes in seen.shapes if dense & set(shapes)]
+    assert len(seen.shapes) == encoders if not temporal else len(seen.shapes) > 4
+
+
+# ---------------------------------------------------------------------------------------------- the phases
+
+
+def test_each_phase_trains_its_own_tensors():
+    trainer, seen = small_trainer(temporal=True), {}
+    for step in range(2, 11):
+        before = {name: tensor.detach().clone() for name, tensor in trainer.named.items()}
+        trainer, info = training.train_step(trainer, *batch(step), step, SMALL, FOUR, FP32)
+        moved = {name for name, tensor in trainer.named.items() if not torch.equal(tensor, before[name])}
+        seen[info["phase"]] = seen.get(info["phase"], set()) | moved
+    everything = {*training.STATIC, *training.TEMPORAL} - {"scale"}
+    assert seen["introduce"] == everything - set(training.STATIC)
+    assert seen["refine"] == everything
+    assert set(training.STATIC) <= seen["distil"]
+    assert "bridge" not in seen["distil"]
+    for phase in ("pretrain", "distil", "introduce", "refine"):
+        assert seen.get(phase, set()) <= training.trained_at(phase, SMALL)
+
+
+def test_a_bridge_that_is_not_to_be_learned_stays():
+    recipe = replace(SMALL, learn_bridge=False)
+    trainer = steps(small_trainer(temporal=True), range(2, 11), FOUR, recipe)
+    assert torch.equal(trainer.named["bridge"], torch.ones(24))
+    assert "bridge" not in {
+        n for phase in ("distil", "introduce", "refine") for n in training.trained_at(phase, recipe)
+    }
+
+
+@pytest.mark.parametrize("temporal", [False, True])
+def test_rows_of_the_decoder_have_unit_norm_after_every_step(temporal):
+    trainer = small_trainer(temporal=temporal)
+    for step in range(0 if not temporal else 2, 11):
+        trainer = steps(trainer, [step], FOUR if temporal else ALONE)
+        torch.testing.assert_close(trainer.named["W_dec"].norm(dim=1), torch.ones(24), rtol=0, atol=1e-6)
+
+
+def test_the_dials_of_a_step_follow_the_schedules_and_end_at_the_recipe():
+    dials = [training.dials_at(step, SMALL, FOUR, FP32) for step in range(11)]
+    assert [d.mix for d in dials[:5] + dials[7:]] == [0.0] * 5 + [1.0] * 4
+    assert [d.k for d in dials[:3]] == [4] * 3
+    assert [d.k for d in dials[7:]] == [3] * 4
+    assert dials[10] == training.final_dials(SMALL)
+
+
+@given(st.integers(0, 299), st.floats(0.01, 1))
+@settings(deadline=None, max_examples=40)
+def test_rates_are_those_of_the_schedule_and_the_temporal_parts_warm_up_again(step, decay):
+    recipe = replace(Recipe(), decay=decay)
+    phases = tsae.phase_steps(300, pretrain=0.4, distil=0.1, introduce=0.2)
+    rate = training.rates(step, recipe, phases, tsae.phase_at(step, phases))
+    assert set(rate) == {*training.STATIC, *training.TEMPORAL} - {"scale"}
+    assert all(rate[name] == rate["W_dec"] for name in training.STATIC)
+    base = recipe.lr * tsae.rate_at(step, total=300, warmup=recipe.warmup, decay=decay)
+    assert 0 < rate["W_dec"] <= base <= recipe.lr
+    assert (rate["dec_W_x"] == 0) == (step < phases.pretrain)
+    refining = tsae.phase_at(step, phases) == "refine"
+    into = min(1, (step - phases.pretrain + 1) / recipe.warmup)
+    ratio = recipe.lr_lstm_refine if refining else recipe.lr_lstm
+    assert rate["dec_W_x"] == pytest.approx(max(into, 0) * ratio * base)
+    since = step - (300 - phases.refine)
+    assert rate["W_dec"] == pytest.approx(base * min(1, (since + 1) / recipe.warmup) if refining else base)
+
+
+def test_the_gradient_is_clipped():
+    trainer = small_trainer(temporal=True)
+    x, weight = batch(8)
+    _, info = training.train_step(trainer, 50 * x, weight, 8, SMALL, FOUR, FP32)
+    norm = sum(t.grad.square().sum() for t in trainer.named.values() if t.grad is not None).sqrt().item()
+    assert info["grad_norm"] > 10
+    assert norm == pytest.approx(1, abs=1e-3)
+
+
+# ----------------------------------------------------------------------------------------- to the same bits
+
+
+@pytest.mark.parametrize(
+    ("temporal", "first", "cut", "last"),
+    [(False, 0, 3, 6), (True, 2, 3, 6), (True, 2, 4, 9), (True, 2, 7, 9), (True, 2, 2, 4)],
+)
+def test_a_run_continued_from_its_checkpoint_has_the_same_bits(temporal, first, cut, last, tmp_path):
+    recipe, phases = replace(SMALL, dead_after=40), FOUR if temporal else ALONE
+    whole = steps(small_trainer(temporal=temporal), range(first, cut), phases, recipe)
+    checkpoint.save_tensors(tmp_path / "at", training.snapshot(whole), {"step": cut})
+    whole = steps(whole, range(cut, last), phases, recipe)
+    saved, meta = checkpoint.load_tensors(tmp_path / "at")
+    again = steps(training.restore(saved, recipe), range(meta["step"], last), phases, recipe)
+    expected, got = training.snapshot(whole), training.snapshot(again)
+    assert expected.keys() == got.keys()
+    assert list(whole.named) == list(again.named)  # the order in which the gradient's norm is summed
+    assert all(torch.equal(tensor, got[name]) for name, tensor in expected.items())
+    assert cut == first or any(name.startswith("adam.") for name in saved)
+
+
+def test_a_teacher_with_its_encoder_transposed_in_memory_gives_the_same_bits_after_a_checkpoint(tmp_path):
+    trainer = small_trainer(temporal=True)
+    transposed = replace(trainer.teacher, W_enc=trainer.teacher.W_enc.t().contiguous().t())
+    for teacher in (trainer.teacher, transposed):
+        start = training.start_trainer(trainer.named, SMALL, teacher=teacher)
+        assert start.teacher.W_enc.stride() == start.named["W_enc"].stride()
+        checkpoint.save_tensors(tmp_path / "at", training.snapshot(start), {})
+        again = training.restore(checkpoint.load_tensors(tmp_path / "at")[0], SMALL)
+        assert again.teacher.W_enc.stride() == start.teacher.W_enc.stride()
+
+
+def test_a_trainer_works_on_copies():
+    named = tsae.tensors(tsae.init_static(torch.ones(6), 24, generator=generator()))
+    before = {name: tensor.clone() for name, tensor in named.items()}
+    trainer = training.start_trainer(named, SMALL)
+    x, weight = batch(0)
+    x_before = x.clone()
+    training.train_step(trainer, x, weight, 0, SMALL, ALONE, FP32)
+    assert all(torch.equal(named[name], tensor) and not named[name].requires_grad for name, tensor in before.items())
+    assert torch.equal(x, x_before)
+
+
+# ---------------------------------------------------------------------------------- padding, zeros, the log
+
+
+@pytest.mark.parametrize(("temporal", "step"), [(False, 0), (True, 2), (True, 6), (True, 8)])
+@pytest.mark.parametrize("dead_after", [10**6, 1])
+def test_padding_has_no_influence_on_a_step(temporal, step, dead_after):
+    recipe, phases = replace(SMALL, dead_after=dead_after), FOUR if temporal else ALONE
+    x, weight = batch(step)
+    padded, padded_weight = (torch.nn.functional.pad(t, p) for t, p in ((x, (0, 0, 0, 3)), (weight, (0, 3))))
+    grads, infos, idle = [], [], []
+    for one, mask in ((x, weight), (padded, padded_weight)):
+        trainer = small_trainer(temporal=temporal)
+        trainer = replace(trainer, idle=torch.arange(24) % 2)  # every other feature is dead where dead_after is 1
+        trainer, info = training.train_step(trainer, one, mask, step, recipe, phases, FP32)
+        grads.append({name: t.grad for name, t in trainer.named.items() if t.grad is not None})
+        infos.append(info)
+        idle.append(trainer.idle)
+    assert infos[0]["dead"] == (12 if dead_after == 1 else 0)
+    assert infos[0].pop("phase") == infos[1].pop("phase")
+    assert infos[0] == pytest.approx(infos[1], rel=1e-4)
+    assert torch.equal(*idle)
+    assert list(grads[0]) == list(grads[1])
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("temporal", "first"), [(False, 0), (True, 2)])
+@pytest.mark.parametrize("real", [0.0, 1.0])
+@pytest.mark.parametrize("value", [0.0, 2.0])
+def test_activations_that_do_not_vary_give_finite_steps(temporal, first, real, value):
+    trainer = small_trainer(temporal=temporal)
+    recipe = replace(SMALL, dead_after=1)
+    for step in range(first, 9):
+        x = torch.full((4, 5, 6), value * real)
+        trainer, info = training.train_step(
+            trainer, x, torch.full((4, 5), real), step, recipe, FOUR if temporal else ALONE, FP32
+        )
+        assert all(abs(v) < 1e30 for name, v in info.items() if name != "phase")
+        if value * real == 0:
+            assert info["fve"] == 0
+    assert all(tensor.isfinite().all() for tensor in trainer.named.values())
+
+
+def test_the_log_says_what_the_codes_are():
+    trainer = small_trainer(temporal=False)
+    x, weight = batch(0)
+    weight[0, 3:] = weight[2, 1:] = 0
+    x = x * weight[..., None]
+    static = Static(**{name: tensor.clone() for name, tensor in trainer.named.items()})
+    codes = tsae.encode_static(x, static, 3)
+    x_hat, real = tsae.decode_static(codes, static), weight > 0
+    after, info = training.train_step(trainer, x, weight, 0, SMALL, ALONE, FP32)
+    error = (x - x_hat)[real].square().sum()
+    spread = (x[real] - x[real].mean(0)).square().sum()
+    assert info["fve"] == pytest.approx(1 - (error / spread).item(), abs=1e-5)
+    assert info["loss"] == pytest.approx(error.item() / real.sum().item(), rel=1e-5)
+    assert info["l0"] == pytest.approx((codes.vals[real] > 0).sum().item() / real.sum().item())
+    assert (info["phase"], info["k"], info["mix"], info["dead"]) == ("pretrain", 3, 0.0, 0)
+    fired = set(codes.idx[real][codes.vals[real] > 0].tolist())
+    assert after.idle.tolist() == [0 if f in fired else int(real.sum()) for f in range(24)]
+
+
+def test_the_benchmark_runs_at_a_tiny_size(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "fast_memory", lambda: None)
+    bench.main(batch=2, seq=3, d_in=8, d_sae=64, k=2, window=2, hidden_enc=3, hidden_dec=5, repeats=1, threads=1)
+    shown = " ".join(capsys.readouterr().out.split())
+    for name in ("one step of 6 tokens, 1 threads", "tokens/s", "parts of the TSAE step", "gates", "memory"):
+        assert name in shown
+
+
+def test_the_dense_arm_of_the_benchmark_computes_what_the_static_sae_does():
+    static = tsae.init_static(torch.ones(6), 24, generator=generator())
+    x, _ = batch(0)
+    expected = tsae.decode_static(tsae.encode_static(x, static, 3), static)
+    torch.testing.assert_close(bench.DenseSAE(static, 3)(x.flatten(0, 1)), expected.flatten(0, 1))
+    job = bench.Job(x=x, recipe=SMALL, low=FP32, static=static)
+    dense, ours = bench.dense_step(job), bench.our_step(job, temporal=False)
+    assert dense() == pytest.approx(ours()["loss"], rel=1e-5)

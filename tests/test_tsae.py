@@ -1,0 +1,660 @@
+from collections import deque
+from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from strategies import grid, sizes, tensors
+
+import tsae
+from tsae import Codes, Dials
+
+quick = settings(deadline=None, max_examples=25)
+eighths = st.integers(-8, 8).map(lambda n: n / 8)  # products of two and their sums are exact in float32
+loose = {"rtol": 1e-4, "atol": 1e-4}
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> SimpleNamespace:
+    """A whole model, dials and activations; all sizes distinct, pre-activations exact."""
+    n = draw(sizes("batch", "seq", "d_in", "d_sae", "hidden_enc", "hidden_dec"))
+    d_in, d_sae, enc, dec = n["d_in"], n["d_sae"], n["hidden_enc"], n["hidden_dec"]
+    shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    shapes |= {"enc_W_x": (d_in, 4 * enc), "enc_W_h": (enc, 4 * enc), "enc_b": (4 * enc,)}
+    shapes |= {"W_gate": (d_sae, enc), "b_gate": (d_sae,), "W_out": (dec, d_in)}
+    shapes |= {"dec_W_x": (d_in, 4 * dec), "dec_W_h": (dec, 4 * dec), "dec_b": (4 * dec,)}
+    named = {name: draw(tensors(*shape, elements=eighths)) for name, shape in shapes.items()}
+    named |= {"bridge": draw(tensors(d_sae, elements=st.sampled_from([0.25, 1.0, 3.0]))), "scale": torch.tensor(2.0)}
+    dials = Dials(
+        k=draw(st.integers(1, d_sae)),
+        window=draw(st.integers(1, 5)),
+        tau=draw(st.sampled_from([0.5, 4.0, float("inf")])),
+        beta=draw(st.sampled_from([0.0, 0.5, 4.0])),
+        mix=draw(st.sampled_from([0.0, 0.5, 1.0])),
+        gate=draw(st.booleans()),
+        recur=draw(st.booleans()),
+    )
+    x = draw(tensors(n["batch"], n["seq"], d_in, elements=eighths))
+    return SimpleNamespace(params=tsae.params_from(named), dials=dials, x=x, **n)
+
+
+@st.composite
+def codes_of(draw: st.DrawFn, batch: int, seq: int, k: int, d_sae: int) -> Codes:
+    """Whole values >= 0 at distinct features of every token."""
+    vals = draw(tensors(batch, seq, k, elements=st.integers(0, 5).map(float)))
+    order = draw(tensors(batch, seq, d_sae, elements=grid))
+    return Codes(vals, order.argsort(-1)[..., :k])
+
+
+def cut(data: st.DataObject, seq: int) -> list[tuple[int, int]]:
+    """A sequence's pieces, empty ones among them."""
+    cuts = sorted(data.draw(st.lists(st.integers(0, seq), max_size=4), label="cuts"))
+    return list(pairwise([0, *cuts, seq]))
+
+
+def run(params, x, dials, pieces):
+    """Dense codes and reconstruction, fed in pieces with the state carried."""
+    state, acts, out = None, [], []
+    for start, end in pieces:
+        x_hat, codes, state = tsae.forward(params, x[:, start:end], dials, state)
+        acts.append(tsae.dense(codes, len(params.static.b_enc)))
+        out.append(x_hat)
+    return torch.cat(acts, 1), torch.cat(out, 1)
+
+
+def random_model(*, d_in=12, d_sae=96, hidden=8, seed=0):
+    """A model of normal weights, wide enough for the two-step top-k, whose every part acts."""
+    g = torch.Generator().manual_seed(seed)
+    static = tsae.init_static(torch.randn(d_in, generator=g), d_sae, generator=g)
+    params = tsae.from_static(static, scale=1.3, hidden_enc=hidden, hidden_dec=2 * hidden, generator=g)
+    t = params.temporal
+    W_gate, W_out = (torch.randn(w.shape, generator=g) for w in (t.W_gate, t.W_out))
+    return replace(params, temporal=replace(t, W_gate=W_gate, b_gate=t.b_gate / 2, W_out=W_out))
+
+
+# ------------------------------------------------------------------------------------------ what must hold
+
+
+@quick
+@given(cases(), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_without_mix_and_with_open_gates_it_is_the_static_sae_bit_for_bit(case, low):
+    t = case.params.temporal
+    params = replace(case.params, temporal=replace(t, W_gate=t.W_gate * 0, b_gate=t.b_gate.abs() + 1))
+    x_hat, codes, _ = tsae.forward(params, case.x, replace(case.dials, mix=0.0, low=low))
+    static = tsae.encode_static(case.x, params.static, case.dials.k, low)
+    assert torch.equal(codes.vals, static.vals)
+    assert torch.equal(codes.idx, static.idx)
+    assert torch.equal(x_hat, tsae.decode_static(static, params.static))
+
+
+@quick
+@given(cases())
+def test_from_static_computes_what_the_static_sae_does_until_the_bridge_acts(case):
+    static, dials = case.params.static, replace(case.dials, beta=0.0)
+    g = torch.Generator().manual_seed(0)
+    params = tsae.from_static(static, scale=2.0, hidden_enc=3, hidden_dec=5, generator=g)
+    x_hat, codes, _ = tsae.forward(params, case.x, dials)
+    expected = tsae.encode_static(case.x, static, dials.k)
+    assert torch.equal(codes.vals, expected.vals)
+    assert torch.equal(x_hat, tsae.decode_static(expected, static))
+
+
+@quick
+@given(cases(), st.data())
+def test_a_token_changes_no_code_and_no_reconstruction_before_it(case, data):
+    t = data.draw(st.integers(0, case.seq - 1), label="t")
+    other = case.x.clone()
+    other[:, t:] = data.draw(tensors(case.batch, case.seq - t, case.d_in, elements=eighths))
+    for a, b in zip(*(run(case.params, x, case.dials, [(0, case.seq)]) for x in (case.x, other)), strict=True):
+        assert torch.equal(a[:, :t], b[:, :t])
+
+
+@settings(quick, max_examples=30)
+@given(cases(), st.data())
+def test_streaming_in_any_pieces_equals_one_call(case, data):
+    whole = run(case.params, case.x, case.dials, [(0, case.seq)])
+    for got, expected in zip(run(case.params, case.x, case.dials, cut(data, case.seq)), whole, strict=True):
+        torch.testing.assert_close(got, expected, **loose)
+
+
+@pytest.mark.parametrize("window", [1, 16, 40])
+def test_streaming_token_by_token_equals_one_call(window):
+    params, dials = random_model(), Dials(k=7, window=window, tau=6.0, beta=2.0)
+    x = torch.randn(3, 24, 12, generator=torch.Generator().manual_seed(1))
+    whole = run(params, x, dials, [(0, 24)])
+    for got, expected in zip(run(params, x, dials, [(t, t + 1) for t in range(24)]), whole, strict=True):
+        torch.testing.assert_close(got, expected, **loose)
+    bare = run(params, x, replace(dials, beta=0.0), [(0, 24)])
+    assert not torch.equal((bare[0] > 0), (whole[0] > 0))  # the memory acts
+
+
+@quick
+@given(cases(), st.integers(1, 3))
+def test_a_streams_state_is_of_one_size_however_long_it_runs(case, repeats):
+    state = None
+    for _ in range(repeats):
+        _, _, state = tsae.forward(case.params, case.x, case.dials, state)
+    memory = state.memory.vals.numel() + state.memory.idx.numel()
+    assert memory == 2 * case.batch * case.dials.window * case.dials.k
+    assert {h.shape for h in (state.enc_h, state.enc_c)} == {(case.batch, case.hidden_enc)}
+    assert {h.shape for h in (state.dec_h, state.dec_c)} == {(case.batch, case.hidden_dec)}
+
+
+@quick
+@given(cases(), st.booleans())
+def test_decoding_the_code_is_the_forward_pass(case, in_the_middle):
+    state = tsae.forward(case.params, case.x, case.dials)[2] if in_the_middle else None
+    x_hat, expected, after = tsae.forward(case.params, case.x.flip(1), case.dials, state)
+    codes, encoded = tsae.encode(case.params, case.x.flip(1), case.dials, state)
+    decoded, last = tsae.decode(case.params, codes, case.dials, state)
+    assert torch.equal(codes.vals, expected.vals)
+    assert torch.equal(codes.idx, expected.idx)
+    assert torch.equal(decoded, x_hat)
+    assert torch.equal(encoded.enc_h, after.enc_h)
+    assert torch.equal(last.dec_h, after.dec_h)
+
+
+@quick
+@given(cases())
+def test_a_code_has_at_most_k_values_and_none_is_negative(case):
+    state = None
+    for x in (case.x, -case.x):
+        codes, state = tsae.encode(case.params, x, case.dials, state)
+        acts = tsae.dense(codes, case.d_sae)
+        assert codes.vals.shape[-1] == case.dials.k
+        assert (codes.vals >= 0).all()
+        assert ((acts != 0).sum(-1) <= case.dials.k).all()
+        assert torch.equal(acts.sum(-1), codes.vals.sum(-1)) or torch.allclose(acts.sum(-1), codes.vals.sum(-1))
+
+
+@quick
+@given(cases(), st.data())
+def test_a_closed_gate_is_an_exact_zero_and_an_open_one_an_exact_one(case, data):
+    is_open = data.draw(tensors(case.d_sae, elements=st.sampled_from([0.0, 1.0])), label="is_open")
+    t = case.params.temporal
+    params = replace(case.params, temporal=replace(t, b_gate=2_000.0 * is_open - 1_000.0))
+    got = tsae.dense(tsae.encode(params, case.x, replace(case.dials, gate=True))[0], case.d_sae)
+    bare = tsae.dense(tsae.encode(params, case.x, replace(case.dials, gate=False))[0], case.d_sae)
+    assert torch.equal(got, bare * is_open)
+
+
+@quick
+@given(cases())
+def test_nothing_that_goes_into_the_model_is_written_to(case):
+    _, _, state = tsae.forward(case.params, case.x, case.dials)
+    held = [*tsae.tensors(case.params).values(), state.memory.vals, state.memory.idx, case.x]
+    held += [state.enc_h, state.enc_c, state.dec_h, state.dec_c]
+    before = [tensor.clone() for tensor in held]
+    tsae.forward(case.params, case.x, case.dials, state)
+    assert all(torch.equal(a, b) for a, b in zip(before, held, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------- memory
+
+
+@quick
+@given(st.data(), sizes("batch", "k", "d_sae"), st.integers(1, 5))
+@example(None, {"batch": 2, "k": 1, "d_sae": 1}, 1)
+def test_the_memory_is_a_deque_of_the_last_window_codes(data, n, window):
+    batch, d_sae = n["batch"], n["d_sae"]
+    k = min(n["k"], d_sae)
+    memory, model = tsae.empty_memory(batch, window, k, torch.zeros(1)), deque(maxlen=window)
+    model.extend([torch.zeros(batch, d_sae)] * window)
+    for _ in range(3):
+        if data is None:
+            codes = Codes(torch.ones(batch, 2, k), torch.zeros(batch, 2, k, dtype=torch.int64))
+        else:
+            codes = data.draw(codes_of(batch, data.draw(st.integers(0, 7)), data.draw(st.integers(1, k)), d_sae))
+        vals, idx = memory.vals.clone(), memory.idx.clone()
+        pushed = tsae.push(memory, codes)
+        assert torch.equal(memory.vals, vals)
+        assert torch.equal(memory.idx, idx)
+        memory = pushed
+        model.extend(tsae.dense(codes, d_sae).unbind(1))
+        assert torch.equal(tsae.dense(tsae.recall(memory), d_sae), torch.stack(list(model), 1))
+    assert memory.vals.shape == (batch, window, k)
+
+
+@quick
+@given(st.data(), sizes("batch", "k", "seq", "d_sae"), st.integers(1, 3))
+def test_a_wider_code_widens_the_memory_and_keeps_what_it_held(data, n, window):
+    d_sae, k = n["d_sae"], min(n["k"], n["d_sae"])
+    first = data.draw(codes_of(n["batch"], window, k, d_sae))
+    wide = data.draw(codes_of(n["batch"], 1, d_sae, d_sae))
+    memory = tsae.push(tsae.push(tsae.empty_memory(n["batch"], window, k, torch.zeros(1)), first), wide)
+    expected = torch.cat([tsae.dense(first, d_sae)[:, 1:], tsae.dense(wide, d_sae)], 1)
+    assert torch.equal(tsae.dense(tsae.recall(memory), d_sae), expected)
+
+
+@quick
+@given(st.data(), sizes("batch", "seq", "past", "d_sae"), st.integers(1, 5))
+def test_what_is_remembered_equals_a_loop_over_the_tokens_before(data, n, window):
+    batch, seq, past, d_sae = n.values()
+    k, k_past = (data.draw(st.integers(1, d_sae)) for _ in range(2))
+    before = data.draw(codes_of(batch, past, k_past, d_sae))
+    now = data.draw(codes_of(batch, seq, k, d_sae))
+    weights = data.draw(tensors(window, elements=grid))
+    memory = tsae.push(tsae.empty_memory(batch, window, 1, torch.zeros(1)), before)
+    acts = torch.cat([tsae.dense(before, d_sae), tsae.dense(now, d_sae)], 1)
+    expected = torch.zeros(batch, seq, d_sae)
+    for t in range(seq):
+        for j in range(1, window + 1):
+            if past + t - j >= 0:
+                expected[:, t] += weights[j - 1] * acts[:, past + t - j]
+    assert torch.equal(tsae.remember(memory, now, weights, d_sae), expected)
+
+
+@quick
+@given(st.integers(1, 40), st.floats(1e-6, 1e6) | st.just(float("inf")))
+def test_read_weights_fall_by_e_every_tau_tokens_and_sum_to_one(window, tau):
+    weights = tsae.read_weights(window, tau).double()
+    assert weights.sum().item() == pytest.approx(1, abs=1e-5)
+    for j in range(1, window):
+        ratio = torch.tensor(-1 / tau, dtype=torch.float64).exp()
+        torch.testing.assert_close(weights[j], weights[j - 1] * ratio, rtol=1e-5, atol=1e-37)
+
+
+@quick
+@given(cases(), st.data())
+def test_selection_is_the_k_largest_of_pre_plus_what_the_bridge_adds(case, data):
+    dials, d_sae = case.dials, case.d_sae
+    past = data.draw(codes_of(case.batch, data.draw(st.integers(0, 6)), 1, d_sae))
+    memory = tsae.push(tsae.empty_memory(case.batch, dials.window, dials.k, torch.zeros(1)), past)
+    pre = tsae.pre_acts(case.x, case.params.static)
+    bridge = case.params.temporal.bridge
+    idx, added, held = tsae.select(pre, memory, bridge, dials)
+    top = pre.topk(dials.k).values
+    assert torch.equal(pre.gather(-1, held.idx).sort(-1, descending=True).values, top)
+    assert torch.equal(held.vals, pre.gather(-1, held.idx).relu())
+    acts = torch.cat([tsae.dense(past, d_sae), tsae.dense(held, d_sae)], 1)
+    j = torch.arange(1, dials.window + 1)
+    weights = (-(j - 1) / dials.tau).exp() / (-(j - 1) / dials.tau).exp().sum()
+    sel = pre.clone()
+    for t in range(case.seq):
+        for lag, weight in enumerate(weights.tolist(), start=1):
+            at = past.vals.shape[1] + t - lag
+            if at >= 0:
+                sel[:, t] += dials.mix * dials.beta * weight * bridge * acts[:, at]
+    torch.testing.assert_close(sel.gather(-1, idx).sort(-1, descending=True).values, sel.topk(dials.k).values)
+    torch.testing.assert_close(added, (sel - pre).gather(-1, idx), rtol=1e-4, atol=1e-5)
+    assert all(len(set(row.tolist())) == dials.k for row in idx.flatten(0, 1))
+
+
+@quick
+@given(cases(), st.data())
+def test_the_straight_through_bridge_adds_no_value_and_has_the_memorys_gradient(case, data):
+    dials, bridge = replace(case.dials, gate=False), case.params.temporal.bridge.clone().requires_grad_()
+    params = replace(case.params, temporal=replace(case.params.temporal, bridge=bridge))
+    codes, _ = tsae.encode(params, case.x, dials)
+    bare, _ = tsae.encode(case.params, case.x, dials)
+    assert torch.equal(codes.vals, bare.vals)
+    assert torch.equal(codes.idx, bare.idx)
+    upstream = data.draw(tensors(*codes.vals.shape, elements=grid))
+    codes.vals.backward(upstream)
+    memory = tsae.empty_memory(case.batch, dials.window, dials.k, case.x)
+    static = tsae.encode_static(case.x, case.params.static, dials.k)
+    read = dials.mix * dials.beta * tsae.read_weights(dials.window, dials.tau)
+    m = tsae.remember(memory, static, read, case.d_sae)
+    expected = torch.zeros(case.d_sae)
+    for b, t, j in torch.cartesian_prod(*(torch.arange(n) for n in codes.vals.shape)).view(-1, 3).tolist():
+        if codes.vals[b, t, j] > 0:
+            expected[codes.idx[b, t, j]] += upstream[b, t, j] * m[b, t, codes.idx[b, t, j]]
+    torch.testing.assert_close(bridge.grad, expected, rtol=1e-3, atol=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------- lifecycle
+
+
+def lifecycle_by_loop(acts, starts):
+    """Age, idle, fired, births, deaths and peak of every feature, token by token."""
+    out = {name: [0.0] * acts.shape[1] for name in ("age", "idle", "fired", "births", "deaths", "peak")}
+    for t, row in enumerate(acts.tolist()):
+        for f, value in enumerate(row):
+            if out["age"][f] > 0 and (t in starts or value == 0):
+                out["deaths"][f] += 1
+                out["age"][f] = 0
+            if value > 0:
+                out["births"][f] += out["age"][f] == 0
+                out["age"][f] += 1
+                out["fired"][f] += 1
+                out["peak"][f] = max(out["peak"][f], value)
+            out["idle"][f] = 0 if value > 0 else out["idle"][f] + 1
+    return out
+
+
+def advance(acts, starts, pieces, k=None):
+    """The lifecycle of dense codes, in pieces; the state before each piece is checked to be untouched."""
+    life = tsae.start_lifecycle(acts.shape[1], acts)
+    vals, idx = acts.topk(k or acts.shape[1])
+    for begin, end in pieces:
+        before = {name: tensor.clone() for name, tensor in vars(life).items()}
+        inside = torch.tensor([s - begin for s in starts if begin <= s < end], dtype=torch.int64)
+        after = tsae.advance(life, vals[begin:end], idx[begin:end], inside)
+        assert all(torch.equal(tensor, getattr(life, name)) for name, tensor in before.items())
+        life = after
+    return life
+
+
+mostly_off = st.sampled_from([0.0, 0.0, 1.0, 2.0, 5.0])
+
+
+@settings(quick, max_examples=200)
+@given(st.data(), sizes("tokens", "d_sae", max_size=12))
+def test_the_lifecycle_equals_a_loop_over_tokens_in_any_pieces(data, n):
+    acts = data.draw(tensors(n["tokens"], n["d_sae"], elements=mostly_off), label="acts")
+    starts = data.draw(st.sets(st.integers(0, n["tokens"] - 1)), label="starts")
+    life = advance(acts, starts, cut(data, n["tokens"]))
+    expected = lifecycle_by_loop(acts, starts)
+    assert life.tokens.item() == n["tokens"]
+    assert {name: getattr(life, name).tolist() for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("starts", "pieces", "births", "age"),
+    [
+        ((), [(0, 6)], 1, 6),
+        ((), [(0, 3), (3, 6)], 1, 6),
+        ((3,), [(0, 6)], 2, 3),
+        ((3,), [(0, 3), (3, 6)], 2, 3),
+        ((0, 3), [(0, 3), (3, 3), (3, 6)], 2, 3),
+        ((5,), [(0, 2), (2, 5), (5, 6)], 2, 1),
+        ((1, 2, 5), [(0, 1), (1, 6)], 4, 1),
+    ],
+)
+def test_a_run_ends_at_a_seam_inside_a_piece_and_between_pieces(starts, pieces, births, age):
+    life = advance(torch.ones(6, 1), set(starts), pieces)
+    assert (life.births.item(), life.deaths.item(), life.age.item()) == (births, births - 1, age)
+
+
+def test_a_feature_goes_through_its_stages():
+    acts = torch.zeros(12, 5)
+    acts[:, 0] = 1.0  # on from the first token: its first run
+    acts[[0, 1, 11], 1] = 1.0  # came back
+    acts[8, 2] = 1.0  # off for 3
+    acts[5, 3] = 1.0  # off for 6
+    life = advance(acts, set(), [(0, 12)])
+    stages = tsae.stage(life, dormant_after=3, dead_after=6).tolist()
+    assert stages == [tsae.BORN, tsae.ACTIVE, tsae.DORMANT, tsae.DEAD, tsae.DEAD]
+    assert tsae.stage(life, dormant_after=3, dead_after=99).tolist()[3:] == [tsae.DORMANT, tsae.UNBORN]
+    assert tsae.stage(tsae.start_lifecycle(2, acts), dormant_after=1, dead_after=2).tolist() == [tsae.UNBORN] * 2
+    for dormant, dead in ((0, 1), (3, 3), (4, 3)):
+        with pytest.raises(ValueError, match=f"dormant_after < dead_after tokens; got {dormant}, {dead}"):
+            tsae.stage(life, dormant_after=dormant, dead_after=dead)
+
+
+# ----------------------------------------------------------------------------------------------- schedules
+
+shares = st.floats(0, 1)
+ends = st.floats(-1e6, 1e6)
+
+
+@quick
+@given(ends, ends, st.integers(1, 60), st.sampled_from(["linear", "cosine"]))
+def test_a_ramp_is_exact_at_both_ends_monotone_and_never_outside(start, end, steps, shape):
+    values = [tsae.ramp(s, start=start, end=end, steps=steps, shape=shape) for s in range(-2, steps + 3)]
+    assert values[:3] == [start] * 3
+    assert values[-3:] == [end] * 3
+    rising = sorted(values) if start <= end else sorted(values, reverse=True)
+    assert values == rising
+    middle = tsae.ramp(steps / 2, start=start, end=end, steps=steps, shape=shape)
+    assert middle == pytest.approx((start + end) / 2, rel=1e-9, abs=1e-6)
+
+
+def test_a_cosine_ramp_leaves_slowly_and_a_ramp_of_no_steps_is_at_its_end():
+    early = {shape: tsae.ramp(1, start=0.0, end=1.0, steps=10, shape=shape) for shape in ("linear", "cosine")}
+    assert 0 < early["cosine"] < early["linear"] == 0.1
+    assert tsae.ramp(0, start=3.0, end=5.0, steps=0) == 5.0
+    with pytest.raises(ValueError, match="got 'square'"):
+        tsae.ramp(1, start=0, end=1, steps=2, shape="square")
+
+
+@quick
+@given(st.integers(0, 50), st.tuples(shares, shares, shares))
+@example(3, (0.5, 0.5, 0.0))
+def test_phases_share_out_all_steps(total, parts):
+    whole = max(1.0, sum(parts))
+    a, b, c = (part / whole for part in parts)
+    phases = tsae.phase_steps(total, pretrain=a, distil=b, introduce=c)
+    assert min(vars(phases).values()) >= 0
+    assert phases.total == total
+    assert abs(phases.pretrain - total * a) <= 0.5
+    names = [tsae.phase_at(step, phases) for step in range(total)]
+    assert {name: names.count(name) for name in vars(phases)} == vars(phases)
+    assert names == sorted(names, key=list(vars(phases)).index)
+    assert tsae.phase_at(total, phases) == "refine"
+
+
+@quick
+@given(st.integers(0, 30), shares, shares, shares, st.integers(1, 40), st.floats(1, 4))
+def test_mix_and_k_follow_the_phases(total, a, b, c, k, multiple):
+    whole = max(1.0, a + b + c)
+    phases = tsae.phase_steps(total, pretrain=a / whole, distil=b / whole, introduce=c / whole)
+    seen = [(tsae.phase_at(s, phases), tsae.mix_at(s, phases)) for s in range(total)]
+    ks = [tsae.k_at(s, phases, k=k, multiple=multiple) for s in range(total)]
+    for (phase, mix), now in zip(seen, ks, strict=True):
+        assert mix == {"pretrain": 0, "distil": 0, "refine": 1}.get(phase, mix)
+        assert 0 <= mix <= 1
+        assert k <= now <= round(multiple * k)
+        assert phase != "pretrain" or now == round(multiple * k)
+        assert phase != "refine" or now == k
+    assert ks == sorted(ks, reverse=True)
+    mixes = [mix for _, mix in seen]
+    assert mixes == sorted(mixes)
+    assert (tsae.mix_at(total, phases), tsae.k_at(total, phases, k=k, multiple=multiple)) == (1, k)
+
+
+@pytest.mark.parametrize("bad", [(-0.1, 0.1, 0.1), (0.5, 0.4, 0.2)])
+def test_phase_shares_outside_one_whole_are_refused(bad):
+    with pytest.raises(ValueError, match="shares need to be >= 0 and sum to at most 1; got"):
+        tsae.phase_steps(10, **dict(zip(("pretrain", "distil", "introduce"), bad, strict=True)))
+
+
+@quick
+@given(st.integers(1, 100), st.integers(0, 30), st.floats(1e-9, 1))
+def test_the_rate_warms_up_stays_and_falls(total, warmup, decay):
+    values = [tsae.rate_at(step, total=total, warmup=warmup, decay=decay) for step in range(total)]
+    assert all(0 < value <= 1 for value in values)
+    assert tsae.rate_at(total, total=total, warmup=warmup, decay=decay) == 0
+    top = values.index(max(values))
+    assert values[: top + 1] == sorted(values[: top + 1])
+    assert values[top:] == sorted(values[top:], reverse=True)
+    steady = range(max(warmup - 1, 0), int(total - max(decay * total, 1)) + 1)
+    assert all(values[step] == 1 for step in steady if step < total)
+
+
+# -------------------------------------------------------------------------------------------------- losses
+
+
+@quick
+@given(st.data(), sizes("batch", "seq", "d_sae"))
+def test_batch_topk_keeps_the_largest_of_the_whole_batch(data, n):
+    pre = data.draw(tensors(n["batch"], n["seq"], n["d_sae"], elements=grid))
+    k = data.draw(st.integers(1, n["d_sae"]))
+    acts = tsae.batch_topk(pre, k)
+    best = sorted(pre.flatten().tolist(), reverse=True)[: k * n["batch"] * n["seq"]]
+    assert sorted(acts[acts > 0].tolist(), reverse=True) == [v for v in best if v > 0]
+    assert torch.equal(acts[acts != 0], pre[acts != 0])
+
+
+@quick
+@given(st.data(), sizes("batch", "seq", "d_in"))
+def test_the_squared_error_is_summed_over_d_in_and_averaged_over_tokens_that_count(data, n):
+    x, x_hat = (data.draw(tensors(n["batch"], n["seq"], n["d_in"], elements=grid)) for _ in range(2))
+    weight = data.draw(tensors(n["batch"], n["seq"], elements=st.sampled_from([0.0, 1.0])))
+    total = 0.0
+    for b, t in torch.cartesian_prod(torch.arange(n["batch"]), torch.arange(n["seq"])).tolist():
+        total += weight[b, t].item() * sum(
+            (p - q) ** 2 for p, q in zip(x[b, t].tolist(), x_hat[b, t].tolist(), strict=True)
+        )
+    expected = total / max(weight.sum().item(), 1)
+    assert tsae.squared_error(x, x_hat, weight).item() == pytest.approx(expected, rel=1e-6)
+
+
+@quick
+@given(cases(), st.data())
+def test_the_auxiliary_loss_is_what_dead_features_leave_of_the_error(case, data):
+    static = tsae.Static(**{name: t.clone().requires_grad_() for name, t in vars(case.params.static).items()})
+    dead = sorted(data.draw(st.sets(st.integers(0, case.d_sae - 1)), label="dead"))
+    k_aux = data.draw(st.integers(1, 9))
+    error = data.draw(tensors(case.batch, case.seq, case.d_in, elements=grid))
+    loss = tsae.auxiliary_loss(error, case.x, static, torch.tensor(dead, dtype=torch.int64), k_aux)
+    flat = error.flatten(0, 1)
+    spread = (flat - flat.mean(0)).square().sum()
+    if not dead or spread < 1e-6:
+        assert loss.item() == 0
+        return
+    pre = ((case.x - static.b_dec) @ static.W_enc + static.b_enc).flatten(0, 1)[:, dead].detach()
+    kept = pre.topk(min(k_aux, len(dead)))
+    acts = torch.zeros_like(pre).scatter(1, kept.indices, kept.values.relu())
+    by_ties = pre.unique(dim=1).shape == pre.shape and len(pre.unique()) == pre.numel()
+    if min(k_aux, len(dead)) == len(dead) or by_ties:
+        expected = (flat - acts @ static.W_dec[dead]).square().sum() / spread
+        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    loss.backward()
+    alive = [f for f in range(case.d_sae) if f not in dead]
+    assert not static.W_enc.grad[:, alive].any()
+    assert not static.b_enc.grad[alive].any()
+    assert not static.W_dec.grad[alive].any()
+    assert static.b_dec.grad is None or not static.b_dec.grad.any()
+
+
+def test_a_step_down_the_auxiliary_gradient_lets_dead_features_explain_more():
+    params, g = random_model().static, torch.Generator().manual_seed(3)
+    static = tsae.Static(**{name: t.clone().requires_grad_() for name, t in vars(params).items()})
+    x, dead = torch.randn(4, 5, 12, generator=g), torch.tensor([3, 50, 90])
+    loss = tsae.auxiliary_loss(x - 1, x, static, dead, 2)
+    loss.backward()
+    assert static.W_enc.grad[:, dead].norm(dim=0).min() > 0
+    with torch.no_grad():
+        moved = {name: t - 1e-3 * t.grad if t.grad is not None else t for name, t in vars(static).items()}
+    assert tsae.auxiliary_loss(x - 1, x, tsae.Static(**moved), dead, 2) < loss
+
+
+@pytest.mark.parametrize("error", [torch.zeros(2, 3, 4), torch.full((2, 3, 4), 0.7), torch.ones(1, 1, 4)])
+def test_the_auxiliary_loss_of_an_error_that_does_not_vary_is_zero_with_finite_gradients(error):
+    g = torch.Generator().manual_seed(0)
+    static = tsae.init_static(torch.ones(4), 6, generator=g)
+    static = tsae.Static(**{name: t.requires_grad_() for name, t in vars(static).items()})
+    loss = tsae.auxiliary_loss(error, torch.ones_like(error), static, torch.tensor([0, 4]), 2)
+    assert loss.item() == pytest.approx(0, abs=1e-3) or loss.item() < 1e12
+    (loss + 0 * static.W_enc.sum()).backward()
+    assert all(t.grad is None or t.grad.isfinite().all() for t in vars(static).values())
+
+
+@quick
+@given(cases(), st.data())
+def test_distillation_measures_the_distance_to_the_teachers_code_and_reconstruction(case, data):
+    teacher = replace(case.params.static, W_dec=case.params.static.W_dec.flip(0))
+    weight = data.draw(tensors(case.batch, case.seq, elements=st.sampled_from([0.0, 1.0])))
+    loss, x_hat, codes = tsae.distillation_loss(case.params, case.x, teacher, case.dials, weight)
+    goal = tsae.encode_static(case.x, teacher, case.dials.k)
+    acts = tsae.dense(goal, case.d_sae)
+    total = 0.0
+    for b, t in torch.cartesian_prod(torch.arange(case.batch), torch.arange(case.seq)).tolist():
+        if weight[b, t] > 0:
+            x_goal = acts[b, t] @ teacher.W_dec + teacher.b_dec
+            total += (x_goal - x_hat[b, t]).square().sum().item()
+            total += sum(
+                (v - acts[b, t, f]).item() ** 2 for v, f in zip(codes.vals[b, t], codes.idx[b, t], strict=True)
+            )
+    assert loss.item() == pytest.approx(total / max(weight.sum().item(), 1), rel=1e-4, abs=1e-5)
+
+
+@quick
+@given(st.data(), sizes("d_sae", "d_in"))
+def test_the_tangent_gradient_is_orthogonal_to_its_unit_rows_and_loses_nothing_else(data, n):
+    grad = data.draw(tensors(n["d_sae"], n["d_in"], elements=grid))
+    rows = torch.eye(8)[: n["d_sae"], : n["d_in"]]
+    rows = torch.where(rows.sum(1, keepdim=True) > 0, rows, torch.eye(n["d_in"])[:1])
+    tangent = tsae.tangent(grad, rows)
+    assert torch.equal((tangent * rows).sum(1), torch.zeros(n["d_sae"]))
+    assert torch.equal(tangent + (grad * rows).sum(1, keepdim=True) * rows, grad)
+
+
+# --------------------------------------------------------------------------------------- names and bad input
+
+
+@quick
+@given(cases())
+def test_params_from_is_the_inverse_of_tensors(case):
+    named = tsae.tensors(case.params)
+    again = tsae.tensors(tsae.params_from(named))
+    assert list(named) == list(again)
+    assert all(again[name] is tensor for name, tensor in named.items())
+    assert list(tsae.tensors(case.params.static)) == ["W_enc", "b_enc", "W_dec", "b_dec"]
+
+
+def test_missing_tensors_are_named():
+    named = tsae.tensors(random_model())
+    with pytest.raises(ValueError, match=r"missing: W_dec, b_gate$"):
+        tsae.params_from({name: tensor for name, tensor in named.items() if name not in ("W_dec", "b_gate")})
+
+
+@pytest.mark.parametrize(
+    ("dials", "message"),
+    [
+        (Dials(k=97), "k needs 0 < k <= d_sae; got k=97, d_sae=96"),
+        (Dials(k=0), "got k=0, d_sae=96"),
+        (Dials(window=0), "window needs to be at least 1 token; got 0"),
+        (Dials(tau=0.0), "tau needs to be > 0 tokens; got 0.0"),
+        (Dials(tau=float("nan")), "tau needs to be > 0 tokens; got nan"),
+        (Dials(beta=-1.0), "beta=-1.0"),
+        (Dials(mix=float("nan")), "mix=nan"),
+    ],
+)
+def test_dials_out_of_range_are_refused_with_what_is_needed(dials, message):
+    params = random_model()
+    for call in (tsae.encode, tsae.forward):
+        with pytest.raises(ValueError, match=message.replace("(", r"\(")) as caught:
+            call(params, torch.zeros(1, 2, 12), dials)
+        assert "\n" not in str(caught.value)
+
+
+def test_activations_of_a_foreign_width_are_refused():
+    with pytest.raises(ValueError, match="needs d_in=12; got activations of width 11"):
+        tsae.encode(random_model(), torch.zeros(1, 2, 11), Dials(k=3))
+    with pytest.raises(ValueError, match="needs d_in=12; got activations of width 11"):
+        tsae.encode_static(torch.zeros(1, 2, 11), random_model().static, 3)
+
+
+@pytest.mark.parametrize("call", [tsae.encode, tsae.forward])
+def test_the_state_of_another_stream_or_model_is_refused(call):
+    params, dials, x = random_model(), Dials(k=3, window=4), torch.zeros(2, 1, 12)
+    foreign = {
+        "streams=3": tsae.start_state(params, 3, dials),
+        "window=5": tsae.start_state(params, 2, replace(dials, window=5)),
+        "hidden_enc=9": tsae.start_state(random_model(hidden=9), 2, dials),
+    }
+    for got, state in foreign.items():
+        with pytest.raises(ValueError, match="needs a state of streams=2, window=4, hidden_enc=8") as caught:
+            call(params, x, dials, state)
+        assert got in str(caught.value)
+        assert "\n" not in str(caught.value)
+    codes, _ = tsae.encode(params, x, dials)
+    with pytest.raises(ValueError, match="streams=3"):
+        tsae.decode(params, codes, dials, foreign["streams=3"])
+
+
+def test_a_start_without_scale_or_width_is_refused():
+    static, g = random_model().static, torch.Generator()
+    for scale in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"finite scale > 0 .* got {scale}"):
+            tsae.from_static(static, scale=scale, generator=g)
+    with pytest.raises(ValueError, match="window needs to be at least 1 token; got 0"):
+        tsae.empty_memory(1, 0, 1, torch.zeros(1))
+    with pytest.raises(ValueError, match="got k=9, d_sae=8"):
+        tsae.batch_topk(torch.zeros(1, 1, 8), 9)
+    with pytest.raises(ValueError, match="got k=9, d_sae=8"):
+        tsae.encode_static(torch.zeros(1, 1, 4), tsae.init_static(torch.zeros(4), 8, generator=g), 9)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0), (1, 1)])
+def test_no_stream_no_token_and_a_single_token_are_fine(shape):
+    params, dials = random_model(), Dials(k=3, window=2)
+    x_hat, codes, state = tsae.forward(params, torch.ones(*shape, 12), dials)
+    assert x_hat.shape == (*shape, 12)
+    assert codes.vals.shape == (*shape, 3)
+    assert state.memory.pushed == shape[1]
