@@ -28,7 +28,7 @@ from training import Recipe
 ALONE = tsae.Phases(pretrain=10**6, distil=0, introduce=0, refine=0)
 REFINE = tsae.Phases(pretrain=0, distil=0, introduce=0, refine=10**6)
 STEP = 10_000  # in the middle of either: no warm-up, no decay
-DENSE = "dense fp32 PyTorch"
+DENSE = "plain dense SAE, fp32"
 Arms = dict[str, Callable[[], object]]
 
 
@@ -123,8 +123,8 @@ def arms_of(job: Job) -> Arms:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """A dtype without its module."""
-    return str(dtype).removeprefix("torch.")
+    """A dtype in four letters."""
+    return {torch.bfloat16: "bf16", torch.float32: "fp32"}.get(dtype, str(dtype))
 
 
 def product_of(low: torch.dtype) -> str:
@@ -203,9 +203,9 @@ def medians(arms: Arms, repeats: int) -> dict[str, float]:
 def steps_table(seconds: dict[str, float], job: Job) -> Table:
     """Every arm: milliseconds, tokens/s, the ratio to the dense one, the share that the encoder product would take."""
     table = Table(title=f"one step of {job.tokens:,} tokens, {torch.get_num_threads()} threads")
-    for column, side in (("arm", "left"), ("ms", "right"), ("tokens/s", "right"), (f"x {DENSE}", "right")):
+    for column, side in (("arm", "left"), ("ms", "right"), ("tokens/s", "right"), ("x dense", "right")):
         table.add_column(column, justify=side)  # type: ignore[arg-type]
-    table.add_column("share of the encoder product", justify="right")
+    table.add_column("encoder product", justify="right")
     for name, took in seconds.items():
         own = product_of(job.low if name_of(job.low) in name else torch.float32)
         ratio, share = seconds[DENSE] / took, seconds[own] / took

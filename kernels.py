@@ -129,7 +129,7 @@ class _Gate(Function):
         h, W_gate, idx, z = ctx.saved_tensors
         inward = ((z >= 0) | (grads[0] < 0)) & ((z <= 1) | (grads[0] > 0))  # a saturated gate can still come back
         grad = grads[0] * inward
-        d_h = F.embedding_bag(idx, W_gate, per_sample_weights=grad, mode="sum")
+        d_h = F.embedding_bag(idx.contiguous(), W_gate, per_sample_weights=grad.contiguous(), mode="sum")
         return d_h, codes_t_product(grad, idx, h, len(W_gate)), _feature_sums(grad, idx, len(W_gate)), None
 
 

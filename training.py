@@ -196,7 +196,7 @@ def train_step(
     norm = _apply(trainer, rates(step, recipe, phases, phase), recipe)
     with torch.no_grad():
         idle = _idle(trainer.idle, codes, weight)
-        error = tsae.squared_error(x, x_hat, weight)
+        error = tsae.squared_error(x, x_hat, weight) if phase == "distil" else loss.detach()
         info = {
             "loss": loss.item(),
             "fve": 1 - (error / spread).item() if spread > 0 else 0.0,
