@@ -148,10 +148,10 @@ def parts_of(job: Job) -> Arms:
 
     def lstm(W_x: Tensor, W_h: Tensor, b: Tensor, *, onward: Tensor | None = None) -> Callable[[], object]:
         x = leaf(job.x) if onward is not None else job.x
-        weights, zeros = [leaf(w) for w in (W_x, W_h, b)], job.x.new_zeros(len(job.x), len(W_h))
+        (w_x, w_h, bias), zeros = [leaf(w) for w in (W_x, W_h, b)], job.x.new_zeros(len(job.x), len(W_h))
 
         def part() -> None:
-            hs, _, _ = kernels.lstm(x, zeros, zeros, *weights, job.low)
+            hs, _, _ = kernels.lstm(x, zeros, zeros, w_x, w_h, bias, job.low)
             out = hs if onward is None else kernels.product(hs.flatten(0, 1), leaf(onward), job.low)
             out.backward(torch.ones_like(out))
 
