@@ -484,7 +484,7 @@ def auxiliary_loss(
     """
     flat_x, target = (x - static.b_dec).detach().flatten(0, 1), error.detach().flatten(0, 1)
     spread = (target - target.mean(0)).square().sum()
-    if len(dead) == 0 or not spread > 0:
+    if len(dead) == 0 or not spread > 1e-10 * target.square().sum():  # less is rounding
         return error.new_zeros(())
     W_enc, b_enc = static.W_enc[:, dead], static.b_enc[dead]
     pre = product(flat_x, W_enc, low) + b_enc

@@ -167,7 +167,7 @@ def test_a_code_has_at_most_k_values_and_none_is_negative(case):
         assert codes.vals.shape[-1] == case.dials.k
         assert (codes.vals >= 0).all()
         assert ((acts != 0).sum(-1) <= case.dials.k).all()
-        assert torch.equal(acts.sum(-1), codes.vals.sum(-1)) or torch.allclose(acts.sum(-1), codes.vals.sum(-1))
+        torch.testing.assert_close(acts.sum(-1), codes.vals.sum(-1))
 
 
 @quick
@@ -539,7 +539,7 @@ def test_the_auxiliary_loss_of_an_error_that_does_not_vary_is_zero_with_finite_g
     static = tsae.init_static(torch.ones(4), 6, generator=g)
     static = tsae.Static(**{name: t.requires_grad_() for name, t in vars(static).items()})
     loss = tsae.auxiliary_loss(error, torch.ones_like(error), static, torch.tensor([0, 4]), 2)
-    assert loss.item() == pytest.approx(0, abs=1e-3) or loss.item() < 1e12
+    assert loss.item() == 0
     (loss + 0 * static.W_enc.sum()).backward()
     assert all(t.grad is None or t.grad.isfinite().all() for t in vars(static).values())
 
