@@ -115,8 +115,8 @@ def arms_of(job: Job) -> Arms:
         f"TSAE, {name_of(job.low)} products": our_step(job, temporal=True),
     }
     if job.low != torch.float32:
-        arms["static SAE, float32 products"] = our_step(plain, temporal=False)
-        arms["TSAE, float32 products"] = our_step(plain, temporal=True)
+        arms["static SAE, fp32 products"] = our_step(plain, temporal=False)
+        arms["TSAE, fp32 products"] = our_step(plain, temporal=True)
     for one in dict.fromkeys((job.low, torch.float32)):
         arms[product_of(one)] = lambda low=one: tsae.pre_acts(job.x, job.static, low)
     return arms
