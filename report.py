@@ -31,17 +31,22 @@ WORD_INCHES = 0.18  # width of a token's column
 
 
 def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
-    """Writes `stem`.png and `stem`.svg, each under a temporary name that is then renamed; the two paths."""
+    """Writes `stem`.png and `stem`.svg; the two paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
     for path in paths:
-        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "tsae", "svg.fonttype": "path"}):
-            warnings.filterwarnings("ignore", message="Glyph")  # a token in a script the font has not: drawn as a box
-            metadata = {"Date": None} if path.suffix == ".svg" else {}
-            figure.savefig(draft, format=path.suffix[1:], dpi=DPI, bbox_inches="tight", metadata=metadata)
-        os.replace(draft, path)
+        save(figure, path)
     return paths
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a .png or .svg under a temporary name that is then renamed."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "tsae", "svg.fonttype": "path"}):
+        warnings.filterwarnings("ignore", message="Glyph")  # a token in a script the font has not: drawn as a box
+        metadata = {"Date": None} if path.suffix == ".svg" else {}
+        figure.savefig(draft, format=path.suffix[1:], dpi=DPI, bbox_inches="tight", metadata=metadata)
+    os.replace(draft, path)
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
