@@ -318,12 +318,12 @@ def _followed(found: Runs) -> bool:
 def _restricted(found: Runs, generator: torch.Generator) -> dict[str, Estimate]:
     """Restricted mean lifetimes, pooled over runs; 0 if none was followed for a token."""
     if not _followed(found):
-        return {f"restricted_mean_{tau}": Estimate(0.0, np.zeros(0), 0.0, tau) for tau in TAUS}
+        return {f"restricted_mean_{tau}": Estimate(0.0, np.zeros(0), 0.0, float(tau)) for tau in TAUS}
     seed = int(torch.randint(2**62, (), generator=generator))
     estimates = {}
     for tau in TAUS:
         mean = lifetimes.restricted_mean(found, tau, n_boot=N_BOOT, generator=torch.Generator().manual_seed(seed))
-        estimates[f"restricted_mean_{tau}"] = Estimate(mean.value, mean.replicates, 1.0, tau)
+        estimates[f"restricted_mean_{tau}"] = Estimate(mean.value, mean.replicates, 1.0, float(tau))
     return estimates
 
 

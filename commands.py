@@ -39,7 +39,8 @@ ModelFolder = Annotated[
     Path, typer.Argument(help="a saved model, as run_2/iambic/seed_0/tsae, or a SAELens folder", show_default=False)
 ]
 TextOption = Annotated[
-    str, typer.Option("--text", help="a text by name, a file or a folder; default: the run's own validation text")
+    str | None,
+    typer.Option("--text", help="a text by name, a file or a folder; default: the run's own validation text"),
 ]
 TokensOption = Annotated[int, typer.Option("--tokens", help="tokens of text, at most", min=1)]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="write all numbers and tables as JSON")]
@@ -54,7 +55,7 @@ class Ask:
     """What a command was asked: the model, the text, where to write."""
 
     model: Path
-    text: str
+    text: str | None
     tokens: int
     lm: str
     hook: str
@@ -116,11 +117,13 @@ def config_of(model: Path) -> Config:
 
 def documents_of(ask: Ask, dataset: str | None, config: Config) -> tuple[str, Sequence[str]]:
     """Name and documents of the text that was asked for: of a named one the validation split, of files everything."""
-    name = ask.text or dataset
-    if not name:
+    name = dataset if ask.text is None else ask.text
+    if name is None:
         raise ValueError(f"{ask.model} does not say what text it was trained on; give --text")
-    if name in corpora.CORPORA or not ask.text:
+    if name in corpora.CORPORA or ask.text is None:
         return f"{name} (validation)", corpora.load_corpus(name, data_dir=config.data_dir or None).val
+    if not name.strip():
+        raise ValueError("the text is empty")
     path = Path(name).expanduser() if len(name) < 1_000 else Path()  # longer than a path: a text
     is_file, is_folder = path.is_file(), path.is_dir() and len(name) < 1_000
     if is_file:
@@ -131,8 +134,6 @@ def documents_of(ask: Ask, dataset: str | None, config: Config) -> tuple[str, Se
     if is_folder or not ask.literal:
         corpus = corpora.load_corpus(name, data_dir=config.data_dir or None)
         return path.name, (*corpus.train, *corpus.val)
-    if not name.strip():
-        raise ValueError("the text is empty")
     return "text", [name]
 
 
@@ -246,7 +247,7 @@ LIFETIME_NAMES = {
 
 def stability(
     model: ModelFolder,
-    text: TextOption = "",
+    text: TextOption = None,
     tokens: TokensOption = 40_000,
     json: JsonOption = None,
     csv: CsvOption = None,
@@ -271,7 +272,7 @@ def stability(
 
 def lifetime(
     model: ModelFolder,
-    text: TextOption = "",
+    text: TextOption = None,
     tokens: TokensOption = 40_000,
     json: JsonOption = None,
     csv: CsvOption = None,
@@ -290,7 +291,7 @@ def lifetime(
 
 def transition(
     model: ModelFolder,
-    text: TextOption = "",
+    text: TextOption = None,
     tokens: TokensOption = 40_000,
     json: JsonOption = None,
     csv: CsvOption = None,
@@ -333,8 +334,9 @@ def print_transitions(context: Context, section: Section) -> None:
 def evolution(
     model: ModelFolder,
     text: Annotated[
-        str, typer.Option("--text", help="a text by name, a file, a folder, or the text itself; default: the run's own")
-    ] = "",
+        str | None,
+        typer.Option("--text", help="a text by name, a file, a folder, or the text itself; default: the run's own"),
+    ] = None,
     document: Annotated[int, typer.Option("--document", help="which document of the text, from 0")] = 0,
     tokens: Annotated[int, typer.Option("--tokens", help="tokens of the document, at most", min=1)] = 63,
     json: JsonOption = None,

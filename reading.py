@@ -75,7 +75,8 @@ def transition_numbers(mined: Mined | None) -> dict[str, float]:
 
 def transition_rows(mined: Mined, words: Mapping[int, str]) -> list[dict[str, Any]]:
     """A row a significant transition, smallest p first (then largest lift), at most 500."""
-    return [_transition_row(mined, row, words) for row in np.flatnonzero(mined.found.significant)[:LONGEST_TABLE]]
+    rows = np.flatnonzero(mined.found.significant)[:LONGEST_TABLE].tolist()
+    return [_transition_row(mined, row, words) for row in rows]
 
 
 def _transition_row(mined: Mined, row: int, words: Mapping[int, str]) -> dict[str, Any]:
@@ -106,12 +107,12 @@ def strongest_rows(
     tokens the pattern occurs at and `token_pair_frac` its share: near 1, the transition is a bigram.
     """
     rows, seen = [], set()
-    for row in np.flatnonzero(mined.found.significant):
+    for row in np.flatnonzero(mined.found.significant).tolist():
         pair = int(mined.found.patterns.source[row]), int(mined.found.patterns.target[row])
         if pair in seen:
             continue
         seen.add(pair)
-        rows.append({"rank": len(seen)} | _transition_row(mined, int(row), words))
+        rows.append({"rank": len(seen)} | _transition_row(mined, row, words))
         rows[-1] |= _examples(one, *pair, rows[-1]["lag"], context)
         if len(rows) == n:
             break
@@ -141,7 +142,7 @@ def _examples(one: Subject, source: int, target: int, lag: int, context: Context
 def in_context(words: Sequence[str], source: int, target: int, reach: int = 8) -> str:
     """The words around two tokens, the first in [ ], the second in [[ ]]; line breaks as a sign."""
     parts = []
-    for at in range(max(source - reach, 0), min(target + reach // 2, len(words))):
+    for at in range(max(source - reach, 0), min(target + 1 + reach // 2, len(words))):
         word = words[at].replace("\n", "↵")
         body = word.strip() or "␣"
         lead = word[: len(word) - len(word.lstrip())]
@@ -170,7 +171,7 @@ def _graph_figure(one: Subject, mined: Mined, words: Mapping[int, str], context:
     title = f"{context.dataset}, {one.name}: transitions beyond token pairs"
     n_all = kept.number_of_edges()
     if n_all > DRAWN_EDGES:
-        title += f" (the {DRAWN_EDGES} strongest of {n_all})"
+        title += f" (strong ones of {n_all})"
     return report.transition_figure(kept, labels(words), max_edges=DRAWN_EDGES, title=title)
 
 

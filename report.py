@@ -28,6 +28,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", "-.", ":")
 DPI = 100  # one inch is 100 pixels: sizes below are those seen at 100 % in a browser
 WORD_INCHES = 0.18  # width of a token's column
+PART_NODES = 5  # features in one part of a transition graph
 
 
 def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
@@ -66,7 +67,7 @@ def survival_figure(curves: Mapping[str, Survival], title: str = "Lifetime of ac
     _need(curves, "survival_figure", "curve")
     figure, axes = _canvas(7.0, 4.5)
     for row, (name, curve) in enumerate(curves.items()):
-        label = f"{name} (half-life {curve.median_text} tokens)"
+        label = f"{name} (half-life {curve.median_text} token{'s' * (curve.median_text != '1')})"
         axes.step(curve.t, curve.survival, where="post", label=label, **_style(row))
         axes.fill_between(
             curve.t, curve.low, curve.high, step="post", color=COLOURS[row % len(COLOURS)], alpha=0.2, lw=0
@@ -165,17 +166,17 @@ def shown(word: str) -> str:
 def transition_figure(
     found: nx.DiGraph, names: Mapping[int, str] | None = None, *, max_edges: int = 30, title: str = "Transitions"
 ) -> Figure:
-    """The `max_edges` edges of smallest p (then largest lift) of `transitions.graph`; arrows say `+lag, lift`.
+    """Up to `max_edges` edges of smallest p (then largest lift) of `transitions.graph`; arrows say `+lag, lift`.
 
-    Parts that hang together are drawn apart from each other. An empty graph says so. `names` labels features.
+    An edge is left out where stronger ones have joined its features already, or would join more than `PART_NODES`:
+    what is drawn is a forest whose edges do not cross. An empty graph says so. `names` labels features.
     """
-    ranked = sorted(found.edges(data=True), key=lambda e: (e[2]["p_value"], -e[2]["lift"]))[:max_edges]
-    drawn = nx.DiGraph()
-    drawn.add_edges_from(ranked)
+    drawn = _forest(found, max_edges)
+    ranked = list(drawn.edges(data=True))
     parts = sorted(nx.weakly_connected_components(drawn), key=lambda part: (-len(part), min(part)))
     columns = max(int(np.ceil(np.sqrt(len(parts)))), 1)
     rows = max(-(-len(parts) // columns), 1)
-    figure, axes = _canvas(max(3.2 * columns, 6.0), max(2.4 * rows, 3.0))
+    figure, axes = _canvas(max(3.6 * columns, 6.0), max(2.4 * rows, 3.0))
     axes.set_axis_off()
     axes.set_title(title)
     if not parts:
@@ -196,15 +197,32 @@ def transition_figure(
         label = (names or {}).get(node, str(node))
         axes.text(x, y, label, ha="center", va="center", fontsize=9, bbox=box, zorder=3, parse_math=False)
     axes.set(xlim=(-0.1, columns * 1.0 + 0.1), ylim=(-rows - 0.1, 0.1))
+    note = "node: feature and its word;  arrow: +lag in tokens, lift = count / count expected by chance"
+    axes.text(0.5, 0, note, ha="center", va="bottom", fontsize=9, color="#555555", transform=axes.transAxes)
     return figure
 
 
+def _forest(found: nx.DiGraph, max_edges: int) -> nx.DiGraph:
+    """The strongest edges that close no circle and make no part of more than `PART_NODES` features."""
+    ranked = sorted(found.edges(data=True), key=lambda e: (e[2]["p_value"], -e[2]["lift"]))
+    drawn, part = nx.DiGraph(), {node: {node} for node in found}
+    for source, target, edge in ranked:
+        joined = part[source] | part[target]
+        if part[source] is part[target] or len(joined) > PART_NODES:
+            continue
+        drawn.add_edge(source, target, **edge)
+        part |= dict.fromkeys(joined, joined)
+        if drawn.number_of_edges() == max_edges:
+            break
+    return drawn
+
+
 def _places(drawn: nx.DiGraph, parts: Sequence[Sequence[int]], columns: int) -> dict[int, tuple[float, float]]:
-    """A cell of the unit grid for each connected part, its nodes on a circle in order of the walk from its source."""
+    """A cell of the unit grid for each tree, its nodes on a circle in depth-first order, so that no edges cross."""
     place = {}
     for cell, part in enumerate(parts):
         first = max(part, key=lambda node: drawn.out_degree(node) - drawn.in_degree(node))
-        reached = list(nx.bfs_tree(drawn, first)) + [n for n in part if n not in nx.descendants(drawn, first) | {first}]
+        reached = list(nx.dfs_preorder_nodes(drawn.to_undirected(as_view=True), first))
         angle = np.pi - 2 * np.pi * np.arange(len(reached)) / len(reached)
         x, y = cell % columns + 0.5 + 0.36 * np.cos(angle), -(cell // columns) - 0.5 + 0.36 * np.sin(angle)
         place |= {node: (float(a), float(b)) for node, a, b in zip(reached, x, y, strict=True)}
