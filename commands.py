@@ -312,23 +312,29 @@ def transition(
 
 
 def print_transitions(context: Context, section: Section) -> None:
-    """Counts, then the strongest transitions with a context each."""
-    n = section.numbers
+    """The strongest transitions with a context each, then those that no pair of tokens explains."""
+    n, slug = section.numbers, context.subjects[0].slug
     title = f"{heading(context)}; the strongest of {n['transitions_significant']:.0f} significant transitions"
-    table = Table(title=escape(title), show_lines=True)
-    for name in ("", "transition", "lag", "count", "lift", "beyond token pairs", "most frequent token pair", "context"):
-        table.add_column(name, justify="right" if name in ("", "lag", "count", "lift") else "left")
-    for row in section.tables[f"strongest_transitions_{context.subjects[0].slug}"]:
-        words = f"{row['source']} ({row['source_words']}) → {row['target']} ({row['target_words']})"
-        pair = f"{row['token_pair']}: {row['token_pair_frac']:.0%}"
-        cells = [str(row["rank"]), words, str(row["lag"]), str(row["count"]), f"{row['lift']:.1f}"]
-        table.add_row(*map(escape, [*cells, row["beyond_token_pairs"], pair, row["example_1"]]))
-    table.caption = (
+    caption = (
         f"{n['transitions_replication']:.0%} of {n['transitions_screened']:.0f} screened ones replicate, "
         f"{n['transitions_beyond_token_pairs']:.0f} go beyond token pairs; "
         f"chains of three: {n['transitions_chains']:.0f}"
     )
-    print_wide(table)
+    print_wide(_transition_table(section.tables[f"strongest_transitions_{slug}"], title, caption))
+    title = "the strongest beyond token pairs, each source and target once"
+    print_wide(_transition_table(section.tables[f"beyond_pairs_{slug}"], title))
+
+
+def _transition_table(rows: Sequence[dict[str, Any]], title: str, caption: str = "") -> Table:
+    table = Table(title=escape(title), caption=caption, show_lines=True)
+    for name in ("", "transition", "lag", "count", "lift", "beyond token pairs", "most frequent token pair", "context"):
+        table.add_column(name, justify="right" if name in ("", "lag", "count", "lift") else "left")
+    for row in rows:
+        words = f"{row['source']} ({row['source_words']}) → {row['target']} ({row['target_words']})"
+        pair = f"{row['token_pair']}: {row['token_pair_frac']:.0%}"
+        cells = [str(row["rank"]), words, str(row["lag"]), str(row["count"]), f"{row['lift']:.1f}"]
+        table.add_row(*map(escape, [*cells, row["beyond_token_pairs"], pair, row["example_1"]]))
+    return table
 
 
 def evolution(

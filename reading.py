@@ -47,6 +47,7 @@ def transition(context: Context) -> Section:
             words = top_words(one.codes, context)
             tables[f"transitions_{one.slug}"] = transition_rows(found, words)
             tables[f"strongest_transitions_{one.slug}"] = strongest_rows(one, found, words, context)
+            tables[f"beyond_pairs_{one.slug}"] = strongest_rows(one, found, words, context, beyond=True)
             tables[f"chains_{one.slug}"] = chain_rows(found.chains, words)
             figures[f"transitions_{one.slug}"] = _graph_figure(one, found, words, context)
     return Section(numbers, tables, figures)
@@ -99,22 +100,24 @@ def _transition_row(mined: Mined, row: int, words: Mapping[int, str]) -> dict[st
 
 
 def strongest_rows(
-    one: Subject, mined: Mined, words: Mapping[int, str], context: Context, n: int = STRONGEST
+    one: Subject, mined: Mined, words: Mapping[int, str], context: Context, *, beyond: bool = False
 ) -> list[dict[str, Any]]:
-    """The `n` strongest transitions (p, then lift; of two features the strongest lag), each with contexts in words.
+    """The 20 strongest transitions (p, then lift; of two features the strongest lag), each with contexts in words.
 
     In a context the source's token stands in [ ], the target's in [[ ]]. `token_pair` is the most frequent pair of
-    tokens the pattern occurs at and `token_pair_frac` its share: near 1, the transition is a bigram.
+    tokens the pattern occurs at and `token_pair_frac` its share: near 1, the transition is a bigram. With `beyond`
+    only those that survive the stratification by token pairs, and each source and each target once: a wider view.
     """
     rows, seen = [], set()
-    for row in np.flatnonzero(mined.found.significant).tolist():
-        pair = int(mined.found.patterns.source[row]), int(mined.found.patterns.target[row])
-        if pair in seen:
+    for row in np.flatnonzero(mined.beyond_pairs if beyond else mined.found.significant).tolist():
+        source, target = int(mined.found.patterns.source[row]), int(mined.found.patterns.target[row])
+        keys = {("from", source), ("to", target)} if beyond else {(source, target)}
+        if keys & seen:
             continue
-        seen.add(pair)
-        rows.append({"rank": len(seen)} | _transition_row(mined, row, words))
-        rows[-1] |= _examples(one, *pair, rows[-1]["lag"], context)
-        if len(rows) == n:
+        seen |= keys
+        rows.append({"rank": len(rows) + 1} | _transition_row(mined, row, words))
+        rows[-1] |= _examples(one, source, target, rows[-1]["lag"], context)
+        if len(rows) == STRONGEST:
             break
     return rows
 
@@ -171,7 +174,7 @@ def _graph_figure(one: Subject, mined: Mined, words: Mapping[int, str], context:
     title = f"{context.dataset}, {one.name}: transitions beyond token pairs"
     n_all = kept.number_of_edges()
     if n_all > DRAWN_EDGES:
-        title += f" (strong ones of {n_all})"
+        title += f" ({n_all:,} in all; strong ones drawn)"
     return report.transition_figure(kept, labels(words), max_edges=DRAWN_EDGES, title=title)
 
 

@@ -63,7 +63,10 @@ def _style(row: int) -> dict[str, Any]:
 
 
 def survival_figure(curves: Mapping[str, Survival], title: str = "Lifetime of active features") -> Figure:
-    """Kaplan-Meier curves with their 95 % bands, one a model; the half-lives stand in the legend."""
+    """Kaplan-Meier curves with their 95 % bands, one a model; the half-lives stand in the legend.
+
+    The share is drawn by its logarithm, where a constant rate of ending is a straight line, down to one run in 100,000.
+    """
     _need(curves, "survival_figure", "curve")
     figure, axes = _canvas(7.0, 4.5)
     for row, (name, curve) in enumerate(curves.items()):
@@ -72,7 +75,9 @@ def survival_figure(curves: Mapping[str, Survival], title: str = "Lifetime of ac
         axes.fill_between(
             curve.t, curve.low, curve.high, step="post", color=COLOURS[row % len(COLOURS)], alpha=0.2, lw=0
         )
-    axes.set(xlabel="t (tokens)", ylabel="share of runs longer than t", title=title, ylim=(0, 1.02), xlim=(0, None))
+    axes.set(xlabel="t (tokens)", ylabel="share of runs longer than t", title=title, yscale="log", xlim=(0, None))
+    least = min(float(curve.survival[curve.survival > 0].min()) for curve in curves.values())
+    axes.set_ylim(max(least / 2, 1e-5), 1.15)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     return figure

@@ -227,6 +227,63 @@ def test_one_document_leaves_nothing_known_of_a_measure():
     assert reading.transition(degenerate("one document")).numbers["transitions_significant"] == 0.0
 
 
+MEASURES = {
+    "tss": lambda c: metrics.tss(c, lags=(1, 2), n_boot=4),
+    "tss in document": lambda c: metrics.tss(c, None, (1, 2), "document", n_boot=4),
+    "tss beyond the chunk": lambda c: metrics.tss(c, lags=(99,)),
+    "jaccard": lambda c: (metrics.jaccard(c), metrics.jaccard_by_document(c), metrics.jaccard_kappa(c)),
+    "responsiveness": metrics.responsiveness,
+    "smoothness": lambda c: metrics.smoothness(c, torch.ones(*c.valid.shape, 3)),
+    "rates": lambda c: (metrics.alive_frac(c), metrics.l0(c.vals, c.valid)),
+    "survival": lambda c: lifetimes.survival(lifetimes.runs(c)),
+    "restricted mean": lambda c: lifetimes.restricted_mean(lifetimes.runs(c), 16, n_boot=4),
+    "by feature": lambda c: lifetimes.feature_restricted_mean(lifetimes.runs(c), 16),
+    "persistence": lambda c: lifetimes.persistence(lifetimes.runs(c)),
+    "compare": lambda c: lifetimes.compare(lifetimes.runs(c), lifetimes.runs(lifetimes.shuffle(c)), 16),
+    "lifecycle": lambda c: (lifetimes.lifecycle(c), lifetimes.lifecycle_means(lifetimes.lifecycle(c))),
+    "evolution": lambda c: lifetimes.evolution(c, 0),
+    "transitions": transitions.transitions,
+    "token pairs": lambda c: transitions.beyond_token_pairs(c, c.idx[..., 0], transitions.transitions(c)),
+    "chains": lambda c: transitions.chains(c, transitions.transitions(c, lags=(1, 99))),
+}  # fmt: skip
+
+
+def or_refusal(measure, codes):
+    try:
+        return measure(codes)
+    except ValueError as error:
+        return str(error)
+
+
+def numbers_in(found):
+    if isinstance(found, float | np.ndarray):
+        return [np.asarray(found)]
+    if isinstance(found, list | tuple):
+        return [number for part in found for number in numbers_in(part)]
+    if isinstance(found, dict):
+        return numbers_in(list(found.values()))
+    return [number for part in getattr(found, "__dict__", {}).values() for number in numbers_in(part)]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_measure_of_degenerate_codes_is_finite_or_refused_in_one_line(measure):
+    some = (torch.rand(6, 8, 5, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    cases = {
+        "silent": metrics.codes_from_dense(torch.zeros(6, 8, 5)),
+        "one document": metrics.codes_from_dense(some, document=torch.zeros(6, dtype=torch.int64)),
+        "one token": metrics.codes_from_dense(torch.ones(1, 1, 5)),
+        "chunks of one token": metrics.codes_from_dense(some[:, :1]),
+        "constant": metrics.codes_from_dense(torch.ones(6, 8, 5)),
+        "one feature": metrics.codes_from_dense(some[..., :1]),
+    }
+    for codes in cases.values():
+        found = or_refusal(MEASURES[measure], codes)
+        if isinstance(found, str):
+            assert "need" in found
+            assert len(found.splitlines()) == 1
+        assert all(np.isfinite(number).all() for number in numbers_in(found))
+
+
 def test_both_models_have_the_same_measures_so_that_seeds_and_models_can_be_averaged():
     for name in ("ragged", "silent"):
         for section in (analysis.stability, analysis.lifetime, reading.transition):
@@ -278,6 +335,7 @@ def test_a_planted_transition_is_listed_first_with_its_tokens_marked():
     pairs = [(int(context.ids[c, t]), int(context.ids[c, t + 2])) for c, t in zip(chunk, first, strict=True)]
     assert best["token_pair_frac"] == pytest.approx(max(map(pairs.count, pairs)) / len(pairs), abs=1e-3)
     assert section.numbers["static_transitions_significant"] >= 1
+    assert [row["rank"] for row in section.tables["beyond_pairs_static"]] == [1]
     assert "0" in {t.get_text().split(" ")[0] for t in section.figures["transitions_static"].axes[0].texts}
 
 
