@@ -8,6 +8,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from matplotlib.figure import Figure
 from scipy import stats
 
 import lifetimes
@@ -63,7 +64,10 @@ def mine(one: Subject, context: Context) -> Mined | None:
 
 
 def transition_numbers(mined: Mined | None) -> dict[str, float]:
-    """Counts and shares; all 0 for a single document."""
+    """Counts and shares; all 0 for a single document. Of the 10,000 candidates of largest deviance.
+
+    So counts of two models compare their strongest candidates, not all there are.
+    """
     names = ("screened", "significant", "replication", "beyond_token_pairs", "beyond_token_pairs_frac", "chains")
     values = [0.0] * len(names)
     if mined is not None:
@@ -169,7 +173,7 @@ def chain_rows(found: Sequence[Chain], words: Mapping[int, str]) -> list[dict[st
     ]
 
 
-def _graph_figure(one: Subject, mined: Mined, words: Mapping[int, str], context: Context) -> Any:
+def _graph_figure(one: Subject, mined: Mined, words: Mapping[int, str], context: Context) -> Figure:
     kept: nx.DiGraph = transitions.graph(mined.found, mined.beyond_pairs)
     title = f"{context.dataset}, {one.name}: transitions beyond token pairs"
     n_all = kept.number_of_edges()

@@ -63,6 +63,7 @@ def show(info: dict[str, Any], plan: str) -> None:
 
 STUDY_ROWS = {
     "FVE": "fve",
+    "L0": "l0",
     "delta CE, nats a token": "delta_ce",
     "Jaccard overlap of neighbours": "jaccard",
     "the same above chance": "jaccard_kappa",
