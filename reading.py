@@ -64,10 +64,7 @@ def mine(one: Subject, context: Context) -> Mined | None:
 
 
 def transition_numbers(mined: Mined | None) -> dict[str, float]:
-    """Counts and shares; all 0 for a single document. Of the 10,000 candidates of largest deviance.
-
-    So counts of two models compare their strongest candidates, not all there are.
-    """
+    """Counts (among the 10,000 candidates of largest deviance) and shares; all 0 for a single document."""
     names = ("screened", "significant", "replication", "beyond_token_pairs", "beyond_token_pairs_frac", "chains")
     values = [0.0] * len(names)
     if mined is not None:

@@ -142,7 +142,8 @@ def refuse_other(out_dir: Path, config: Config, plan: str) -> None:
         free = {"threads", "device", "cache_dir", "data_dir", "checkpoint_every"}  # what changes no result
         if set(other) - free:
             changes = ", ".join(f"{key}={found.get(key)!r} there, {wanted.get(key)!r} wanted" for key in other)
-            raise ValueError(f"{out_dir} holds a run with another configuration ({changes}); give another --out_dir")
+            advice = "give the same options or another --out_dir"
+            raise ValueError(f"{out_dir} holds a run with another configuration ({changes}); {advice}")
     elif out_dir.exists() and any(out_dir.iterdir()):
         raise ValueError(f"{out_dir} is not empty and holds no run of ours; give another --out_dir")
 
