@@ -176,7 +176,8 @@ def _graph_figure(one: Subject, mined: Mined, words: Mapping[int, str], context:
     n_all = kept.number_of_edges()
     if n_all > DRAWN_EDGES:
         title += f" ({n_all:,} in all; strong ones drawn)"
-    return report.transition_figure(kept, labels(words), max_edges=DRAWN_EDGES, title=title)
+    two_lines = {feature: text.replace(" ", "\n", 1) for feature, text in labels(words).items()}
+    return report.transition_figure(kept, two_lines, max_edges=DRAWN_EDGES, title=title)
 
 
 # ---------------------------------------------------------------- one document

@@ -29,6 +29,7 @@ DASHES = ("-", "--", "-.", ":")
 DPI = 100  # one inch is 100 pixels: sizes below are those seen at 100 % in a browser
 WORD_INCHES = 0.18  # width of a token's column
 PART_NODES = 5  # features in one part of a transition graph
+CELL_INCHES = (3.6, 2.4)  # width and height of one part
 
 
 def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
@@ -181,7 +182,7 @@ def transition_figure(
     parts = sorted(nx.weakly_connected_components(drawn), key=lambda part: (-len(part), min(part)))
     columns = max(int(np.ceil(np.sqrt(len(parts)))), 1)
     rows = max(-(-len(parts) // columns), 1)
-    figure, axes = _canvas(max(3.6 * columns, 6.0), max(2.4 * rows, 3.0))
+    figure, axes = _canvas(max(CELL_INCHES[0] * columns, 6.0), max(CELL_INCHES[1] * rows, 3.0))
     axes.set_axis_off()
     axes.set_title(title)
     if not parts:
@@ -189,18 +190,13 @@ def transition_figure(
         return figure
     place = _places(drawn, [sorted(part) for part in parts], columns)
     widest = max(edge["lift"] for _, _, edge in ranked)
+    shown_as = {node: (names or {}).get(node, str(node)) for node in place}
     for source, target, edge in ranked:
-        _arrow(
-            axes,
-            place[source],
-            place[target],
-            0.8 + 2.2 * edge["lift"] / widest,
-            f"+{edge['lag']}, lift {edge['lift']:.1f}",
-        )
+        width, label = 0.8 + 2.2 * edge["lift"] / widest, f"+{edge['lag']}, lift {edge['lift']:.1f}"
+        _arrow(axes, place[source], place[target], width, label, (shown_as[source], shown_as[target]))
     for node, (x, y) in place.items():
         box = {"boxstyle": "round,pad=0.3", "facecolor": "#FFFFFF", "edgecolor": COLOURS[0]}
-        label = (names or {}).get(node, str(node))
-        axes.text(x, y, label, ha="center", va="center", fontsize=9, bbox=box, zorder=3, parse_math=False)
+        axes.text(x, y, shown_as[node], ha="center", va="center", fontsize=9, bbox=box, zorder=3, parse_math=False)
     axes.set(xlim=(-0.1, columns * 1.0 + 0.1), ylim=(-rows - 0.1, 0.1))
     note = "node: feature and its word;  arrow: +lag in tokens, lift = count / count expected by chance"
     axes.text(0.5, 0, note, ha="center", va="bottom", fontsize=9, color="#555555", transform=axes.transAxes)
@@ -234,9 +230,17 @@ def _places(drawn: nx.DiGraph, parts: Sequence[Sequence[int]], columns: int) -> 
     return place
 
 
-def _arrow(axes: Axes, begin: tuple[float, float], end: tuple[float, float], width: float, label: str) -> None:
+def _arrow(
+    axes: Axes, begin: tuple[float, float], end: tuple[float, float], width: float, label: str, boxes: tuple[str, str]
+) -> None:
+    """An arrow between two boxes with these texts, from edge to edge."""
+    across, up = CELL_INCHES[0] * abs(end[0] - begin[0]), CELL_INCHES[1] * abs(end[1] - begin[1])
+    far = math.hypot(across, up)
+    steep, flat = max(up / far, 1e-3), max(across / far, 1e-3)
+    halves = [(3 * max(map(len, text.split("\n"))) + 6, 5 + 6 * len(text.split("\n"))) for text in boxes]  # points
+    gaps = [min(wide / flat, high / steep) + 3 for wide, high in halves]
     bend = {"arrowstyle": "-|>", "connectionstyle": "arc3,rad=0.15", "lw": width, "color": "#555555"}
-    axes.annotate("", xy=end, xytext=begin, arrowprops={**bend, "shrinkA": 12, "shrinkB": 16}, zorder=1)
+    axes.annotate("", xy=end, xytext=begin, arrowprops={**bend, "shrinkA": gaps[0], "shrinkB": gaps[1]}, zorder=1)
     middle = (np.array(begin) + np.array(end)) / 2 + 0.075 * np.array([end[1] - begin[1], begin[0] - end[0]])
     paper = {"boxstyle": "square,pad=0.1", "facecolor": "#FFFFFF", "edgecolor": "none", "alpha": 0.85}
     axes.text(middle[0], middle[1], label, ha="center", va="center", fontsize=8, color=COLOURS[1], bbox=paper, zorder=2)
