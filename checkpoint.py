@@ -1,5 +1,6 @@
 """Saving and loading of tensors and SAEs: a file is written whole or not at all, and read exactly or refused."""
 
+import csv
 import errno
 import glob
 import json
@@ -8,7 +9,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
@@ -42,6 +43,19 @@ def write_json(path: Path, obj: object) -> None:
     """`obj` as indented JSON, atomically. NaN, infinity and what JSON does not know raise ValueError."""
     text = _json(path, obj, indent=2) + "\n"
     write_atomic(path, lambda temporary: temporary.write_text(text))
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """`rows` as CSV with a heading line, atomically; the columns are the keys of the first. No row: an empty file."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            if rows:
+                writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+
+    write_atomic(path, write)
 
 
 def require_space(path: Path, n_bytes: int) -> None:

@@ -1,7 +1,10 @@
 """Runs of the TSAE: `python experiment.py --out_dir=run_2` trains, measures and saves; nothing else is needed.
 
 run_0  static baselines          run_1  TSAE after phase (a), its temporal parts switched on
-run_2  all three phases          (any other directory name means run_2)
+run_2  all three phases          run_3  every measure of run_2's models (trained first where they are missing)
+(any other directory name means run_2)
+
+`python experiment.py NAME MODEL` examines one saved model: stability, lifetimes, transitions, evolution.
 """
 
 import ast
@@ -23,9 +26,13 @@ from rich.table import Table
 if "--check_types" in sys.argv:  # has to be known before the modules are imported
     from jaxtyping import install_import_hook
 
-    install_import_hook(["activations", "evaluation", "kernels", "metrics", "training", "tsae"], "beartype.beartype")
+    install_import_hook(
+        ["activations", "analysis", "evaluation", "kernels", "metrics", "training", "tsae"], "beartype.beartype"
+    )
 
+import commands
 import runs
+import study
 from runs import Config
 from terminal import fast_memory, one_line_errors
 
@@ -79,7 +86,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @config_options
 def main(
     ctx: typer.Context,
-    out_dir: Annotated[Path | None, typer.Option("--out_dir", "--out-dir", help="run_0, run_1, run_2")] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out_dir", "--out-dir", help="run_0 .. run_3")] = None,
     scale: Annotated[str, typer.Option(help="smoke, cpu or gpu; default: gpu where CUDA is present")] = "",
     check_types: Annotated[bool, typer.Option("--check_types", help="check all tensor shapes (slower)")] = False,  # noqa: ARG001
     **options: Any,
@@ -96,7 +103,7 @@ def main(
         config = Config(**SCALES[scale] | {key: value for key, value in options.items() if value is not None})
         torch.set_num_threads(config.threads or os.cpu_count() or 1)
         fast_memory()
-        runs.run(out_dir, config)
+        (study.run if runs.plan_of(out_dir) == "run_3" else runs.run)(out_dir, config)
 
 
 @app.command("tradeoff")
@@ -117,6 +124,11 @@ def tradeoff_command(
             table.add_row(name, *(f"{p[key]:.4f}" for key in ("fve", "jaccard", "l0", "tss")))
         Console().print(table)
 
+
+app.command("stability")(commands.stability)
+app.command("lifetimes")(commands.lifetime)
+app.command("transitions")(commands.transition)
+app.command("evolution")(commands.evolution)
 
 if __name__ == "__main__":
     app()

@@ -272,6 +272,14 @@ def jaccard(codes: Codes, lag: int = 1) -> float:
     return float(_similarity(_support(codes), *_pairs(codes, lag)).mean())
 
 
+def jaccard_by_document(codes: Codes, lag: int = 1) -> tuple[Float[np.ndarray, " n_doc"], Int[np.ndarray, " n_doc"]]:
+    """Summed overlap and number of pairs of each document, ids ascending: what `jaccard` is the ratio of sums of."""
+    first, second = _pairs(codes, lag)
+    document = np.repeat(document_rank(codes), codes.valid.shape[1])[first]
+    n_pairs = np.bincount(document, minlength=int(document_rank(codes).max()) + 1)
+    return _sums(document, _similarity(_support(codes), first, second), len(n_pairs)), n_pairs
+
+
 def jaccard_kappa(codes: Codes, lag: int = 1, generator: torch.Generator | None = None) -> float:
     """Chance-corrected overlap, `(J - J0) / (1 - J0)`, at most 1: 0 for codes in random order.
 

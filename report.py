@@ -28,20 +28,27 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", "-.", ":")
 DPI = 100  # one inch is 100 pixels: sizes below are those seen at 100 % in a browser
 WORD_INCHES = 0.18  # width of a token's column
+PART_NODES = 5  # features in one part of a transition graph
+CELL_INCHES = (3.6, 2.4)  # width and height of one part
 
 
 def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
-    """Writes `stem`.png and `stem`.svg, each under a temporary name that is then renamed; the two paths."""
+    """Writes `stem`.png and `stem`.svg; the two paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
     for path in paths:
-        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-        with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "tsae", "svg.fonttype": "path"}):
-            warnings.filterwarnings("ignore", message="Glyph")  # a token in a script the font has not: drawn as a box
-            metadata = {"Date": None} if path.suffix == ".svg" else {}
-            figure.savefig(draft, format=path.suffix[1:], dpi=DPI, bbox_inches="tight", metadata=metadata)
-        os.replace(draft, path)
+        save(figure, path)
     return paths
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a .png or .svg under a temporary name that is then renamed."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "tsae", "svg.fonttype": "path"}):
+        warnings.filterwarnings("ignore", message="Glyph")  # a token in a script the font has not: drawn as a box
+        metadata = {"Date": None} if path.suffix == ".svg" else {}
+        figure.savefig(draft, format=path.suffix[1:], dpi=DPI, bbox_inches="tight", metadata=metadata)
+    os.replace(draft, path)
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
@@ -57,16 +64,21 @@ def _style(row: int) -> dict[str, Any]:
 
 
 def survival_figure(curves: Mapping[str, Survival], title: str = "Lifetime of active features") -> Figure:
-    """Kaplan-Meier curves with their 95 % bands, one a model; the half-lives stand in the legend."""
+    """Kaplan-Meier curves with their 95 % bands, one a model; the half-lives stand in the legend.
+
+    The share is drawn by its logarithm, where a constant rate of ending is a straight line, down to one run in 100,000.
+    """
     _need(curves, "survival_figure", "curve")
     figure, axes = _canvas(7.0, 4.5)
     for row, (name, curve) in enumerate(curves.items()):
-        label = f"{name} (half-life {curve.median_text} tokens)"
+        label = f"{name} (half-life {curve.median_text} token{'s' * (curve.median_text != '1')})"
         axes.step(curve.t, curve.survival, where="post", label=label, **_style(row))
         axes.fill_between(
             curve.t, curve.low, curve.high, step="post", color=COLOURS[row % len(COLOURS)], alpha=0.2, lw=0
         )
-    axes.set(xlabel="t (tokens)", ylabel="share of runs longer than t", title=title, ylim=(0, 1.02), xlim=(0, None))
+    axes.set(xlabel="t (tokens)", ylabel="share of runs longer than t", title=title, yscale="log", xlim=(0, None))
+    least = min(float(curve.survival[curve.survival > 0].min()) for curve in curves.values())
+    axes.set_ylim(max(least / 2, 1e-5), 1.15)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     return figure
@@ -160,17 +172,17 @@ def shown(word: str) -> str:
 def transition_figure(
     found: nx.DiGraph, names: Mapping[int, str] | None = None, *, max_edges: int = 30, title: str = "Transitions"
 ) -> Figure:
-    """The `max_edges` edges of smallest p (then largest lift) of `transitions.graph`; arrows say `+lag, lift`.
+    """Up to `max_edges` edges of smallest p (then largest lift) of `transitions.graph`; arrows say `+lag, lift`.
 
-    Parts that hang together are drawn apart from each other. An empty graph says so. `names` labels features.
+    An edge is left out where stronger ones have joined its features already, or would join more than `PART_NODES`:
+    what is drawn is a forest whose edges do not cross. An empty graph says so. `names` labels features.
     """
-    ranked = sorted(found.edges(data=True), key=lambda e: (e[2]["p_value"], -e[2]["lift"]))[:max_edges]
-    drawn = nx.DiGraph()
-    drawn.add_edges_from(ranked)
+    drawn = _forest(found, max_edges)
+    ranked = list(drawn.edges(data=True))
     parts = sorted(nx.weakly_connected_components(drawn), key=lambda part: (-len(part), min(part)))
     columns = max(int(np.ceil(np.sqrt(len(parts)))), 1)
     rows = max(-(-len(parts) // columns), 1)
-    figure, axes = _canvas(max(3.2 * columns, 6.0), max(2.4 * rows, 3.0))
+    figure, axes = _canvas(max(CELL_INCHES[0] * columns, 6.0), max(CELL_INCHES[1] * rows, 3.0))
     axes.set_axis_off()
     axes.set_title(title)
     if not parts:
@@ -178,37 +190,57 @@ def transition_figure(
         return figure
     place = _places(drawn, [sorted(part) for part in parts], columns)
     widest = max(edge["lift"] for _, _, edge in ranked)
+    shown_as = {node: (names or {}).get(node, str(node)) for node in place}
     for source, target, edge in ranked:
-        _arrow(
-            axes,
-            place[source],
-            place[target],
-            0.8 + 2.2 * edge["lift"] / widest,
-            f"+{edge['lag']}, lift {edge['lift']:.1f}",
-        )
+        width, label = 0.8 + 2.2 * edge["lift"] / widest, f"+{edge['lag']}, lift {edge['lift']:.1f}"
+        _arrow(axes, place[source], place[target], width, label, (shown_as[source], shown_as[target]))
     for node, (x, y) in place.items():
         box = {"boxstyle": "round,pad=0.3", "facecolor": "#FFFFFF", "edgecolor": COLOURS[0]}
-        label = (names or {}).get(node, str(node))
-        axes.text(x, y, label, ha="center", va="center", fontsize=9, bbox=box, zorder=3, parse_math=False)
+        axes.text(x, y, shown_as[node], ha="center", va="center", fontsize=9, bbox=box, zorder=3, parse_math=False)
     axes.set(xlim=(-0.1, columns * 1.0 + 0.1), ylim=(-rows - 0.1, 0.1))
+    note = "node: feature and its word;  arrow: +lag in tokens, lift = count / count expected by chance"
+    axes.text(0.5, 0, note, ha="center", va="bottom", fontsize=9, color="#555555", transform=axes.transAxes)
     return figure
 
 
+def _forest(found: nx.DiGraph, max_edges: int) -> nx.DiGraph:
+    """The strongest edges that close no circle and make no part of more than `PART_NODES` features."""
+    ranked = sorted(found.edges(data=True), key=lambda e: (e[2]["p_value"], -e[2]["lift"]))
+    drawn, part = nx.DiGraph(), {node: {node} for node in found}
+    for source, target, edge in ranked:
+        joined = part[source] | part[target]
+        if part[source] is part[target] or len(joined) > PART_NODES:
+            continue
+        drawn.add_edge(source, target, **edge)
+        part |= dict.fromkeys(joined, joined)
+        if drawn.number_of_edges() == max_edges:
+            break
+    return drawn
+
+
 def _places(drawn: nx.DiGraph, parts: Sequence[Sequence[int]], columns: int) -> dict[int, tuple[float, float]]:
-    """A cell of the unit grid for each connected part, its nodes on a circle in order of the walk from its source."""
+    """A cell of the unit grid for each tree, its nodes on a circle in depth-first order, so that no edges cross."""
     place = {}
     for cell, part in enumerate(parts):
         first = max(part, key=lambda node: drawn.out_degree(node) - drawn.in_degree(node))
-        reached = list(nx.bfs_tree(drawn, first)) + [n for n in part if n not in nx.descendants(drawn, first) | {first}]
+        reached = list(nx.dfs_preorder_nodes(drawn.to_undirected(as_view=True), first))
         angle = np.pi - 2 * np.pi * np.arange(len(reached)) / len(reached)
         x, y = cell % columns + 0.5 + 0.36 * np.cos(angle), -(cell // columns) - 0.5 + 0.36 * np.sin(angle)
         place |= {node: (float(a), float(b)) for node, a, b in zip(reached, x, y, strict=True)}
     return place
 
 
-def _arrow(axes: Axes, begin: tuple[float, float], end: tuple[float, float], width: float, label: str) -> None:
+def _arrow(
+    axes: Axes, begin: tuple[float, float], end: tuple[float, float], width: float, label: str, boxes: tuple[str, str]
+) -> None:
+    """An arrow between two boxes with these texts, from edge to edge."""
+    across, up = CELL_INCHES[0] * abs(end[0] - begin[0]), CELL_INCHES[1] * abs(end[1] - begin[1])
+    far = math.hypot(across, up)
+    steep, flat = max(up / far, 1e-3), max(across / far, 1e-3)
+    halves = [(3 * max(map(len, text.split("\n"))) + 6, 5 + 6 * len(text.split("\n"))) for text in boxes]  # points
+    gaps = [min(wide / flat, high / steep) + 3 for wide, high in halves]
     bend = {"arrowstyle": "-|>", "connectionstyle": "arc3,rad=0.15", "lw": width, "color": "#555555"}
-    axes.annotate("", xy=end, xytext=begin, arrowprops={**bend, "shrinkA": 12, "shrinkB": 16}, zorder=1)
+    axes.annotate("", xy=end, xytext=begin, arrowprops={**bend, "shrinkA": gaps[0], "shrinkB": gaps[1]}, zorder=1)
     middle = (np.array(begin) + np.array(end)) / 2 + 0.075 * np.array([end[1] - begin[1], begin[0] - end[0]])
     paper = {"boxstyle": "square,pad=0.1", "facecolor": "#FFFFFF", "edgecolor": "none", "alpha": 0.85}
     axes.text(middle[0], middle[1], label, ha="center", va="center", fontsize=8, color=COLOURS[1], bbox=paper, zorder=2)

@@ -5,7 +5,6 @@ import math
 import os
 import re
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,8 +76,8 @@ def plan_of(out_dir: Path) -> str:
 
 def check_config(config: Config, plan: str) -> None:
     """ValueError, in one line, for everything about a run that can be known to be wrong before any work."""
-    if plan in ("run_3", "run_4"):
-        raise ValueError(f"{plan} is not built yet: run_0, run_1 and run_2 are (see the README)")
+    if plan == "run_4":
+        raise ValueError(f"{plan} is not built yet: run_0 to run_3 are (see the README)")
     tsae.check_dials(training.final_dials(config), d_sae=config.d_sae)
     for name in ("seeds", "seq", "batch", "steps", "train_tokens", "val_tokens", "splice_tokens", "checkpoint_every"):
         if getattr(config, name) < 1:
@@ -129,8 +128,8 @@ def with_pretrained(config: Config) -> Config:
     return replace(config, k=int(cfg["k"]), d_sae=int(cfg["d_sae"]))
 
 
-def claim(out_dir: Path, config: Config, plan: str) -> None:
-    """Writes config.json into the run's directory; ValueError where another configuration lives there."""
+def refuse_other(out_dir: Path, config: Config, plan: str) -> None:
+    """ValueError where a run with another configuration, or what is no run of ours, lives in the directory."""
     wanted = {"plan": plan} | vars(config)
     path = out_dir / "config.json"
     if path.exists():
@@ -143,11 +142,17 @@ def claim(out_dir: Path, config: Config, plan: str) -> None:
         free = {"threads", "device", "cache_dir", "data_dir", "checkpoint_every"}  # what changes no result
         if set(other) - free:
             changes = ", ".join(f"{key}={found.get(key)!r} there, {wanted.get(key)!r} wanted" for key in other)
-            raise ValueError(f"{out_dir} holds a run with another configuration ({changes}); give another --out_dir")
+            advice = "give the same options or another --out_dir"
+            raise ValueError(f"{out_dir} holds a run with another configuration ({changes}); {advice}")
     elif out_dir.exists() and any(out_dir.iterdir()):
         raise ValueError(f"{out_dir} is not empty and holds no run of ours; give another --out_dir")
+
+
+def claim(out_dir: Path, config: Config, plan: str) -> None:
+    """Writes config.json into the run's directory; ValueError where another configuration lives there."""
+    refuse_other(out_dir, config, plan)
     out_dir.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(path, wanted)
+    checkpoint.write_json(out_dir / "config.json", {"plan": plan} | vars(config))
 
 
 # ------------------------------------------------------------------------------------------------- the work
@@ -177,19 +182,21 @@ class Unit:
 
 def prepare(config: Config, lm: LanguageModel, name: str) -> Data:
     """Tokens and activations of both splits of a text, from the cache where they are there."""
-    corpus = corpora.load_corpus(name, data_dir=config.data_dir or None)
-    cache = Path(config.cache_dir) / "activations" if config.cache_dir else None
-
-    def store(documents: Sequence[str], n_tokens: int, split: str) -> Store:
-        tokens = activations.tokenize(lm, documents, seq=config.seq + len(lm.prefix), n_tokens=n_tokens)
-        console.print(f"{name}, {split}: {tokens.n_tokens:,} tokens in {len(tokens.ids):,} sequences")
-        return activations.activation_store(lm, tokens, hook=config.hook, cache_dir=cache)
-
-    val = store(corpus.val, config.val_tokens, "validation")
-    train = store(corpus.train, config.train_tokens, "training")
+    val, train = split_store(config, lm, name, "validation"), split_store(config, lm, name, "training")
     if len(train) < config.batch:
         raise ValueError(f"{name}: {len(train)} training sequences do not fill a batch of {config.batch}")
     return Data(name=name, train=train, val=val)
+
+
+def split_store(config: Config, lm: LanguageModel, name: str, split: str) -> Store:
+    """Tokens and activations of the "training" or "validation" split of a text."""
+    corpus = corpora.load_corpus(name, data_dir=config.data_dir or None)
+    training_split = split == "training"
+    documents, n_tokens = (corpus.train, config.train_tokens) if training_split else (corpus.val, config.val_tokens)
+    tokens = activations.tokenize(lm, documents, seq=config.seq + len(lm.prefix), n_tokens=n_tokens)
+    console.print(f"{name}, {split}: {tokens.n_tokens:,} tokens in {len(tokens.ids):,} sequences")
+    cache = Path(config.cache_dir) / "activations" if config.cache_dir else None
+    return activations.activation_store(lm, tokens, hook=config.hook, cache_dir=cache)
 
 
 def batch_at(unit: Unit, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -420,20 +427,32 @@ def summary(by_seed: list[dict[str, float]]) -> dict[str, Any]:
     }
 
 
-def run(out_dir: Path, config: Config) -> dict[str, Any]:
-    """The whole of one planned run; what it returns is what final_info.json holds."""
-    plan = plan_of(out_dir)
+def checked(config: Config, plan: str) -> Config:
+    """The config with k and d_sae of a given static SAE; ValueError for options or texts that will not do."""
     config = with_pretrained(config)
     check_config(config, plan)
     for name in names_of(config):
         corpora.load_corpus(name, data_dir=config.data_dir or None)
-    began = time.perf_counter()
+    return config
+
+
+def language_model(config: Config) -> LanguageModel:
+    """The run's language model; ValueError unless it has the hook and takes sequences of `seq` tokens."""
     with console.status(f"loading {config.lm}"):
         lm = activations.load_lm(config.lm, device=config.device or None)
     activations.check_hook(lm, config.hook)
     if config.seq + len(lm.prefix) > lm.max_seq:
         most = lm.max_seq - len(lm.prefix)
         raise ValueError(f"seq needs to be at most {most} tokens for {lm.name}; got {config.seq}")
+    return lm
+
+
+def run(out_dir: Path, config: Config) -> dict[str, Any]:
+    """The whole of one planned run; what it returns is what final_info.json holds."""
+    plan = plan_of(out_dir)
+    config = checked(config, plan)
+    began = time.perf_counter()
+    lm = language_model(config)
     claim(out_dir, config, plan)
     low = products(config, lm.device)
     info: dict[str, Any] = {}

@@ -61,6 +61,59 @@ def show(info: dict[str, Any], plan: str) -> None:
         Console().print(table)
 
 
+STUDY_ROWS = {
+    "FVE": "fve",
+    "L0": "l0",
+    "delta CE, nats a token": "delta_ce",
+    "Jaccard overlap of neighbours": "jaccard",
+    "the same above chance": "jaccard_kappa",
+    "TSS, mean of lags 1..16": "tss_mean",
+    "TSS by activity": "tss_weighted_mean",
+    "TSS above its own document": "tss_in_document_mean",
+    "features eligible for TSS": "tss_eligible_frac",
+    "responsiveness": "responsiveness",
+    "lifetime up to 16 tokens": "restricted_mean_16",
+    "lifetime up to 64 tokens": "restricted_mean_64",
+    "the same, tokens shuffled": "shuffled_restricted_mean_64",
+    "the same, mean of features": "feature_restricted_mean_64",
+    "persistence": "persistence",
+    "transitions, significant": "transitions_significant",
+    "replicate in other documents": "transitions_replication",
+    "beyond token pairs": "transitions_beyond_token_pairs",
+    "chains of three": "transitions_chains",
+}
+
+
+def show_study(info: dict[str, Any]) -> None:
+    """Static SAE, TSAE and their difference: mean and standard error over seeds, and seed 0's interval by documents."""
+    for name, part in info.items():
+        means, errors = part["means"], part["stderrs"]
+        n_seeds = len(part["final_info_dict"]["clean_ce"])
+        table = Table(title=f"{name}, run_3" + f": mean ± standard error over {n_seeds} seeds" * (n_seeds > 1))
+        table.add_column("measure")
+        for title in ("static SAE", "TSAE", "difference", "95 % (documents)"):
+            table.add_column(title, justify="right")
+        for title, key in STUDY_ROWS.items():
+            if f"{key}_mean" not in means:
+                continue
+            cells = [f"{means[f'{p}{key}_mean']:.4g}" for p in ("static_", "")]
+            if n_seeds > 1:
+                spreads = (f" ± {errors[f'{p}{key}_stderr']:.2g}" for p in ("static_", ""))
+                cells = [cell + spread for cell, spread in zip(cells, spreads, strict=True)]
+            difference = means[f"{key}_mean"] - means[f"static_{key}_mean"]
+            bounds = part["intervals"].get(f"TSAE - static SAE: {key}")
+            shown = f"{bounds[0][1]:+.4f} to {bounds[0][2]:+.4f}" if bounds else ""
+            table.add_row(title, *cells, f"{difference:+.4g}", shown)
+        table.caption = "intervals: seed 0, paired bootstrap over documents; all measures in summary.csv, intervals.csv"
+        print_wide(table)
+
+
+def print_wide(table: Table) -> None:
+    """On a terminal as wide as that is, else 130 columns."""
+    out = Console()
+    (out if out.is_terminal else Console(width=130)).print(table)
+
+
 def fast_memory() -> None:
     """Keeps freed blocks in the process (glibc): fresh pages for every large tensor cost a third of a step."""
     try:

@@ -1,3 +1,4 @@
+import csv
 import errno
 import json
 import os
@@ -248,6 +249,18 @@ def test_a_missing_folder_is_an_error_with_the_name_of_the_file(tmp_path):
 def test_json_is_read_back_as_it_was_written(folder, obj):
     checkpoint.write_json(folder / "any.json", obj)
     assert json.loads((folder / "any.json").read_text()) == obj
+
+
+def test_csv_is_read_back_as_it_was_written(tmp_path):
+    rows = [{"word": 'a "quoted", one', "n": 1}, {"word": "two\nlines", "n": -2}, {"word": "[東]", "n": 3}]
+    checkpoint.write_csv(tmp_path / "rows.csv", rows)
+    with (tmp_path / "rows.csv").open(newline="", encoding="utf-8") as file:
+        assert [{**row, "n": int(row["n"])} for row in csv.DictReader(file)] == rows
+    with pytest.raises(ValueError, match=r"rows\.csv"):
+        checkpoint.write_csv(tmp_path / "rows.csv", [{"a": 1}, {"b": 2}])
+    assert "quoted" in (tmp_path / "rows.csv").read_text()
+    checkpoint.write_csv(tmp_path / "rows.csv", [])
+    assert (tmp_path / "rows.csv").read_text() == ""
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])

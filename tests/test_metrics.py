@@ -187,6 +187,17 @@ def test_jaccard_is_the_mean_overlap_of_sets(case, lag):
     assert metrics.jaccard(metrics.codes_from_dense(**case), lag) == pytest.approx(expected)
 
 
+def test_the_overlap_of_a_document_is_the_sum_over_its_own_pairs():
+    codes = metrics.codes_from_dense((torch.rand(7, 6, 4, generator=torch.Generator().manual_seed(3)) > 0.5).float(),
+                                     document=torch.tensor([5, 2, 5, 9, 9, 2, 5]))  # fmt: skip
+    sums, n_pairs = metrics.jaccard_by_document(codes)
+    for row, document in enumerate((2, 5, 9)):
+        own = metrics.select(codes, codes.document == document)
+        assert n_pairs[row] == len(own.document) * 5
+        assert sums[row] / n_pairs[row] == pytest.approx(metrics.jaccard(own))
+    assert sums.sum() / n_pairs.sum() == pytest.approx(metrics.jaccard(codes))
+
+
 def test_jaccard_above_chance_is_zero_for_shuffled_and_for_frozen_codes():
     assert metrics.jaccard_kappa(random_codes(0.3, n_seq=400)) == pytest.approx(0, abs=0.01)
     assert metrics.jaccard(random_codes(0.3, n_seq=400)) > 0.15
