@@ -9,6 +9,7 @@ import copy
 import hashlib
 import io
 import json
+import mmap
 import os
 import re
 import shutil
@@ -80,6 +81,9 @@ class Store:
         index = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
         part = self.data[index]
         part = np.array(part) if isinstance(index, slice) else np.asarray(part)  # an index list has copied already
+        mapped = getattr(self.data, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)  # what was read does not stay in this process; the page cache has it
         return torch.from_numpy(part).view(torch.bfloat16).to(dtype)
 
 

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ import evaluation
 import report
 import training
 import tsae
+import warmstart
 from activations import LanguageModel, Store
 from terminal import console, progress_bar, show
 from training import Recipe
 
+START_ROWS = 640  # training sequences from which the decoder LSTM's start is computed
 PLANS = ("run_0", "run_1", "run_2", "run_3", "run_4")
 
 
@@ -209,41 +212,50 @@ def batch_at(unit: Unit, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return unit.data.train.x(rows).to(unit.device), weight
 
 
-def start_static(unit: Unit) -> dict[str, torch.Tensor]:
+def new_static(unit: Unit) -> training.Trainer:
     """The static SAE before its first step here: random, or the one that was given."""
     config = unit.config
     if config.static_sae:
         weights, _ = checkpoint.load_saelens(Path(config.static_sae).expanduser(), d_in=unit.data.train.d_in)
-        return {name: tensor.to(unit.device) for name, tensor in weights.items()}
+        return training.start_trainer({name: tensor.to(unit.device) for name, tensor in weights.items()}, config)
     x, weight = batch_at(unit, 0)
     generator = torch.Generator().manual_seed(unit.seed)
-    return tsae.tensors(tsae.init_static(x[weight > 0].mean(0), config.d_sae, generator=generator))
+    static = tsae.init_static(x[weight > 0].mean(0), config.d_sae, generator=generator)
+    return training.start_trainer(tsae.tensors(static), config)
 
 
-def start_tsae(unit: Unit, pretrained: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], tsae.Static]:
-    """A TSAE that computes what its pretrained static SAE does, and that SAE as its teacher."""
+def start_tsae(unit: Unit, pretrained: training.Trainer) -> training.Trainer:
+    """A TSAE that computes what its pretrained static SAE does, with that SAE as its teacher, and its moments."""
     x, weight = batch_at(unit, 0)
-    teacher = tsae.Static(**pretrained)
+    teacher = tsae.Static(**{n: pretrained.named[n].detach() for n in training.STATIC})
     scale = (x - teacher.b_dec)[weight > 0].square().mean().sqrt().item()
     generator = torch.Generator().manual_seed(1_000 + unit.seed)
-    config = unit.config
+    config, store = unit.config, unit.data.train
     params = tsae.from_static(
         teacher, scale=scale, hidden_enc=config.hidden_enc, hidden_dec=config.hidden_dec, generator=generator
     )
-    return tsae.tensors(params), teacher
+    rows = slice(0, START_ROWS)
+    x, valid = store.x(rows).to(unit.device), store.tokens.valid[rows].to(unit.device)
+    params = warmstart.integrators(params, x, valid, training.final_dials(config, unit.low))
+    return training.start_trainer(tsae.tensors(params), config, teacher=teacher, before=pretrained)
 
 
-def fit(unit: Unit, model: str, trainer: training.Trainer, begin: int, end: int, phases: tsae.Phases) -> dict[str, Any]:
-    """Trains from step `begin` to `end`, or on from the unit's checkpoint; tensors by name and the seconds it took.
+def fit(
+    unit: Unit, model: str, start: Callable[[], training.Trainer], begin: int, end: int, phases: tsae.Phases
+) -> tuple[training.Trainer, float]:
+    """Trains from `start` at step `begin` to `end`, or on from the unit's checkpoint; the seconds it took.
 
     The checkpoint is written every `checkpoint_every` steps and at the end; a killed run continues from it to the
     same bits. `model` is "static" or "tsae" and names the checkpoint.
     """
     path = unit.folder / f"{model}.checkpoint.safetensors"
-    seconds = 0.0
     if path.exists():
         saved, meta = checkpoint.load_tensors(path, unit.device)
         trainer, begin, seconds = training.restore(saved, unit.config), meta["step"], meta["seconds"]
+    else:
+        began = time.perf_counter()
+        trainer = start()
+        seconds = time.perf_counter() - began
     trim_log(unit, model, begin)
     label = f"{unit.data.name}, seed {unit.seed}: {model}"
     with unit.log.open("a") as log, progress_bar(label, end, begin) as advance:
@@ -263,7 +275,7 @@ def fit(unit: Unit, model: str, trainer: training.Trainer, begin: int, end: int,
                 log.flush()
                 meta = {"step": step + 1, "seconds": seconds}
                 checkpoint.save_tensors(path, training.snapshot(trainer), meta)
-    return {"named": {n: t.detach() for n, t in trainer.named.items()}, "seconds": seconds}
+    return trainer, seconds
 
 
 def trim_log(unit: Unit, model: str, step: int) -> None:
@@ -282,7 +294,7 @@ def trim_log(unit: Unit, model: str, step: int) -> None:
     checkpoint.write_atomic(unit.log, lambda path: path.write_text("".join(f"{text}\n" for text in kept)))
 
 
-def train_static(unit: Unit) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], float]:
+def train_static(unit: Unit) -> tuple[training.Trainer, tsae.Static, float]:
     """The pretrained static SAE, the static baseline that goes on from it to the TSAE's number of tokens, its seconds.
 
     The rate falls only after the pretraining, so that both share its steps.
@@ -290,33 +302,38 @@ def train_static(unit: Unit) -> tuple[dict[str, torch.Tensor], dict[str, torch.T
     phases = phases_of(unit.config)
     alone = tsae.Phases(pretrain=phases.total, distil=0, introduce=0, refine=0)
     early = unit.folder / "pretrained.safetensors"
-    begin = phases.pretrain if unit.config.static_sae else 0
     if not early.exists():
-        start = start_static(unit)
-        named = start
-        if not unit.config.static_sae:
-            trainer = training.start_trainer(start, unit.config)
-            named = fit(unit, "static", trainer, begin, phases.pretrain, alone)["named"]
+        if unit.config.static_sae:
+            trainer = given_static(unit, alone)
         else:
-            trainer = training.start_trainer(start, unit.config)
-            meta = {"step": begin, "seconds": 0.0}
-            path = unit.folder / "static.checkpoint.safetensors"
-            checkpoint.save_tensors(path, training.snapshot(trainer), meta)
-        checkpoint.save_tensors(early, named, {"steps": phases.pretrain})
-    pretrained, _ = checkpoint.load_tensors(early, unit.device)
-    idle = training.start_trainer(pretrained, unit.config)  # replaced by the checkpoint
-    done = fit(unit, "static", idle, phases.pretrain, phases.total, alone)
-    return pretrained, done["named"], done["seconds"]
+            trainer, _ = fit(unit, "static", lambda: new_static(unit), 0, phases.pretrain, alone)
+        checkpoint.save_tensors(early, training.snapshot(trainer), {"steps": phases.pretrain})
+    pretrained = load_pretrained(unit)
+    done, seconds = fit(unit, "static", lambda: load_pretrained(unit), phases.pretrain, phases.total, alone)
+    return pretrained, tsae.Static(**{n: done.named[n].detach() for n in training.STATIC}), seconds
 
 
-def train_tsae(unit: Unit, pretrained: dict[str, torch.Tensor], plan: str) -> tuple[dict[str, torch.Tensor], float]:
+def given_static(unit: Unit, alone: tsae.Phases) -> training.Trainer:
+    """The static SAE that was given, with Adam's moments of a few steps at rate 0: it begins as it is."""
+    trainer = new_static(unit)
+    for step in range(unit.config.warmup):
+        x, weight = batch_at(unit, step)
+        trainer, _ = training.train_step(trainer, x, weight, step, replace(unit.config, lr=0.0), alone, unit.low)
+    return trainer
+
+
+def load_pretrained(unit: Unit) -> training.Trainer:
+    """The static SAE as its pretraining left it."""
+    saved, _ = checkpoint.load_tensors(unit.folder / "pretrained.safetensors", unit.device)
+    return training.restore(saved, unit.config)
+
+
+def train_tsae(unit: Unit, pretrained: training.Trainer, plan: str) -> tuple[tsae.Params, float]:
     """The TSAE after the plan's last phase, and the seconds its own steps took."""
     phases = phases_of(unit.config)
-    named, teacher = start_tsae(unit, pretrained)
-    trainer = training.start_trainer(named, unit.config, teacher=teacher)
     end = phases.pretrain + phases.distil if plan == "run_1" else phases.total
-    done = fit(unit, "tsae", trainer, phases.pretrain, end, phases)
-    return done["named"], done["seconds"]
+    done, seconds = fit(unit, "tsae", lambda: start_tsae(unit, pretrained), phases.pretrain, end, phases)
+    return tsae.params_from({n: t.detach() for n, t in done.named.items()}), seconds
 
 
 def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float]:
@@ -325,13 +342,11 @@ def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float]:
     if done.exists():
         return json.loads(done.read_text())
     unit.folder.mkdir(parents=True, exist_ok=True)
-    pretrained, named, static_seconds = train_static(unit)
-    static = tsae.Static(**{n: named[n] for n in training.STATIC})
+    pretrained, static, static_seconds = train_static(unit)
     save_static(unit, lm, unit.folder / "static", static)
     params, seconds = None, static_seconds
     if plan != "run_0":
-        tsae_named, tsae_seconds = train_tsae(unit, pretrained, plan)
-        params = tsae.params_from(tsae_named)
+        params, tsae_seconds = train_tsae(unit, pretrained, plan)
         save_tsae(unit, lm, params)
         share = phases_of(unit.config).pretrain / unit.config.steps
         seconds = tsae_seconds + (0.0 if unit.config.static_sae else share * static_seconds)
@@ -491,7 +506,8 @@ def tradeoff(out_dir: Path, dataset: str, betas: list[float], seed: int = 0) -> 
     base = out_dir / folder_name(dataset) / f"seed_{seed}"
     if not (base / "measures.json").exists():
         raise ValueError(f"{base} has no finished model; {out_dir} has {', '.join(names_of(config))}")
-    pretrained, _ = checkpoint.load_tensors(base / "pretrained.safetensors")
+    saved, _ = checkpoint.load_tensors(base / "pretrained.safetensors")
+    pretrained = training.restore(saved, config)
     measures = json.loads((base / "measures.json").read_text())
     lm = activations.load_lm(config.lm, device=config.device or None)
     low, data = products(config, lm.device), prepare(config, lm, dataset)
@@ -508,7 +524,7 @@ def tradeoff(out_dir: Path, dataset: str, betas: list[float], seed: int = 0) -> 
         if beta == config.beta and plan == "run_2" and not done.exists():  # the run itself has trained this one
             checkpoint.write_json(done, {"beta": beta} | measures)
         if not done.exists():
-            params = tsae.params_from(train_tsae(unit, pretrained, plan)[0])
+            params, _ = train_tsae(unit, pretrained, plan)
             model = evaluation.tsae_model(params, training.final_dials(ours, low))
             found = evaluation.measure(model, data.val, config.d_sae, lm.device, lambda: None)
             checkpoint.write_json(done, {"beta": beta} | evaluation.code_measures(found, params.static.W_dec))

@@ -56,13 +56,13 @@ class Recipe:
     """share of the steps that pretrain the static SAE"""
     distil: float = 0.02
     """share of the steps of phase (a)"""
-    introduce: float = 0.05
+    introduce: float = 0.02
     """share of the steps of phase (b)"""
     k_multiple: float = 1.5
     """k at the start of the annealing, relative to its final value; 1 anneals nothing"""
     aux: float = 1 / 32
     """coefficient of the auxiliary loss that revives dead features"""
-    dead_after: int = 200_000
+    dead_after: int = 60_000
     """tokens without firing after which a feature counts as dead"""
     k_aux: int = 256
     """dead features that the auxiliary loss uses a token"""
