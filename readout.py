@@ -43,7 +43,9 @@ def tsae_reader(params: tsae.Params, dials: tsae.Dials) -> Reader:
     return lambda x: _last(tsae.encode(params, x, dials)[0], d_sae)
 
 
-def memory_reader(static: tsae.Static, dials: tsae.Dials, window: int | None = None, tau: float | None = None) -> Reader:
+def memory_reader(
+    static: tsae.Static, dials: tsae.Dials, window: int | None = None, tau: float | None = None
+) -> Reader:
     """The memory's reading `m_t` (d_sae wide): a weighted mean of the static codes of the tokens *before* the word.
 
     `window` and `tau` (tokens) default to the dials'; `tau = inf` is the plain mean.

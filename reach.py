@@ -1,0 +1,160 @@
+"""How far an edit reaches: KL of the next-token distributions over ordinary text, and how long one edit is felt.
+
+Does a feature's lifetime predict how long its causal effect lasts? The feature is ablated at one token at which it is
+active; the effect at distance d is the KL d tokens later, and its duration the mean distance weighted by that KL.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy import stats
+from torch import Tensor
+
+import lifetimes
+import metrics
+from activations import LanguageModel
+from corpora import Tokens
+from interventions import Above, Edit, Sae, ablate, intervene, residual
+
+ROWS = 16  # texts a call: full logits are wide
+
+
+@torch.no_grad()
+def kl_nats(
+    clean: Float[Tensor, "batch seq vocab"], edited: Float[Tensor, "batch seq vocab"]
+) -> Float[Tensor, "batch seq"]:
+    """`KL(clean || edited)` of the next token at each position, in nats; exactly 0 where the logits are equal."""
+    log_p, log_q = clean.float().log_softmax(-1), edited.float().log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
+
+
+def edited_kl(
+    above: Above,
+    sae: Sae,
+    ids: Int[Tensor, "batch total"],
+    hidden: Float[Tensor, "batch total d_in"],
+    edit: Edit,
+    keep: int,
+    *,
+    propagated: bool,
+) -> Float[Tensor, "batch keep"]:
+    """KL in nats at the last `keep` positions of texts with the edit in force."""
+    seq = edit.at.shape[1]
+    delta, _ = intervene(sae, hidden[:, -seq:].float(), edit, propagated=propagated)
+    text = (hidden[:, -seq:].float() + delta).to(hidden.dtype)
+    clean = above(ids, hidden, keep)
+    return kl_nats(clean, above(ids, torch.cat([hidden[:, :-seq], text], 1), keep)).cpu()
+
+
+def unrelated_kl(
+    lm: LanguageModel, above: Above, hook: str, sae: Sae, features: Int[Tensor, " n"], tokens: Tokens,
+    rows: Sequence[int], *, propagated: bool,
+) -> float:  # fmt: skip
+    """Nats per token of text when the features are off at every token of these sequences: what the edit does besides."""
+    total, count = 0.0, 0
+    for at in range(0, len(rows), ROWS):
+        part = torch.as_tensor(list(rows[at : at + ROWS]))
+        ids, valid = tokens.ids[part].long(), tokens.valid[part]
+        edit = ablate(features, valid.to(lm.device))
+        kl = edited_kl(above, sae, ids, residual(lm, ids, hook), edit, valid.shape[1], propagated=propagated)
+        total, count = total + float(kl[valid].double().sum()), count + int(valid.sum())
+    return total / count
+
+
+# ---------------------------------------------------------------------------------------------- duration
+
+
+@dataclass(frozen=True, eq=False)
+class Occurrences:
+    """Tokens at which features are active, `n_each` a feature, with room after them."""
+
+    feature: Int[np.ndarray, " occurrences"]
+    row: Int[np.ndarray, " occurrences"]
+    position: Int[np.ndarray, " occurrences"]
+
+
+def spread_features(found: lifetimes.Runs, n: int, *, tau: int = 16, min_deaths: int = 5) -> Int[np.ndarray, " n"]:
+    """Up to `n` features, evenly spread over the ranks of their restricted mean lifetime, of those that have one."""
+    mean = lifetimes.feature_restricted_mean(found, tau, min_deaths=min_deaths)
+    known = np.flatnonzero(mean > 0)
+    ranked = known[np.argsort(mean[known], kind="stable")]
+    return ranked[np.linspace(0, len(ranked) - 1, min(n, len(ranked))).round().astype(np.int64)]
+
+
+def occurrences(
+    codes: metrics.Codes, features: Int[np.ndarray, " n"], n_each: int, *, after: int = 16, seed: int = 0
+) -> Occurrences:
+    """Up to `n_each` random active tokens of each feature that have `after` more tokens of text behind them."""
+    rng = np.random.default_rng(seed)
+    seq = codes.valid.shape[1]
+    room = np.zeros(codes.valid.shape, bool)
+    room[:, : max(seq - after, 0)] = codes.valid.numpy()[:, after:]
+    matrix = metrics.token_matrix(codes).tocsc()
+    picked = []
+    for feature in features:
+        tokens = matrix.indices[matrix.indptr[feature] : matrix.indptr[feature + 1]]
+        tokens = tokens[room.flatten()[tokens]]
+        kept = rng.permutation(tokens)[:n_each]
+        picked += [(feature, token // seq, token % seq) for token in kept]
+    table = np.array(picked, np.int64).reshape(-1, 3)
+    return Occurrences(*table.T)
+
+
+def decay(
+    lm: LanguageModel, above: Above, hook: str, sae: Sae, tokens: Tokens, found: Occurrences, *, propagated: bool,
+    after: int = 16,
+) -> Float[np.ndarray, "occurrences distance"]:  # fmt: skip
+    """KL in nats, 0..after tokens behind each occurrence, when its feature is off there and nowhere else."""
+    n_prefix = tokens.ids.shape[1] - tokens.valid.shape[1]
+    out = np.zeros((len(found.feature), after + 1))
+    for position in np.unique(found.position):
+        here = np.flatnonzero(found.position == position)
+        for at in range(0, len(here), ROWS):
+            part = here[at : at + ROWS]
+            ids = tokens.ids[found.row[part], : n_prefix + int(position) + after + 1].long()
+            mask = torch.zeros(len(part), int(position) + after + 1, dtype=torch.bool)
+            mask[:, int(position)] = True
+            edit = ablate(torch.from_numpy(found.feature[part])[:, None], mask)
+            hidden = residual(lm, ids, hook)
+            out[part] = edited_kl(above, sae, ids, hidden, edit, after + 1, propagated=propagated).numpy()
+    return out
+
+
+def durations(kl: Float[np.ndarray, "occurrences distance"], feature: Int[np.ndarray, " occurrences"]) -> tuple[
+    Int[np.ndarray, " features"], Float[np.ndarray, " features"]
+]:  # fmt: skip
+    """Features with any effect, and the KL-weighted mean distance in tokens of each, 0..after."""
+    names, row = np.unique(feature, return_inverse=True)
+    total = np.bincount(row, kl.sum(1), minlength=len(names))
+    moment = np.bincount(row, kl @ np.arange(kl.shape[1]), minlength=len(names))
+    kept = total > 0
+    return names[kept], moment[kept] / total[kept]
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's rank correlation with its 95 % bootstrap interval."""
+
+    rho: float
+    low: float
+    high: float
+    n: int
+
+
+def spearman(
+    one: Float[np.ndarray, " n"], other: Float[np.ndarray, " n"], *, n_boot: int = 1000, seed: int = 0
+) -> Correlation:
+    """Rank correlation of two measures of the same things; 0 with interval (-1, 1) if fewer than 3, or one is constant."""
+    n = len(one)
+    if n < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return Correlation(0.0, -1.0, 1.0, n)
+    rows = np.random.default_rng(seed).integers(n, size=(n_boot, n))
+    ranked = [stats.rankdata(values[rows], axis=1) for values in (one, other)]
+    a, b = (r - r.mean(1, keepdims=True) for r in ranked)
+    norm = np.sqrt((a * a).sum(1) * (b * b).sum(1))
+    rhos = (a * b).sum(1)[norm > 0] / norm[norm > 0]
+    rho = float(stats.spearmanr(one, other).statistic)
+    return Correlation(rho, float(np.quantile(rhos, 0.025)), float(np.quantile(rhos, 0.975)), n)
