@@ -169,7 +169,7 @@ def logit_differences(
 def profile(
     above: Above, found: Sequence[Batch], change: Change, offsets: Sequence[int]
 ) -> Float[np.ndarray, "offsets cases"]:
-    """Change of logit(good) - logit(bad) when `change` is made at each offset; NaN where a text has no such position."""
+    """Change of logit(good) - logit(bad) when `change` is made at each offset; NaN where a text is too short."""
     columns = []
     for batch in found:
         reached = [offset for offset in offsets if -batch.seq <= offset]

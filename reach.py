@@ -53,7 +53,7 @@ def unrelated_kl(
     lm: LanguageModel, above: Above, hook: str, sae: Sae, features: Int[Tensor, " n"], tokens: Tokens,
     rows: Sequence[int], *, propagated: bool,
 ) -> float:  # fmt: skip
-    """Nats per token of text when the features are off at every token of these sequences: what the edit does besides."""
+    """Nats per token when the features are off at every token of these sequences: what the edit does besides."""
     total, count = 0.0, 0
     for at in range(0, len(rows), ROWS):
         part = torch.as_tensor(list(rows[at : at + ROWS]))
@@ -147,7 +147,7 @@ class Correlation:
 def spearman(
     one: Float[np.ndarray, " n"], other: Float[np.ndarray, " n"], *, n_boot: int = 1000, seed: int = 0
 ) -> Correlation:
-    """Rank correlation of two measures of the same things; 0 with interval (-1, 1) if fewer than 3, or one is constant."""
+    """Rank correlation of two measures of the same things; 0 in (-1, 1) for fewer than 3, or a constant one."""
     n = len(one)
     if n < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
         return Correlation(0.0, -1.0, 1.0, n)
@@ -156,5 +156,5 @@ def spearman(
     a, b = (r - r.mean(1, keepdims=True) for r in ranked)
     norm = np.sqrt((a * a).sum(1) * (b * b).sum(1))
     rhos = (a * b).sum(1)[norm > 0] / norm[norm > 0]
-    rho = float(stats.spearmanr(one, other).statistic)
+    rho = float(stats.spearmanr(one, other)[0])  # type: ignore[arg-type]
     return Correlation(rho, float(np.quantile(rhos, 0.025)), float(np.quantile(rhos, 0.975)), n)
