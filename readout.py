@@ -43,7 +43,9 @@ def tsae_reader(params: tsae.Params, dials: tsae.Dials) -> Reader:
     return lambda x: _last(tsae.encode(params, x, dials)[0], d_sae)
 
 
-def memory_reader(static: tsae.Static, dials: tsae.Dials, window: int | None = None, tau: float | None = None) -> Reader:
+def memory_reader(
+    static: tsae.Static, dials: tsae.Dials, window: int | None = None, tau: float | None = None
+) -> Reader:
     """The memory's reading `m_t` (d_sae wide): a weighted mean of the static codes of the tokens *before* the word.
 
     `window` and `tau` (tokens) default to the dials'; `tau = inf` is the plain mean.
@@ -145,6 +147,5 @@ def _ids(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _stacked(parts: Sequence[Features]) -> Features:
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts)
-    return sparse.csr_array(sparse.vstack(parts))
+    dense = [part for part in parts if isinstance(part, np.ndarray)]
+    return np.concatenate(dense) if dense else sparse.csr_array(sparse.vstack(parts))
