@@ -147,6 +147,5 @@ def _ids(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
 
 
 def _stacked(parts: Sequence[Features]) -> Features:
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts)
-    return sparse.csr_array(sparse.vstack(parts))
+    dense = [part for part in parts if isinstance(part, np.ndarray)]
+    return np.concatenate(dense) if dense else sparse.csr_array(sparse.vstack(parts))

@@ -191,18 +191,18 @@ def coreference(*, seed: int = 0, cells: int = 6) -> list[Item]:
     return items
 
 
-def unresolvable(*, seed: int = 0, cells: int = 6) -> list[Item]:
+def unresolvable(*, seed: int = 0, cells: int = 12) -> list[Item]:
     """The control of `coreference`: two women, or two men, so that the pronoun may mean either.
 
-    One of the two is drawn to be "meant", and the label says whether that name is the first. Held-out names do not
-    tell which, so every probe is at chance, or the split leaks.
+    In each sentence one of the two is drawn to be "meant", and the label says whether that name comes first; its twin
+    has the names the other way round. Nothing tells who is meant: every probe is at chance, or the split leaks.
     """
     items = []
-    for group, people, rests, _ in _name_groups(seed, cells):
+    for group, people, rests, generator in _name_groups(seed, cells):
         for (kind, names), rest in itertools.product(zip(("woman", "man"), people, strict=True), rests):
-            for first in (0, 1):
-                named = ((kind, names[first]), (kind, names[1 - first]))
-                items.append(_coreference_item("unresolvable", group, named, PRONOUN[kind], first == 0, rest))
+            meant, other = ((kind, name) for name in _shuffled(names, generator))
+            for named, is_first in (((meant, other), True), ((other, meant), False)):
+                items.append(_coreference_item("unresolvable", group, named, PRONOUN[kind], is_first, rest))
     return items
 
 
