@@ -15,8 +15,9 @@ from torch import Tensor
 
 import activations
 from activations import LanguageModel
-from interventions import Above, Sae, ablate, codes_of, intervene, residual, steer, swap, swap_code, values_of
+from interventions import Above, Edit, Sae, ablate, codes_of, intervene, residual, steer, swap, swap_code, values_of
 from tasks import Item
+from tsae import Codes
 
 SPAN = 0  # in place of an offset: all positions from the subject to the verb
 
@@ -58,7 +59,8 @@ class Batch:
         return self.hidden[:, -self.seq :].float()
 
 
-Change = Callable[[Batch, Tensor], Tensor]  # a batch and the positions (batch seq) -> what is added to x
+# a batch and where the edit is made (variants batch seq) -> what each variant adds to x (variants batch seq d_in)
+Change = Callable[[Batch, Tensor], Tensor]
 
 
 # ---------------------------------------------------------------------------------------------- cases
@@ -96,8 +98,10 @@ def split_cases(cases: Sequence[Case], n_train: int, n_test: int, seed: int = 0)
     return some(True, n_train), some(False, n_test)
 
 
-def batches(lm: LanguageModel, hook: str, cases: Sequence[Case]) -> tuple[list[Batch], dict[str, int]]:
-    """The cases by length, and how many were skipped, by reason.
+def batches(
+    lm: LanguageModel, hook: str, cases: Sequence[Case], *, need_twin: bool = True
+) -> tuple[list[Batch], dict[str, int]]:
+    """The cases by length, and how many were skipped, by reason. Without `need_twin`, a text may be its own twin.
 
     Skipped: good and bad are equal, or not one token each; text and twin are equal or differ in length; a text that
     the model cannot take.
@@ -106,11 +110,11 @@ def batches(lm: LanguageModel, hook: str, cases: Sequence[Case]) -> tuple[list[B
     skipped: collections.Counter[str] = collections.Counter()
     for case in cases:
         text, twin, good, bad = (_ids(lm, part) for part in (case.text, case.twin, case.good, case.bad))
-        reason = _reason(lm, text, twin, good, bad)
+        reason = _reason(lm, text, twin, good, bad, need_twin)
         if reason:
             skipped[reason] += 1
         else:
-            subject = next(i for i, (a, b) in enumerate(zip(text, twin, strict=True)) if a != b)
+            subject = next((i for i, (a, b) in enumerate(zip(text, twin, strict=True)) if a != b), 0)
             by_length[len(text)].append((text, twin, good[0], bad[0], case.label, subject))
     found = [_batch(lm, hook, rows) for _, rows in sorted(by_length.items())]
     return found, dict(skipped)
@@ -120,13 +124,13 @@ def _ids(lm: LanguageModel, text: str) -> list[int]:
     return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _reason(lm: LanguageModel, text: list[int], twin: list[int], good: list[int], bad: list[int]) -> str:
+def _reason(lm: LanguageModel, text: list[int], twin: list[int], good: list[int], bad: list[int], need: bool) -> str:
     if good == bad or len(good) != 1 or len(bad) != 1:
         return "good and bad forms are equal or not one token each"
     if len(text) != len(twin):
         return "text and twin differ in tokens"
-    if text == twin:
-        return "text and twin are equal"
+    if not text or (need and text == twin):
+        return "text and twin are equal, or empty"
     return "too long for the model" if len(text) + len(lm.prefix) > lm.max_seq else ""
 
 
@@ -137,6 +141,16 @@ def _batch(lm: LanguageModel, hook: str, rows: Sequence[tuple]) -> Batch:
     numbers = (torch.tensor(part) for part in (good, bad, label, subject))
     names = ("good", "bad", "label", "subject")
     return Batch(ids=ids, hidden=residual(lm, ids, hook), twin=twin, **dict(zip(names, numbers, strict=True)))
+
+
+def first_cases(found: Sequence[Batch], n: int) -> list[Batch]:
+    """About `n` cases, from the lengths that most cases have: few calls of the model for many edits."""
+    taken: list[Batch] = []
+    for batch in sorted(found, key=lambda batch: -len(batch.ids)):
+        left = n - sum(len(part.ids) for part in taken)
+        if left > 0:
+            taken.append(Batch(**{name: value[:left] for name, value in vars(batch).items()}))
+    return taken
 
 
 # ---------------------------------------------------------------------------------------------- effects
@@ -174,7 +188,7 @@ def profile(
     for batch in found:
         reached = [offset for offset in offsets if -batch.seq <= offset]
         zero = torch.zeros(1, *batch.twin.shape)
-        deltas = torch.stack([change(batch, where(batch, offset)).cpu() for offset in reached])
+        deltas = change(batch, torch.stack([where(batch, offset) for offset in reached])).cpu()
         scores = logit_differences(above, batch, torch.cat([zero, deltas]))
         column = np.full((len(offsets), len(batch.ids)), np.nan)
         column[[offsets.index(offset) for offset in reached]] = (scores[1:] - scores[0]).numpy()
@@ -200,68 +214,87 @@ def normalised(
 def normalised_interval(
     effects: Float[np.ndarray, " cases"], patch: Float[np.ndarray, " cases"], seed: int = 0, n_boot: int = 1000
 ) -> tuple[float, float]:
-    """95 % interval of `normalised` by bootstrap over cases."""
-    rows = np.random.default_rng(seed).integers(len(patch), size=(n_boot, len(patch)))
-    ratios = normalised(effects[rows], np.ones(len(patch))) / normalised(patch[rows], np.ones(len(patch)))
-    return float(np.nanquantile(ratios, 0.025)), float(np.nanquantile(ratios, 0.975))
+    """95 % interval of `normalised` by bootstrap over the cases that are not NaN."""
+    seen = ~np.isnan(effects)
+    rows = np.random.default_rng(seed).integers(max(seen.sum(), 1), size=(n_boot, int(seen.sum())))
+    ratios = effects[seen][rows].sum(1) / patch[seen][rows].sum(1)
+    return float(np.quantile(ratios, 0.025)), float(np.quantile(ratios, 0.975))
 
 
 # ---------------------------------------------------------------------------------------------- changes
 
 
-def full_patch(batch: Batch, at: Bool[Tensor, "batch seq"]) -> Float[Tensor, "batch seq d_in"]:
+def full_patch(batch: Batch, at: Bool[Tensor, "variants batch seq"]) -> Float[Tensor, "variants batch seq d_in"]:
     """The twin's residual stream in place of the text's."""
     return torch.where(at[..., None], batch.twin - batch.x, 0.0)
 
 
-def swap_features(sae: Sae, features: Int[Tensor, " n"], *, propagated: bool) -> Change:
-    """The features have the values of the twin's code."""
+def change_by(sae: Sae, make: Callable[[Batch, Tensor], Edit], *, propagated: bool) -> Change:
+    """What the edit that `make(batch, at)` gives adds to x; all variants of a batch in one call."""
 
     def change(batch: Batch, at: Tensor) -> Tensor:
-        edit = swap(features, at, codes_of(sae, batch.twin))
-        return intervene(sae, batch.x, edit, propagated=propagated)[0]
+        x = batch.x.expand(len(at), -1, -1, -1).flatten(0, 1)
+        return intervene(sae, x, make(batch, at.flatten(0, 1)), propagated=propagated)[0].view(*at.shape, -1)
 
     return change
+
+
+def twin_codes(sae: Sae, batch: Batch, at: Bool[Tensor, "rows seq"]) -> Codes:
+    """The twins' codes, once for each variant in `at`."""
+    return _repeated(codes_of(sae, batch.twin), at)
+
+
+def swap_features(sae: Sae, features: Int[Tensor, " n"], *, propagated: bool) -> Change:
+    """The features have the values of the twin's code."""
+    return change_by(sae, lambda b, at: swap(features, at, twin_codes(sae, b, at)), propagated=propagated)
 
 
 def swap_codes(sae: Sae, *, propagated: bool) -> Change:
     """The whole code is the twin's."""
-
-    def change(batch: Batch, at: Tensor) -> Tensor:
-        return intervene(sae, batch.x, swap_code(at, codes_of(sae, batch.twin)), propagated=propagated)[0]
-
-    return change
+    return change_by(sae, lambda b, at: swap_code(at, twin_codes(sae, b, at)), propagated=propagated)
 
 
 def ablate_features(sae: Sae, features: Int[Tensor, " n"], *, propagated: bool) -> Change:
     """The features are off."""
-
-    def change(batch: Batch, at: Tensor) -> Tensor:
-        return intervene(sae, batch.x, ablate(features, at), propagated=propagated)[0]
-
-    return change
+    return change_by(sae, lambda _, at: ablate(features, at), propagated=propagated)
 
 
 def steer_features(sae: Sae, features: Int[Tensor, " n"], amount: Float[Tensor, " n"], *, propagated: bool) -> Change:
     """The features get `amount` more."""
-
-    def change(batch: Batch, at: Tensor) -> Tensor:
-        return intervene(sae, batch.x, steer(features, at, amount), propagated=propagated)[0]
-
-    return change
+    return change_by(sae, lambda _, at: steer(features, at, amount), propagated=propagated)
 
 
-def matched_push(sae: Sae, features: Int[Tensor, " n"], stand_ins: Int[Tensor, " n"], *, propagated: bool) -> Change:
-    """A control of `swap_features`: what it adds of each feature's contribution, added of its stand-in instead."""
+def matched_push(
+    sae: Sae,
+    features: Int[Tensor, " n"],
+    stand_ins: Int[Tensor, " n"],
+    pushed: Callable[[Batch], Tensor],
+    *,
+    propagated: bool,
+) -> Change:
+    """A control of `swap_features`: what it adds of each feature's contribution, added of its stand-in instead.
+
+    `pushed` gives what the swap adds to the features of a batch (batch seq n): `swap_amounts`, cached by the caller.
+    """
     norm = sae.params.static.W_dec.norm(dim=1)
     scale = norm[features] / norm[stand_ins].clamp(min=1e-12)
 
-    def change(batch: Batch, at: Tensor) -> Tensor:
-        named = features.expand(*at.shape, -1)
-        pushed = values_of(codes_of(sae, batch.twin), named) - values_of(codes_of(sae, batch.x), named)
-        return intervene(sae, batch.x, steer(stand_ins, at, pushed * scale), propagated=propagated)[0]
+    def make(batch: Batch, at: Tensor) -> Edit:
+        amount = (pushed(batch) * scale).repeat(len(at) // len(batch.ids), 1, 1)
+        return steer(stand_ins, at, amount)
 
-    return change
+    return change_by(sae, make, propagated=propagated)
+
+
+def swap_amounts(sae: Sae, features: Int[Tensor, " n"], batch: Batch) -> Float[Tensor, "batch seq n"]:
+    """The twin's value of each feature minus the text's own."""
+    named = features.expand(len(batch.ids), batch.seq, -1).to(batch.twin.device)
+    return values_of(codes_of(sae, batch.twin), named) - values_of(codes_of(sae, batch.x), named)
+
+
+def _repeated(codes: Codes, at: Tensor) -> Codes:
+    n = len(at) // len(codes.vals)
+    return Codes(codes.vals.repeat(n, 1, 1), codes.idx.repeat(n, 1, 1))
 
 
 def random_direction(change: Change, seed: int) -> Change:
@@ -277,12 +310,14 @@ def random_direction(change: Change, seed: int) -> Change:
 
 
 def elsewhere(change: Change) -> Change:
-    """A control: what `change` adds in all, put at the position before the subject, where nothing is about number."""
+    """A control: what `change` adds in all, put at the position before the subject, where nothing is about number.
+
+    Where the text begins with the subject, nothing is added.
+    """
 
     def control(batch: Batch, at: Tensor) -> Tensor:
-        total = change(batch, at).sum(1)
-        place = (batch.subject - 1).clamp(min=0).to(total.device)
-        return torch.zeros_like(batch.twin).index_put((torch.arange(len(place)), place), total)
+        place = torch.arange(batch.seq, device=at.device) == batch.subject.to(at.device)[:, None] - 1
+        return change(batch, at).sum(2, keepdim=True) * place[None, :, :, None]
 
     return control
 

@@ -60,8 +60,8 @@ class Edit:
 def _edit(features: Tensor, at: Tensor, keep: float, add: Tensor | float) -> Edit:
     batch, seq = at.shape
     named = features.view(1, 1, -1) if features.ndim == 1 else features[:, None]
-    named = named.expand(batch, seq, -1)
-    values = torch.as_tensor(add, dtype=torch.float32, device=at.device)
+    named = named.expand(batch, seq, -1).to(at.device)
+    values = torch.as_tensor(add, dtype=torch.float32).to(at.device)
     return Edit(features=named, keep=torch.full(named.shape, keep, device=at.device), add=values.expand(named.shape),
                 at=at)  # fmt: skip
 

@@ -8,6 +8,8 @@ is before it (LM_syneval), and pairs whose words are not one token each are skip
 import collections
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -15,10 +17,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+import loaders
 from activations import LanguageModel, splice_nats
 from tasks import Pair
 
 Rule = Literal["sentence", "word"]
+# name: files below the data folder, loader, rule
+SETS: Mapping[str, tuple[str, Callable[[Path], loaders.Loaded[Pair]], Rule]] = MappingProxyType({
+    "blimp": ("**/blimp/*.jsonl", loaders.load_blimp, "sentence"),
+    "lm_syneval": ("**/lm_syneval/*.jsonl", loaders.load_lm_syneval, "word"),
+    "winogender": ("**/winogender/templates.tsv", loaders.load_winogender_pairs, "sentence"),
+})  # fmt: skip
 CALL_ROWS = 256  # sentences a call, of about one length
 
 
@@ -120,6 +129,30 @@ def accuracy_rows(name: str, scores: Scores) -> list[dict[str, Any]]:
 def accuracy(scores: Scores, model: str) -> float:
     """Share of all pairs that the model gets right; 0 where none could be scored."""
     return float(scores.right[model].mean()) if len(scores.pairs) else 0.0
+
+
+def find_sets(
+    data_dir: str | Path, n_each: int, *, names: Sequence[str] = tuple(SETS), seed: int = 0
+) -> tuple[dict[str, tuple[list[Pair], Rule]], tuple[str, ...]]:
+    """The sets found below a folder, by name, at most `n_each` pairs a condition; and the names of those that are not.
+
+    ValueError for a folder that does not exist, an unknown name, or a file that is damaged.
+    """
+    folder = Path(data_dir).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"data folder {folder} does not exist")
+    found, absent = {}, []
+    for name in names:
+        if name not in SETS:
+            raise ValueError(f"unknown minimal pairs {name!r}: there are {', '.join(SETS)}")
+        pattern, load, rule = SETS[name]
+        files = sorted(folder.glob(pattern))
+        pairs = [pair for file in files for pair in load(file).items]
+        if files:
+            found[name] = (sample(pairs, n_each, seed=seed), rule)
+        else:
+            absent.append(name)
+    return found, tuple(absent)
 
 
 def sample(pairs: Sequence[Pair], n_each: int, *, seed: int = 0) -> list[Pair]:
