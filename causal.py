@@ -50,17 +50,17 @@ class Counts:
     """number features that are edited together"""
     controls: int = 100
     """random sets of features matched to them"""
-    control_cases: int = 6
+    control_cases: int = 4
     """cases on which the controls are measured"""
     strengths: tuple[float, ...] = (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
     """of steering, in units of the features' difference between plural and singular"""
     steer_cases: int = 16
     """cases that are steered"""
-    steer_controls: int = 20
+    steer_controls: int = 10
     """random sets that are steered"""
-    text_rows: int = 16
+    text_rows: int = 10
     """sequences of unrelated text"""
-    duration_features: int = 48
+    duration_features: int = 40
     """features whose effect is timed"""
     duration_each: int = 4
     """tokens at which each is ablated"""
@@ -79,6 +79,7 @@ class Bench:
     test: list[Batch]
     few: list[Batch]  # for the controls
     clean: Float[np.ndarray, " cases"]  # logit(good) - logit(bad)
+    clean_few: Float[np.ndarray, " cases"]
     patch: Float[np.ndarray, "offsets cases"]  # effect of the full patch: SPAN, then each offset
     patch_few: Float[np.ndarray, "offsets cases"]
     skipped: dict[str, int]
@@ -134,6 +135,7 @@ def prepare(
     return Bench(
         lm=lm, hook=hook, above=above, train=train, test=test, few=few, counts=counts, seed=seed, pairs=pairs,
         absent=absent, clean=effects.clean_differences(above, test),
+        clean_few=effects.clean_differences(above, few),
         patch=effects.profile(above, test, effects.full_patch, offsets),
         patch_few=effects.profile(above, few, effects.full_patch, offsets),
         skipped={reason: lost.get(reason, 0) + lost_too.get(reason, 0) for reason in lost | lost_too},
@@ -155,18 +157,22 @@ def measures(bench: Bench, models: Sequence[Model], tokens: Tokens, *, draw: boo
     }
     tables: dict[str, Rows] = {"intervals": [], "effects": [], "controls": [], "steering": [], "durations": []}
     tables["skipped"] = [{"reason": reason, "cases": n} for reason, n in bench.skipped.items()]
-    verbs = {one.name: verb_effects(bench, one) for one in models}
+    ranked = {one.name: effects.number_features(one.sae, bench.train) for one in models}
+    chosen = {name: order[: bench.counts.features] for name, (order, _) in ranked.items()}
+    verbs = {
+        one.name: verb_effects(bench, one, chosen[one.name], by_offset=draw and one is models[0]) for one in models
+    }
     lasts = {one.name: durations(bench, one, tokens) for one in models}
-    curves = {one.name: steering(bench, one) for one in models} if draw else {}
+    curves = {one.name: steering(bench, one, chosen[one.name], ranked[one.name][1]) for one in models} if draw else {}
     for one in models:
-        parts = (verbs[one.name], lasts[one.name], text_effects(bench, one, tokens))
-        for part in parts:
+        name = one.name
+        for part in (verbs[name], lasts[name], text_effects(bench, one, chosen[name], tokens), curves.get(name)):
+            if part is None:
+                continue
             numbers |= {f"{one.prefix}{key}": value for key, value in part.numbers.items()}
             for table, rows in part.rows.items():
-                tables[table] += [{"model": one.name, **row} for row in rows]
+                tables[table] += [{"model": name, **row} for row in rows]
     pair_numbers, tables["minimal_pairs"] = pair_accuracies(bench, models)
-    for name, part in curves.items():
-        tables["steering"] += [{"model": name, **row} for row in part.rows["steering"]]
     figures = draw_all(bench, verbs, lasts, curves) if draw else {}
     return numbers | pair_numbers, {name: rows for name, rows in tables.items() if rows}, figures
 
@@ -183,32 +189,27 @@ class Part:
 # ---------------------------------------------------------------------------------------------- at the verb
 
 
-def verb_effects(bench: Bench, one: Model) -> Part:
-    """Effects of the number features at the verb, local and propagated, with their controls."""
-    ranked, _ = effects.number_features(one.sae, bench.train)
-    features = ranked[: bench.counts.features]
+def verb_effects(bench: Bench, one: Model, features: Int[Tensor, " n"], *, by_offset: bool) -> Part:
+    """Effects of the number features at the verb, local and propagated, with their controls (`by_offset`: at each)."""
     offsets = [SPAN, *bench.counts.offsets]
-    numbers, rows, arrays = {}, [], {}
-    intervals = []
+    numbers, rows, arrays, intervals = {}, [], {}, []
     for mode, propagated in one.modes.items():
         for name, change in _edits(one.sae, features, propagated).items():
             wanted = offsets if name == "effect" else [SPAN]
-            found = effects.profile(bench.above, bench.test, change, wanted)
-            low, high = effects.normalised_interval(found[0], bench.patch[0])
-            numbers[f"{name}_{mode}"] = float(effects.normalised(found[0], bench.patch[0]))
-            value = numbers[f"{name}_{mode}"]
-            intervals.append({"measure": f"{name}_{mode}", "value": value, "low": low, "high": high})
+            found = effects.profile(bench.above, bench.test, change, wanted, bench.clean)
             rows += _profile_rows(bench, name, mode, wanted, found)
+            numbers[f"{name}_{mode}"] = rows[-len(wanted)]["normalised"]
+            intervals.append({"measure": f"{name}_{mode}"} | {key: rows[-len(wanted)][key] for key in ("low", "high")})
+            intervals[-1]["value"] = numbers[f"{name}_{mode}"]
             if name == "effect":
                 arrays[mode] = effects.normalised(found[1:], bench.patch[0])
-    mode, propagated = list(one.modes.items())[-1]
-    controls, controlled = _controls(bench, one, features, propagated)
-    arrays["controls"] = controls
+    propagated = list(one.modes.values())[-1]
+    arrays["controls"] = _random_sets(bench, one, features, propagated, offsets if by_offset else [SPAN])
     if "propagated" not in one.modes:  # the same for a static SAE, under both names: differences need a partner
         numbers |= {key.replace("_local", "_propagated"): value for key, value in numbers.items()}
-    return Part(
-        numbers | controlled, {"effects": rows, "intervals": intervals, "controls": _control_rows(controls)}, arrays
-    )
+    numbers |= _controls(bench, one, features, propagated, arrays["controls"][:, 0])
+    drawn = [{"draw": i, "normalised": float(value)} for i, value in enumerate(arrays["controls"][:, 0])]
+    return Part(numbers, {"effects": rows, "intervals": intervals, "controls": drawn}, arrays)
 
 
 def _edits(sae: Sae, features: Int[Tensor, " n"], propagated: bool) -> dict[str, Change]:
@@ -234,55 +235,56 @@ def _profile_rows(bench: Bench, name: str, mode: str, offsets: Sequence[int], fo
     return rows
 
 
-def _controls(
-    bench: Bench, one: Model, features: Int[Tensor, " n"], propagated: bool
-) -> tuple[np.ndarray, dict[str, float]]:
-    """Normalised effects (draws, SPAN and offsets) of matched random sets, and all controls as numbers."""
-    counts, offsets = bench.counts, [SPAN, *bench.counts.offsets]
-    rates = metrics.firing_rate(one.codes)
-    draws = effects.matched_features(rates, features, counts.controls, seed=bench.seed)
+def _random_sets(
+    bench: Bench, one: Model, features: Int[Tensor, " n"], propagated: bool, offsets: Sequence[int]
+) -> Float[np.ndarray, "draws offsets"]:
+    """Normalised effects of random sets of features, matched in position, contribution and firing rate."""
+    draws = effects.matched_features(metrics.firing_rate(one.codes), features, bench.counts.controls, seed=bench.seed)
     pushed = functools.cache(lambda batch: effects.swap_amounts(one.sae, features, batch))
     found = []
     for stand_ins in draws:
         push = effects.matched_push(one.sae, features, stand_ins, pushed, propagated=propagated)
-        found.append(effects.normalised(effects.profile(bench.above, bench.few, push, offsets), bench.patch_few[0]))
-    table = np.stack(found)
+        effect = effects.profile(bench.above, bench.few, push, offsets, bench.clean_few)
+        found.append(effects.normalised(effect, bench.patch_few[0]))
+    return np.stack(found)
+
+
+def _controls(
+    bench: Bench, one: Model, features: Int[Tensor, " n"], propagated: bool, drawn: Float[np.ndarray, " draws"]
+) -> dict[str, float]:
+    """The controls as numbers: random sets, a random direction, another position."""
     swap = effects.swap_features(one.sae, features, propagated=propagated)
 
-    def effect(change: Change, batches: list[Batch], patch: np.ndarray) -> float:
-        return float(effects.normalised(effects.profile(bench.above, batches, change, [SPAN])[0], patch[0]))
+    def effect(change: Change, batches: list[Batch], clean: np.ndarray, patch: np.ndarray) -> float:
+        return float(effects.normalised(effects.profile(bench.above, batches, change, [SPAN], clean)[0], patch[0]))
 
-    own = effect(swap, bench.few, bench.patch_few)
-    return table, {
-        "control_mean": float(table[:, 0].mean()),
-        "control_p95": float(np.quantile(np.abs(table[:, 0]), 0.95)),
-        "control_beaten_frac": float((np.abs(table[:, 0]) < abs(own)).mean()),
-        "random_direction": effect(effects.random_direction(swap, bench.seed), bench.test, bench.patch),
-        "other_position": effect(effects.elsewhere(swap), bench.test, bench.patch),
+    own = effect(swap, bench.few, bench.clean_few, bench.patch_few)
+    noise, moved = effects.random_direction(swap, bench.seed), effects.elsewhere(swap)
+    return {
+        "control_mean": float(drawn.mean()),
+        "control_p95": float(np.quantile(np.abs(drawn), 0.95)),
+        "control_beaten_frac": float((np.abs(drawn) < abs(own)).mean()),
+        "random_direction": effect(noise, bench.test, bench.clean, bench.patch),
+        "other_position": effect(moved, bench.test, bench.clean, bench.patch),
     }
 
 
-def _control_rows(controls: np.ndarray) -> Rows:
-    return [{"draw": i, "normalised": float(value)} for i, value in enumerate(controls[:, 0])]
-
-
-def steering(bench: Bench, one: Model) -> Part:
+def steering(bench: Bench, one: Model, features: Int[Tensor, " n"], difference: Float[Tensor, " d_sae"]) -> Part:
     """Change of logit(plural) - logit(singular) at the verb by steering strength, and that of matched random sets."""
-    ranked, difference = effects.number_features(one.sae, bench.train)
-    features = ranked[: bench.counts.features]
-    amount = difference[features] / one.sae.params.static.W_dec.norm(dim=1)[features].cpu()
     few = effects.first_cases(bench.test, bench.counts.steer_cases)
-    sign = np.concatenate([2 * batch.label.numpy() - 1 for batch in few])
-    draws = effects.matched_features(
-        metrics.firing_rate(one.codes), features, bench.counts.steer_controls, seed=bench.seed
-    )
+    norm = one.sae.params.static.W_dec.norm(dim=1).cpu()
+    amounts = torch.tensor([0.0, *bench.counts.strengths])[:, None] * difference[features]
+    rates = metrics.firing_rate(one.codes)
+    draws = effects.matched_features(rates, features, bench.counts.steer_controls, seed=bench.seed)
 
     def curve(named: Tensor, propagated: bool) -> np.ndarray:
-        changes = [
-            effects.steer_features(one.sae, named, strength * amount, propagated=propagated)
-            for strength in bench.counts.strengths
-        ]
-        return np.array([(effects.profile(bench.above, few, c, [SPAN])[0] * sign).mean() for c in changes])
+        change = effects.steer_features(one.sae, named, amounts / norm[named], propagated=propagated)
+        found = []
+        for batch in few:
+            deltas = change(batch, effects.where(batch, SPAN).expand(len(amounts), -1, -1))
+            found.append(effects.logit_differences(bench.above, batch, deltas) * (2 * batch.label - 1))
+        scores = torch.cat(found, 1).mean(1).numpy()
+        return scores[1:] - scores[0]
 
     arrays = {mode: curve(features, propagated) for mode, propagated in one.modes.items()}
     propagated = list(one.modes.values())[-1]
@@ -298,21 +300,16 @@ def steering(bench: Bench, one: Model) -> Part:
 # ------------------------------------------------------------------------------------------------- on text
 
 
-def text_effects(bench: Bench, one: Model, tokens: Tokens) -> Part:
+def text_effects(bench: Bench, one: Model, features: Int[Tensor, " n"], tokens: Tokens) -> Part:
     """Nats per token of KL on unrelated text with the number features off, and with a matched random set off."""
-    features = effects.number_features(one.sae, bench.train)[0][: bench.counts.features]
-    rows = (
-        np.linspace(0, len(tokens.ids) - 1, min(bench.counts.text_rows, len(tokens.ids))).round().astype(int).tolist()
-    )
+    n_rows = min(bench.counts.text_rows, len(tokens.ids))
+    rows = np.linspace(0, len(tokens.ids) - 1, n_rows).round().astype(int).tolist()
     stand_ins = effects.matched_features(metrics.firing_rate(one.codes), features, 1, seed=bench.seed)[0]
-    propagated = list(one.modes.values())[-1]
-
-    def kl(named: Tensor) -> float:
-        return reach.unrelated_kl(
-            bench.lm, bench.above, bench.hook, one.sae, named, tokens, rows, propagated=propagated
-        )
-
-    return Part({"kl_unrelated": kl(features), "kl_unrelated_control": kl(stand_ins)}, {}, {})
+    propagated, sets = list(one.modes.values())[-1], [features, stand_ins]
+    own, control = reach.unrelated_kl(
+        bench.lm, bench.above, bench.hook, one.sae, sets, tokens, rows, propagated=propagated
+    )
+    return Part({"kl_unrelated": own, "kl_unrelated_control": control}, {}, {})
 
 
 def durations(bench: Bench, one: Model, tokens: Tokens) -> Part:
@@ -322,8 +319,9 @@ def durations(bench: Bench, one: Model, tokens: Tokens) -> Part:
     life = lifetimes.feature_restricted_mean(found, 16)
     places = reach.occurrences(one.codes, features, bench.counts.duration_each, seed=bench.seed)
     numbers, intervals, rows, arrays = {}, [], [], {}
-    for mode, propagated in one.modes.items():
-        kl = reach.decay(bench.lm, bench.above, bench.hook, one.sae, tokens, places, propagated=propagated)
+    modes = list(one.modes.values())
+    decays = reach.decay(bench.lm, bench.above, bench.hook, one.sae, tokens, places, modes)
+    for mode, kl in zip(one.modes, decays, strict=True):
         names, lasts = reach.durations(kl, places.feature)
         rank = reach.spearman(life[names], lasts, seed=bench.seed)
         numbers |= {

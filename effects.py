@@ -181,19 +181,25 @@ def logit_differences(
 
 
 def profile(
-    above: Above, found: Sequence[Batch], change: Change, offsets: Sequence[int]
+    above: Above,
+    found: Sequence[Batch],
+    change: Change,
+    offsets: Sequence[int],
+    clean: Float[np.ndarray, " cases"] | None = None,
 ) -> Float[np.ndarray, "offsets cases"]:
-    """Change of logit(good) - logit(bad) when `change` is made at each offset; NaN where a text is too short."""
+    """Change of logit(good) - logit(bad) when `change` is made at each offset; NaN where a text is too short.
+
+    `clean` is what `clean_differences` has found for these batches, to save finding it again.
+    """
+    clean = clean_differences(above, found) if clean is None else clean
     columns = []
     for batch in found:
         reached = [offset for offset in offsets if -batch.seq <= offset]
-        zero = torch.zeros(1, *batch.twin.shape)
-        deltas = change(batch, torch.stack([where(batch, offset) for offset in reached])).cpu()
-        scores = logit_differences(above, batch, torch.cat([zero, deltas]))
+        deltas = change(batch, torch.stack([where(batch, offset) for offset in reached]))
         column = np.full((len(offsets), len(batch.ids)), np.nan)
-        column[[offsets.index(offset) for offset in reached]] = (scores[1:] - scores[0]).numpy()
+        column[[offsets.index(offset) for offset in reached]] = logit_differences(above, batch, deltas).numpy()
         columns.append(column)
-    return np.concatenate(columns, 1)
+    return np.concatenate(columns, 1) - clean
 
 
 def clean_differences(above: Above, found: Sequence[Batch]) -> Float[np.ndarray, " cases"]:
@@ -259,9 +265,15 @@ def ablate_features(sae: Sae, features: Int[Tensor, " n"], *, propagated: bool) 
     return change_by(sae, lambda _, at: ablate(features, at), propagated=propagated)
 
 
-def steer_features(sae: Sae, features: Int[Tensor, " n"], amount: Float[Tensor, " n"], *, propagated: bool) -> Change:
-    """The features get `amount` more."""
-    return change_by(sae, lambda _, at: steer(features, at, amount), propagated=propagated)
+def steer_features(
+    sae: Sae, features: Int[Tensor, " n"], amounts: Float[Tensor, "variants n"], *, propagated: bool
+) -> Change:
+    """The features get more: in each variant its own amounts."""
+
+    def make(batch: Batch, at: Tensor) -> Edit:
+        return steer(features, at, amounts.repeat_interleave(len(batch.ids), 0)[:, None])
+
+    return change_by(sae, make, propagated=propagated)
 
 
 def matched_push(

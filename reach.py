@@ -36,32 +36,39 @@ def edited_kl(
     sae: Sae,
     ids: Int[Tensor, "batch total"],
     hidden: Float[Tensor, "batch total d_in"],
-    edit: Edit,
+    edits: Sequence[tuple[Edit, bool]],
     keep: int,
-    *,
-    propagated: bool,
-) -> Float[Tensor, "batch keep"]:
-    """KL in nats at the last `keep` positions of texts with the edit in force."""
-    seq = edit.at.shape[1]
-    delta, _ = intervene(sae, hidden[:, -seq:].float(), edit, propagated=propagated)
-    text = (hidden[:, -seq:].float() + delta).to(hidden.dtype)
-    clean = above(ids, hidden, keep)
-    return kl_nats(clean, above(ids, torch.cat([hidden[:, :-seq], text], 1), keep)).cpu()
+) -> list[Float[Tensor, "batch keep"]]:
+    """KL in nats at the last `keep` positions of texts, with each edit (and whether it propagates) in force."""
+    seq = edits[0][0].at.shape[1]
+    x, clean, out = hidden[:, -seq:].float(), above(ids, hidden, keep), []
+    for edit, propagated in edits:
+        text = (x + intervene(sae, x, edit, propagated=propagated)[0]).to(hidden.dtype)
+        out.append(kl_nats(clean, above(ids, torch.cat([hidden[:, :-seq], text], 1), keep)).cpu())
+    return out
 
 
 def unrelated_kl(
-    lm: LanguageModel, above: Above, hook: str, sae: Sae, features: Int[Tensor, " n"], tokens: Tokens,
-    rows: Sequence[int], *, propagated: bool,
-) -> float:  # fmt: skip
-    """Nats per token when the features are off at every token of these sequences: what the edit does besides."""
-    total, count = 0.0, 0
+    lm: LanguageModel,
+    above: Above,
+    hook: str,
+    sae: Sae,
+    sets: Sequence[Int[Tensor, " n"]],
+    tokens: Tokens,
+    rows: Sequence[int],
+    *,
+    propagated: bool,
+) -> list[float]:
+    """Nats per token when a set of features is off at every token of these sequences: what the edit does besides."""
+    totals, count = np.zeros(len(sets)), 0
     for at in range(0, len(rows), ROWS):
         part = torch.as_tensor(list(rows[at : at + ROWS]))
         ids, valid = tokens.ids[part].long(), tokens.valid[part]
-        edit = ablate(features, valid.to(lm.device))
-        kl = edited_kl(above, sae, ids, residual(lm, ids, hook), edit, valid.shape[1], propagated=propagated)
-        total, count = total + float(kl[valid].double().sum()), count + int(valid.sum())
-    return total / count
+        edits = [(ablate(features, valid.to(lm.device)), propagated) for features in sets]
+        found = edited_kl(above, sae, ids, residual(lm, ids, hook), edits, valid.shape[1])
+        totals += [float(kl[valid].double().sum()) for kl in found]
+        count += int(valid.sum())
+    return (totals / count).tolist()
 
 
 # ---------------------------------------------------------------------------------------------- duration
@@ -85,13 +92,19 @@ def spread_features(found: lifetimes.Runs, n: int, *, tau: int = 16, min_deaths:
 
 
 def occurrences(
-    codes: metrics.Codes, features: Int[np.ndarray, " n"], n_each: int, *, after: int = 16, seed: int = 0
+    codes: metrics.Codes,
+    features: Int[np.ndarray, " n"],
+    n_each: int,
+    *,
+    before: int = 16,
+    after: int = 12,
+    seed: int = 0,
 ) -> Occurrences:
-    """Up to `n_each` random active tokens of each feature that have `after` more tokens of text behind them."""
+    """Up to `n_each` random active tokens of each feature, with `before` tokens of text ahead and `after` behind."""
     rng = np.random.default_rng(seed)
     seq = codes.valid.shape[1]
     room = np.zeros(codes.valid.shape, bool)
-    room[:, : max(seq - after, 0)] = codes.valid.numpy()[:, after:]
+    room[:, before : max(seq - after, 0)] = codes.valid.numpy()[:, before + after :]
     matrix = metrics.token_matrix(codes).tocsc()
     picked = []
     for feature in features:
@@ -104,22 +117,37 @@ def occurrences(
 
 
 def decay(
-    lm: LanguageModel, above: Above, hook: str, sae: Sae, tokens: Tokens, found: Occurrences, *, propagated: bool,
-    after: int = 16,
-) -> Float[np.ndarray, "occurrences distance"]:  # fmt: skip
-    """KL in nats, 0..after tokens behind each occurrence, when its feature is off there and nowhere else."""
+    lm: LanguageModel,
+    above: Above,
+    hook: str,
+    sae: Sae,
+    tokens: Tokens,
+    found: Occurrences,
+    modes: Sequence[bool],
+    *,
+    before: int = 16,
+    after: int = 12,
+) -> list[Float[np.ndarray, "occurrences distance"]]:
+    """KL in nats, 0..after tokens behind each occurrence, when its feature is off there alone; for each of `modes`.
+
+    The text starts `before` tokens ahead of the occurrence, so that all texts have one length. Where the feature is
+    not active in so short a text, the effect is 0.
+    """
     n_prefix = tokens.ids.shape[1] - tokens.valid.shape[1]
-    out = np.zeros((len(found.feature), after + 1))
-    for position in np.unique(found.position):
-        here = np.flatnonzero(found.position == position)
-        for at in range(0, len(here), ROWS):
-            part = here[at : at + ROWS]
-            ids = tokens.ids[found.row[part], : n_prefix + int(position) + after + 1].long()
-            mask = torch.zeros(len(part), int(position) + after + 1, dtype=torch.bool)
-            mask[:, int(position)] = True
-            edit = ablate(torch.from_numpy(found.feature[part])[:, None], mask)
-            hidden = residual(lm, ids, hook)
-            out[part] = edited_kl(above, sae, ids, hidden, edit, after + 1, propagated=propagated).numpy()
+    out = [np.zeros((len(found.feature), after + 1)) for _ in modes]
+    at = torch.zeros(ROWS, before + 1 + after, dtype=torch.bool)
+    at[:, before] = True
+    for begin in range(0, len(found.feature), ROWS):
+        part = slice(begin, begin + ROWS)
+        row, position = found.row[part, None], found.position[part, None]
+        text = tokens.ids[row, n_prefix + position + np.arange(-before, after + 1)]
+        ids = torch.cat([tokens.ids[: len(text), :n_prefix], text], 1).long()
+        edit = ablate(torch.from_numpy(found.feature[part])[:, None], at[: len(ids)].to(lm.device))
+        hidden = residual(lm, ids, hook)
+        for kl, values in zip(
+            out, edited_kl(above, sae, ids, hidden, [(edit, m) for m in modes], after + 1), strict=True
+        ):
+            kl[part] = values.numpy()
     return out
 
 

@@ -1,12 +1,14 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_activations import save_model
+from test_activations import ENDS, SIZES, save_model, save_tokenizer
 from test_tsae import random_model
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import activations
 import effects
@@ -18,12 +20,20 @@ from interventions import Sae
 from tsae import Dials
 
 HOOK = "blocks.1.hook_resid_post"
-PAIRS = [(f"{a} {b}", f"{b} {b}") for a in ("quick", "brown", "fox", "lazy", "dog") for b in ("the", "over", "jumps")]
 
 
 @pytest.fixture(scope="module")
 def lm(tmp_path_factory) -> activations.LanguageModel:
     return activations.load_lm(save_model(tmp_path_factory.mktemp("llama"), "llama"), device="cpu", dtype=torch.float32)
+
+
+def save_wide(folder: Path) -> Path:
+    """A random language model wide enough for random directions to be nearly at right angles."""
+    vocab_size = save_tokenizer(folder)
+    torch.manual_seed(0)
+    sizes = {**SIZES, **ENDS, "hidden_size": 120, "num_attention_heads": 3, "intermediate_size": 80}
+    LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, initializer_range=0.2, **sizes)).save_pretrained(folder)
+    return folder
 
 
 def toy_batch(lm, n=24, seq=5, seed=0) -> Batch:
@@ -43,7 +53,7 @@ def toy_batch(lm, n=24, seq=5, seed=0) -> Batch:
     )  # fmt: skip
 
 
-def planted(lm, batch: Batch, above) -> tuple[Sae, int]:
+def planted(lm, batch: Batch) -> tuple[Sae, int]:
     """A static SAE of random features, one of which fires at the plural subject and pushes the verb's plural logit."""
     generator = torch.Generator().manual_seed(1)
     static = tsae.init_static(torch.zeros(lm.d_in), 512, generator=generator)
@@ -63,15 +73,16 @@ def planted(lm, batch: Batch, above) -> tuple[Sae, int]:
     push = hidden.grad[:, -batch.seq + 1].mean(0)
     W_dec, W_enc, b_enc = static.W_dec.clone(), static.W_enc.clone(), static.b_enc.clone()
     W_dec[planted] = push / push.norm()
-    W_enc[:, planted] = 40 * apart
-    b_enc[planted] = -40 * float(apart @ (plural + singular) / 2)
+    W_enc[:, planted] = 200 * apart
+    b_enc[planted] = -200 * float(apart @ (plural + singular) / 2)
     return iv.static_sae(replace(static, W_dec=W_dec, W_enc=W_enc, b_enc=b_enc), 8), planted
 
 
-def test_a_planted_causal_feature_is_found_and_a_hundred_random_features_are_not(lm):
+def test_a_planted_causal_feature_is_found_and_a_hundred_random_features_are_not(tmp_path):
+    lm = activations.load_lm(save_wide(tmp_path), device="cpu", dtype=torch.float32)
     above = iv.layers_above(lm, HOOK)
     train, test = toy_batch(lm), toy_batch(lm, seed=5)
-    sae, feature = planted(lm, train, above)
+    sae, feature = planted(lm, train)
     ranked, difference = effects.number_features(sae, [train])
     assert ranked[0] == feature
     assert difference[feature] > 0
@@ -117,7 +128,7 @@ def test_variants_in_one_call_are_what_they_are_alone(lm):
         effects.swap_features(sae, features, propagated=True),
         effects.swap_codes(sae, propagated=True),
         effects.ablate_features(sae, features, propagated=True),
-        effects.steer_features(sae, features, torch.tensor([1.0, -2.0]), propagated=True),
+        effects.swap_features(sae, features, propagated=False),
         effects.full_patch,
     ):
         alone = torch.cat([change(batch, at[i : i + 1]) for i in range(3)])
@@ -137,7 +148,7 @@ def test_the_full_patch_of_the_whole_text_gives_the_twins_logits(lm):
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.integers(-5, 5), st.integers(1, 5), st.booleans()), min_size=1, max_size=9))
 def test_the_normalised_effect_is_a_ratio_of_sums_over_the_cases_that_have_the_position(rows):
-    effect = np.array([np.nan if missing else e for e, _, missing in rows])
+    effect = np.array([np.nan if missing else float(e) for e, _, missing in rows])
     patch = np.array([float(p) for _, p, _ in rows])
     seen = [(e, p) for e, p, missing in rows if not missing]
     value = effects.normalised(effect, patch)
