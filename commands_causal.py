@@ -185,10 +185,7 @@ def _change(found: Opened, ask: Request, propagated: bool) -> Change:
 
 def _one_text(found: Opened, lm: LanguageModel, ask: Request, case: Case, position: list[int] | None) -> None:
     patched = case.twin != case.text
-    batches, skipped = effects.batches(lm, found.hook, [case], need_twin=patched)
-    if skipped:
-        raise ValueError(f"this text cannot be measured: {next(iter(skipped))}")
-    batch = batches[0]
+    batch = effects.batches(lm, found.hook, [case], need_twin=patched)[0][0]
     at = interventions.positions(batch.seq, position or [-1])
     above = interventions.layers_above(lm, found.hook)
     deltas = {mode: _change(found, ask, propagated)(batch, at[None])[0] for mode, propagated in found.modes.items()}

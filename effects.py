@@ -104,7 +104,7 @@ def batches(
     """The cases by length, and how many were skipped, by reason. Without `need_twin`, a text may be its own twin.
 
     Skipped: good and bad are equal, or not one token each; text and twin are equal or differ in length; a text that
-    the model cannot take.
+    the model cannot take. ValueError where nothing is left.
     """
     by_length: dict[int, list[tuple]] = collections.defaultdict(list)
     skipped: collections.Counter[str] = collections.Counter()
@@ -116,8 +116,9 @@ def batches(
         else:
             subject = next((i for i, (a, b) in enumerate(zip(text, twin, strict=True)) if a != b), 0)
             by_length[len(text)].append((text, twin, good[0], bad[0], case.label, subject))
-    found = [_batch(lm, hook, rows) for _, rows in sorted(by_length.items())]
-    return found, dict(skipped)
+    if not by_length:
+        raise ValueError(f"none of {len(cases)} texts can be measured: {', '.join(skipped) or 'none was given'}")
+    return [_batch(lm, hook, rows) for _, rows in sorted(by_length.items())], dict(skipped)
 
 
 def _ids(lm: LanguageModel, text: str) -> list[int]:
