@@ -26,6 +26,7 @@ if "--check_types" in sys.argv:  # has to be known before the modules are import
     install_import_hook(["activations", "evaluation", "kernels", "metrics", "training", "tsae"], "beartype.beartype")
 
 import runs
+from commands_language import probe_command
 from runs import Config
 from terminal import fast_memory, one_line_errors
 
@@ -117,6 +118,8 @@ def tradeoff_command(
             table.add_row(name, *(f"{p[key]:.4f}" for key in ("fve", "jaccard", "l0", "tss")))
         Console().print(table)
 
+
+app.command("probe")(probe_command)
 
 if __name__ == "__main__":
     app()

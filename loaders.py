@@ -280,7 +280,7 @@ def load_homographs(path: str | Path, *, min_items: int = 8) -> Loaded[Item]:
 
 
 def load_coarsewsd(path: str | Path, *, min_items: int = 8) -> Loaded[Item]:
-    """CoarseWSD-20 (Loureiro et al. 2021): one word's `train.data.txt` or `test.data.txt`, with its gold file beside it.
+    """CoarseWSD-20 (Loureiro et al. 2021): one word's `train.data.txt`, with its gold file beside it.
 
     A line is the position of the word, a tab and the tokens; the folder's name is the word. As `load_homographs`.
     """
@@ -311,7 +311,7 @@ def load_wic(path: str | Path) -> Loaded[Item]:
     def item(line: tuple[str, str]) -> Item:
         fields, gold = line[0].split("\t"), line[1].strip()
         if len(fields) != 5 or re.fullmatch(r"\d+-\d+", fields[2]) is None or gold not in ("T", "F"):
-            raise ValueError(f"a line needs 5 fields, positions like 2-5, and T or F as gold; got {line[0][:40]!r}")
+            raise ValueError(f"needs 5 fields, positions like 2-5, and T or F as gold; got {line[0][:40]!r}")
         spans = []
         for position, sentence in zip(fields[2].split("-"), fields[3:], strict=True):
             tokens, at = sentence.split(), int(position)
