@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lexicon
@@ -179,6 +179,7 @@ def of_unit(items: Sequence[Item], unit: str) -> list[Item]:
     return [item for item in items if item.unit == unit]
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.sampled_from(NAMES), st.integers(2, 6), st.integers(0, 9))
 def test_splits_share_no_group_and_every_fold_has_both_labels(name, n_folds, seed):
     unit = ITEMS[name][seed].unit
