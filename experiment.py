@@ -27,6 +27,7 @@ if "--check_types" in sys.argv:  # has to be known before the modules are import
 
 import commands_causal
 import runs
+from commands_language import probe_command
 from runs import Config
 from terminal import fast_memory, one_line_errors
 
@@ -120,6 +121,7 @@ def tradeoff_command(
 
 
 commands_causal.register(app)
+app.command("probe")(probe_command)
 
 if __name__ == "__main__":
     app()
