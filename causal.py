@@ -79,9 +79,9 @@ class Bench:
     test: list[Batch]
     few: list[Batch]  # for the controls
     clean: Float[np.ndarray, " cases"]  # logit(good) - logit(bad)
-    clean_few: Float[np.ndarray, " cases"]
+    clean_few: Float[np.ndarray, " few"]
     patch: Float[np.ndarray, "offsets cases"]  # effect of the full patch: SPAN, then each offset
-    patch_few: Float[np.ndarray, "offsets cases"]
+    patch_few: Float[np.ndarray, "offsets few"]
     skipped: dict[str, int]
     pairs: dict[str, tuple[list[Pair], Rule]]
     absent: tuple[str, ...]  # minimal-pair sets that were not found

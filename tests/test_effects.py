@@ -99,7 +99,8 @@ def test_a_planted_causal_feature_is_found_and_a_hundred_random_features_are_not
             sae, ranked[:1], stand_ins, lambda b: effects.swap_amounts(sae, ranked[:1], b), propagated=False
         )
         found.append(effects.profile(above, [test], push, [SPAN])[0].mean())
-    assert abs(own) > 2 * np.abs(found).max()
+    assert abs(own) > np.abs(found).max()
+    assert abs(own) > 2 * np.quantile(np.abs(found), 0.9)
 
 
 def test_a_matched_push_has_the_swaps_contribution_at_its_positions(lm):

@@ -101,7 +101,7 @@ def test_sets_are_found_below_a_folder_and_absent_ones_are_named(tmp_path):
     (tmp_path / "agreement" / "blimp" / "a.jsonl").write_text(json.dumps(row) + "\n")
     found, absent = minimal_pairs.find_sets(tmp_path, 5)
     assert list(found) == ["blimp"]
-    assert found["blimp"][0][0].bad == " himself."
+    assert found["blimp"][0][0].bad == " himself"
     assert absent == ("lm_syneval", "winogender")
     with pytest.raises(ValueError, match="does not exist"):
         minimal_pairs.find_sets(tmp_path / "nowhere", 5)

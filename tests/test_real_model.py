@@ -5,9 +5,11 @@ import torch
 from test_tsae import random_model
 
 import activations
+import causal
 import corpora
 import interventions as iv
 import tsae
+from causal import Counts
 from interventions import Sae
 from tsae import Dials
 
@@ -83,3 +85,10 @@ def test_an_edit_changes_nothing_before_its_position_and_the_verb_after_it(lm, i
     edited = run(lm, ids, sae, edit, propagated)
     assert torch.equal(edited[:3], clean[:3])
     assert (edited[VERB - 1] - clean[VERB - 1]).abs().max() > 1e-3
+
+
+def test_the_agreement_cases_are_easy_for_the_model_and_the_full_patch_turns_them_round(lm):
+    bench = causal.prepare(lm, HOOK, counts=Counts(train_cases=4, test_cases=8, control_cases=2, offsets=(-1,)))
+    assert (bench.clean > 0).mean() >= 0.75
+    assert ((bench.clean + bench.patch[0]) < 0).mean() >= 0.75
+    assert {int(n) for batch in bench.train for n in batch.label} == {0, 1}
