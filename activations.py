@@ -351,6 +351,11 @@ def _below(lm: LanguageModel, ids: Integer[Tensor, "batch seq"], layer: int) -> 
     return (output[0], True) if isinstance(output, tuple) else (output, False)
 
 
+def residual(lm: LanguageModel, ids: Integer[Tensor, "batch seq"], hook: str) -> Float[Tensor, "batch seq d_in"]:
+    """Residual stream at `hook` for token ids that begin with the prefix, in the model's dtype; the prefix included."""
+    return _below(lm, ids, check_hook(lm, hook))[0]
+
+
 @torch.inference_mode()
 def _nats(logits: Tensor, targets: Integer[Tensor, "batch kept"]) -> Float[Tensor, "batch kept"]:
     """Cross-entropy of `targets`, the last `kept` tokens, under the logits (batch, seq, vocabulary) before each."""
@@ -446,9 +451,8 @@ def _store_key(lm: LanguageModel, tokens: Tokens, hook: str) -> dict[str, Any]:
     digest = hashlib.sha256()
     for array in _token_arrays(tokens).values():
         digest.update(array.tobytes())
-    shape = [*tokens.valid.shape, lm.d_in]
     names = {"format": STORE_FORMAT, "model": lm.identity, "model_name": lm.name, "hook": hook}
-    return {**names, "tokens": digest.hexdigest(), "shape": shape, "dtype": "bfloat16"}
+    return {**names, "tokens": digest.hexdigest(), "shape": [*tokens.valid.shape, lm.d_in], "dtype": "bfloat16"}
 
 
 def _token_arrays(tokens: Tokens) -> dict[str, np.ndarray]:
@@ -469,9 +473,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _write_manifest(path: Path, key: Mapping[str, Any], block_rows: int, crcs: Sequence[int], done: int) -> None:
-    manifest = {"key": key, "block_rows": block_rows, "n_rows_done": done, "crc32": crcs}
     new = path / "manifest.json.new"
-    new.write_text(json.dumps(manifest))
+    new.write_text(json.dumps({"key": key, "block_rows": block_rows, "n_rows_done": done, "crc32": crcs}))
     new.replace(path / "manifest.json")
 
 
@@ -594,9 +597,8 @@ def _progress(total: int, done: int, shown: bool) -> Iterator[Callable[[int], No
         tenth = 10 * state[0] // total
         if shown and tenth > state[1]:
             left = (total - state[0]) / max(rate(), 1e-9)
-            sys.stderr.write(
-                f"activations: {state[0]:,} of {total:,} tokens, {rate():,.0f} tokens/s, {left:.0f} s left\n"
-            )
+            note = f"{state[0]:,} of {total:,} tokens, {rate():,.0f} tokens/s, {left:.0f} s left"
+            sys.stderr.write(f"activations: {note}\n")
             state[1] = tenth
 
     yield advance_line

@@ -31,8 +31,10 @@ if "--check_types" in sys.argv:  # has to be known before the modules are import
     )
 
 import commands
+import commands_causal
 import runs
 import study
+from commands_language import probe_command
 from runs import Config
 from terminal import fast_memory, one_line_errors
 
@@ -129,6 +131,8 @@ app.command("stability")(commands.stability)
 app.command("lifetimes")(commands.lifetime)
 app.command("transitions")(commands.transition)
 app.command("evolution")(commands.evolution)
+commands_causal.register(app)
+app.command("probe")(probe_command)
 
 if __name__ == "__main__":
     app()

@@ -369,7 +369,9 @@ def decode(
     base = decode_static(codes, static)
     if not dials.recur or dials.mix == 0:
         return base, state
-    read = ((base - static.b_dec) / t.scale).detach()  # the codes explain x; they are not made into messages to the LSTM
+    read = (
+        (base - static.b_dec) / t.scale
+    ).detach()  # the codes explain x; they are not made into messages to the LSTM
     hs, h, c = lstm(read, state.dec_h, state.dec_c, t.dec_W_x, t.dec_W_h, t.dec_b, dials.low)
     out = product(hs.flatten(0, 1), t.W_out, dials.low).view_as(base)
     return base + dials.mix * t.scale * out, replace(state, dec_h=h, dec_c=c)

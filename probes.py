@@ -1,0 +1,260 @@
+"""Linear probes on any code: dense and k-sparse, on held-out groups, with controls and intervals.
+
+A probe is a logistic regression (scikit-learn). All items of a group (a lemma, a set of names, a cue) lie on one side
+of every split; so do they in the inner cross-validation that chooses the strength of regularisation.
+"""
+
+import itertools
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+
+from tasks import Item
+
+Features = sparse.csr_array | Float[np.ndarray, "items width"]
+STRENGTHS = (0.01, 0.1, 1.0)  # C of scikit-learn: the inverse of the penalty
+KS = (1, 2, 5, 10, 20)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Probed:
+    """What probes trained on some folds say about the items of the others."""
+
+    correct: Float[np.ndarray, " items"]
+    """share of the probes that had the item held out and were right"""
+    features: tuple[tuple[int, ...], ...]
+    """of each fold, the features its probe was given; empty for all of them"""
+    strengths: tuple[float, ...]
+    """of each fold, the strength that the inner cross-validation chose"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """A mean with its 95 % interval, by bootstrap over groups."""
+
+    value: float
+    low: float
+    high: float
+    n_items: int
+    n_groups: int
+
+
+# -------------------------------------------------------------------------------------------- splits
+
+
+def folds(
+    groups: Sequence[str], labels: Int[np.ndarray, " items"], n_folds: int, *, seed: int = 0
+) -> Int[np.ndarray, " items"]:
+    """Fold of each item, 0 .. n_folds - 1: groups dealt out at random, those of one class (cues) class by class.
+
+    Raises ValueError for fewer than two folds, or groups.
+    """
+    share = {group: float(np.mean(labels[at])) for group, at in _members(groups).items()}
+    if not 2 <= n_folds <= len(share):
+        raise ValueError(f"folds needs 2 <= n_folds <= groups; got n_folds={n_folds}, {len(share)} groups")
+    rng = np.random.default_rng(seed)
+    names = sorted(share)
+    shuffled = [names[i] for i in rng.permutation(len(names))]
+    dealt = sorted(shuffled, key=lambda group: share[group])  # stable: random within a class
+    fold = {group: at % n_folds for at, group in enumerate(dealt)}
+    return np.array([fold[group] for group in groups])
+
+
+def _members(groups: Sequence[str]) -> dict[str, Int[np.ndarray, " members"]]:
+    at: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        at.setdefault(group, []).append(i)
+    return {group: np.array(found) for group, found in at.items()}
+
+
+def random_labels(labels: Int[np.ndarray, " items"], *, seed: int = 0) -> Int[np.ndarray, " items"]:
+    """The labels in random order: the control task.
+
+    After Hewitt and Liang (2019); theirs draws one label a word type and lets the types recur in the test, which
+    measures memory. Here groups are held out, so what a probe memorises does not help, and a control above chance
+    says that the split leaks.
+    """
+    return np.random.default_rng(seed).permutation(labels)
+
+
+# -------------------------------------------------------------------------------------------- probes
+
+
+def _rows(features: Any, at: np.ndarray) -> Any:  # scipy's types know no row indexing
+    return features[at]
+
+
+def chosen(features: Features, labels: Int[np.ndarray, " items"], k: int) -> tuple[int, ...]:
+    """The k features whose class means differ most, `|mean(label 1) - mean(label 0)|`; the lower index on a tie."""
+    difference = _rows(features, labels == 1).mean(axis=0) - _rows(features, labels == 0).mean(axis=0)
+    return tuple(np.argsort(-np.abs(np.asarray(difference)), kind="stable")[:k].tolist())
+
+
+def probe(
+    features: Features,
+    labels: Int[np.ndarray, " items"],
+    groups: Sequence[str],
+    *,
+    k: int | None = None,
+    n_folds: int = 5,
+    few: bool = False,
+    strengths: Sequence[float] = STRENGTHS,
+    seed: int = 0,
+) -> Probed:
+    """Probes on `n_folds` splits by group: each trained on all folds but one; if `few`, on one, tested on the others.
+
+    With `k`, a probe is given the k features of `chosen`, picked on its training items. Dense features are
+    standardised, sparse ones divided by their root mean square, over the training items.
+
+    Raises ValueError for lengths that differ, labels other than 0 and 1, one class only (also in a training split),
+    k outside 1 .. width, and values that are not finite.
+    """
+    _check(features, labels, groups, k)
+    fold = folds(groups, labels, n_folds, seed=seed)
+    hits, times = np.zeros(len(labels)), np.zeros(len(labels))
+    picked, strength = [], []
+    for at in range(n_folds):
+        train = fold == at if few else fold != at
+        kept = () if k is None else chosen(_rows(features, train), labels[train], k)
+        ours = features if k is None else _columns(features, kept)
+        said, best = _fitted(ours, labels, groups, train, strengths, seed)
+        hits += (said == labels) & ~train
+        times += ~train
+        picked.append(kept)
+        strength.append(best)
+    return Probed(correct=hits / times, features=tuple(picked), strengths=tuple(strength))
+
+
+def _check(features: Any, labels: np.ndarray, groups: Sequence[str], k: int | None) -> None:
+    if not features.shape[0] == len(labels) == len(groups):
+        sizes = (features.shape[0], len(labels), len(groups))
+        raise ValueError(f"a probe needs as many rows of features as labels and groups; got {sizes}")
+    classes = np.unique(labels).tolist()
+    if classes != [0, 1]:
+        raise ValueError(f"a probe needs items of both classes, 0 and 1; got {classes}")
+    if k is not None and not 1 <= k <= features.shape[1]:
+        raise ValueError(f"a probe needs 1 <= k <= features; got k={k}, {features.shape[1]} features")
+    values = features if isinstance(features, np.ndarray) else features.data
+    if not np.isfinite(values).all():
+        raise ValueError("a probe needs finite features; got NaN or infinity")
+
+
+def _columns(features: Any, kept: Sequence[int]) -> Float[np.ndarray, "items k"]:
+    found = features[:, list(kept)]
+    return found if isinstance(found, np.ndarray) else found.toarray()
+
+
+def _fitted(
+    features: Any,
+    labels: np.ndarray,
+    groups: Sequence[str],
+    train: Bool[np.ndarray, " items"],
+    strengths: Sequence[float],
+    seed: int,
+) -> tuple[Int[np.ndarray, " items"], float]:
+    """What a probe fitted to the training items says about all items, and the strength it was given."""
+    scaled = _scaled(features, train)
+    at = np.flatnonzero(train)
+    best = _strength(scaled[at], labels[at], [groups[int(i)] for i in at], strengths, seed)
+    return _said(_regression(scaled[at], labels[at], best), scaled), best
+
+
+def _scaled(features: Any, train: Bool[np.ndarray, " items"]) -> Any:
+    """Standardised if dense; if sparse, divided by the root mean square (zeros stay)."""
+    if isinstance(features, np.ndarray):
+        spread = features[train].std(axis=0)
+        return (features - features[train].mean(axis=0)) / np.where(spread > 1e-6, spread, 1.0)
+    rms = np.sqrt(np.asarray(features[train].power(2).mean(axis=0)))
+    return sparse.csr_array(features @ sparse.diags_array(1 / np.where(rms > 1e-6, rms, 1.0)))
+
+
+def _strength(features: Any, labels: np.ndarray, groups: Sequence[str], strengths: Sequence[float], seed: int) -> float:
+    """The strength with the best accuracy on inner folds by group; the weakest probe on a tie.
+
+    Where the groups do not make two folds with both classes to train on, the middle one.
+    """
+    n_groups = len(set(groups))
+    inner = folds(groups, labels, min(3, n_groups // 2), seed=seed + 1) if n_groups >= 4 else np.zeros(len(labels))
+    splits = [inner != at for at in np.unique(inner)]
+    if len(splits) < 2 or any(len(np.unique(labels[train])) < 2 for train in splits):
+        if len(np.unique(labels)) < 2:
+            raise ValueError("a training split has one class only: more groups, or fewer folds, are needed")
+        return sorted(strengths)[len(strengths) // 2]
+    right = {strength: 0 for strength in sorted(strengths)}
+    for train, strength in itertools.product(splits, right):
+        said = _said(_regression(features[train], labels[train], strength), features[~train])
+        right[strength] += int((said == labels[~train]).sum())
+    return max(right, key=lambda strength: right[strength])
+
+
+def _said(probe: LogisticRegression, features: Any) -> Int[np.ndarray, " items"]:
+    return np.asarray(probe.predict(features))
+
+
+def _regression(features: Any, labels: np.ndarray, strength: float) -> LogisticRegression:
+    narrow = features.shape[1] <= max(KS)
+    solver = "newton-cholesky" if narrow and isinstance(features, np.ndarray) else "lbfgs"
+    return LogisticRegression(C=strength, solver=solver, tol=1e-3, max_iter=1_000).fit(features, labels)
+
+
+# ------------------------------------------------------------------------------------------ accuracy
+
+
+def accuracy(
+    correct: Float[np.ndarray, " items"], groups: Sequence[str], *, n_boot: int = 1_000, seed: int = 0
+) -> Accuracy:
+    """The mean of `correct`, and its 95 % interval: percentiles over resamples of whole groups.
+
+    One group gives the interval (mean, mean). Raises ValueError without an item.
+    """
+    if len(correct) == 0:
+        raise ValueError("accuracy needs at least one item; got none")
+    members = list(_members(groups).values())
+    sums, sizes = (np.array([f(correct[at]) for at in members], dtype=np.float64) for f in (np.sum, len))
+    drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=n_boot)
+    low, high = np.quantile(drawn @ sums / (drawn @ sizes), (0.025, 0.975))
+    value = float(sums.sum() / sizes.sum())
+    return Accuracy(value=value, low=float(low), high=float(high), n_items=len(correct), n_groups=len(sums))
+
+
+def scores(
+    features: Features, items: Sequence[Item], *, k: int | None, control: bool = False, seed: int = 0, **options: object
+) -> Float[np.ndarray, " items"]:
+    """`correct` of every item, by one probe a unit; with `control`, of probes on labels in random order."""
+    out = np.zeros(len(items))
+    for unit, at in _members([item.unit for item in items]).items():
+        labels = np.array([items[i].label for i in at])
+        if control:
+            labels = random_labels(labels, seed=seed + zlib.crc32(unit.encode()))
+        groups = [items[i].group for i in at]
+        try:
+            out[at] = probe(_rows(features, at), labels, groups, k=k, seed=seed, **options).correct  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f"unit {unit!r} ({len(at)} items): {error}") from error
+    return out
+
+
+MAX_UNITS = 12  # more units than these (homonyms) are not listed one by one
+
+
+def breakdown(items: Sequence[Item]) -> dict[str, Bool[np.ndarray, " items"]]:
+    """Which items each line of a table is about: all, the units if they are few, attractors, congruence, distance."""
+    units = list(dict.fromkeys(item.unit for item in items))
+    out = {"all": np.ones(len(items), dtype=bool)}
+    if 1 < len(units) <= MAX_UNITS:
+        out |= {unit: np.array([item.unit == unit for item in items]) for unit in units}
+    if any(item.congruent is not None for item in items):
+        out["attractor"] = np.array([item.congruent is not None for item in items])
+        out |= {
+            name: np.array([item.congruent is value for item in items])
+            for name, value in (("congruent", True), ("incongruent", False))
+        }
+    distances = sorted({item.distance for item in items} - {0})
+    out |= {f"distance {d}": np.array([item.distance == d for item in items]) for d in distances}
+    return {name: mask for name, mask in out.items() if mask.any()}

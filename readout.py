@@ -1,0 +1,151 @@
+"""Codes at a word: what a language model's residual stream, and SAEs on it, hold when a probing item is read out.
+
+A reader takes activations (batch, seq, d_in) of whole texts and gives the features of their *last* token; what a code
+carries from token to token (memory, LSTM state) has then seen the text from its first token on.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy import sparse
+from torch import Tensor
+
+import activations
+import tsae
+from activations import LanguageModel
+from tasks import Item
+
+Features = sparse.csr_array | Float[np.ndarray, "items width"]
+Reader = Callable[[Tensor], Features]
+EMBEDDING = "embedding"
+
+
+# -------------------------------------------------------------------------------------------- readers
+
+
+def residual_reader() -> Reader:
+    """The activation itself: what a code can know at most, if the code looks at one token."""
+    return lambda x: x[:, -1].cpu().numpy()
+
+
+def static_reader(static: tsae.Static, k: int, low: torch.dtype = torch.float32) -> Reader:
+    """The code of a static SAE."""
+    d_sae = len(static.b_enc)
+    return lambda x: _last(tsae.encode_static(x, static, k, low), d_sae)
+
+
+def tsae_reader(params: tsae.Params, dials: tsae.Dials) -> Reader:
+    """The code of a TSAE that has read the text from an empty state."""
+    d_sae = len(params.static.b_enc)
+    return lambda x: _last(tsae.encode(params, x, dials)[0], d_sae)
+
+
+def memory_reader(
+    static: tsae.Static, dials: tsae.Dials, window: int | None = None, tau: float | None = None
+) -> Reader:
+    """The memory's reading `m_t` (d_sae wide): a weighted mean of the static codes of the tokens *before* the word.
+
+    `window` and `tau` (tokens) default to the dials'; `tau = inf` is the plain mean.
+    """
+    window, d_sae = window or dials.window, len(static.b_enc)
+    weights = tsae.read_weights(window, dials.tau if tau is None else tau)
+
+    def reader(x: Tensor) -> Features:
+        codes = tsae.encode_static(x[:, -window - 1 :], static, dials.k, dials.low)
+        memory = tsae.empty_memory(len(x), window, dials.k, codes.vals)
+        return sparse.csr_array(tsae.remember(memory, codes, weights.to(x.device), d_sae)[:, -1].cpu().numpy())
+
+    return reader
+
+
+def state_reader(params: tsae.Params, dials: tsae.Dials) -> Reader:
+    """The hidden states of the encoder's and the decoder's LSTM after the word."""
+
+    def reader(x: Tensor) -> Features:
+        state = tsae.forward(params, x, dials)[2]
+        return torch.cat([state.enc_h, state.dec_h], 1).cpu().numpy()
+
+    return reader
+
+
+def joined(*readers: Reader) -> Reader:
+    """The features of all readers side by side."""
+    return lambda x: sparse.csr_array(sparse.hstack([sparse.csr_array(reader(x)) for reader in readers]))
+
+
+def _last(codes: tsae.Codes, d_sae: int) -> sparse.csr_array:
+    vals, idx = codes.vals[:, -1].double().cpu().numpy(), codes.idx[:, -1].cpu().numpy()
+    indptr = np.arange(len(vals) + 1) * vals.shape[1]
+    out = sparse.csr_array((vals.ravel(), idx.ravel(), indptr), shape=(len(vals), d_sae))
+    out.eliminate_zeros()
+    return out
+
+
+# ------------------------------------------------------------------------------------------ read-out
+
+
+@torch.inference_mode()
+def read_out(
+    lm: LanguageModel,
+    hook: str,
+    items: Sequence[Item],
+    readers: Mapping[str, Reader],
+    progress: Callable[[], None] = lambda: None,
+) -> dict[str, Features]:
+    """Features of all items, in order, by every reader; "embedding": the token embedding, layer 0 of the model.
+
+    Read at the last token of the read-out word, of the prefix and the text up to there: what comes later changes
+    nothing. Texts of equal length go through together, so there is no padding. For items about two texts the features
+    are `|first - second|`. Raises ValueError where there is no item, or one is too long for the model.
+    """
+    if not items:
+        raise ValueError("read_out needs at least one item; got none")
+    if EMBEDDING in readers:
+        raise ValueError(f"read_out: {EMBEDDING!r} is the name of layer 0")
+    first = _features(lm, hook, [item.text[: item.end] for item in items], readers, progress)
+    others = [item.other for item in items if item.other is not None]
+    if not others:
+        return first
+    if len(others) < len(items):
+        raise ValueError(f"{len(others)} of {len(items)} items have a second text; all need one, or none")
+    second = _features(lm, hook, [text[:end] for text, _, end in others], readers, progress)
+    return {name: abs(first[name] - second[name]) for name in first}
+
+
+def _features(
+    lm: LanguageModel, hook: str, texts: Sequence[str], readers: Mapping[str, Reader], progress: Callable[[], None]
+) -> dict[str, Features]:
+    ids = _ids(lm, texts)
+    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
+    n_prefix, embed = len(lm.prefix), lm.model.get_input_embeddings()
+    parts: dict[str, list[Features]] = {name: [] for name in (EMBEDDING, *readers)}
+    for length, group in groupby(order, key=lambda i: len(ids[i])):
+        rows = list(group)
+        size = max(1, activations.FORWARD_TOKENS // length)
+        for at in range(0, len(rows), size):
+            batch = torch.tensor([ids[i] for i in rows[at : at + size]])
+            x = activations.residual(lm, batch, hook)[:, n_prefix:].float()
+            parts[EMBEDDING].append(embed(batch[:, -1].to(lm.device)).float().cpu().numpy())
+            for name, reader in readers.items():
+                parts[name].append(reader(x))
+            progress()
+    back = np.argsort(order)
+    return {name: _stacked(found)[back] for name, found in parts.items()}
+
+
+def _ids(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of the prefix and each text."""
+    found = lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    for text, ids in zip(texts, found, strict=True):
+        if not 0 < len(ids) <= lm.max_seq - len(lm.prefix):
+            most = lm.max_seq - len(lm.prefix)
+            raise ValueError(f"{lm.name} reads 1 to {most} tokens of text; an item has {len(ids)}: {text[:60]!r}")
+    return [[*lm.prefix, *ids] for ids in found]
+
+
+def _stacked(parts: Sequence[Features]) -> Features:
+    dense = [part for part in parts if isinstance(part, np.ndarray)]
+    return np.concatenate(dense) if dense else sparse.csr_array(sparse.vstack(parts))

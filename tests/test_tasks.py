@@ -1,0 +1,204 @@
+"""The generators: balance, crossing, twins, and no way to the label but through what came before."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lexicon
+import probes
+import tasks
+from tasks import Item
+
+MAKERS = {**tasks.GENERATORS, "unresolvable": tasks.unresolvable}
+ITEMS = {name: make() for name, make in MAKERS.items()}
+NAMES = tuple(MAKERS)
+
+
+def factors(item: Item) -> dict[str, str]:
+    """Every single factor of an item that a probe might exploit, by name."""
+    own = {f"factor {name}": value for name, value in item.factors.items()}
+    return own | {
+        "word": item.word,
+        "distance": str(item.distance),
+        "congruent": str(item.congruent),
+        "frame": item.frame,
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_label_is_independent_of_every_other_single_factor_in_every_unit_and_group(name):
+    counts: dict[tuple, Counter] = defaultdict(Counter)
+    for item in ITEMS[name]:
+        if name != "disambiguation":  # there a group is a cue, which has one label: groups are balanced below
+            counts[item.unit, item.group, "any", ""][item.label] += 1
+        for factor, value in factors(item).items():
+            counts[item.unit, "", factor, value][item.label] += 1
+    uneven = {key: count for key, count in counts.items() if count[0] != count[1]}
+    assert not uneven
+
+
+@pytest.mark.parametrize("name", ["agreement", "coreference", "unresolvable"])
+def test_within_a_group_too_the_label_is_independent_of_the_read_out_word_and_the_congruence(name):
+    counts: dict[tuple, Counter] = defaultdict(Counter)
+    for item in ITEMS[name]:
+        counts[item.unit, item.group, item.word, item.distance][item.label] += 1
+    assert all(count[0] == count[1] for count in counts.values())
+
+
+def test_cues_of_both_senses_are_equally_many_and_belong_to_one_sense_of_their_homonym():
+    labels: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for item in ITEMS["disambiguation"]:
+        labels[item.unit][item.group].add(item.label)
+    assert 30 <= len(labels) <= 40
+    for groups in labels.values():
+        assert Counter(next(iter(found)) for found in groups.values()) == {0: 8, 1: 8}
+        assert all(len(found) == 1 for found in groups.values())
+
+
+def test_agreement_crosses_all_its_factors_fully_and_equally():
+    cells: dict[str, Counter] = defaultdict(Counter)
+    for item in ITEMS["agreement"]:
+        cells[item.unit][item.label, *sorted(item.factors.items())] += 1
+    sizes = {unit: 2 * 2**n * len(lexicon.FILLERS) * len(lexicon.ADVERBS) for unit, n in tasks.FRAMES.items()}
+    assert {unit: len(found) for unit, found in cells.items()} == sizes
+    assert all(len(set(found.values())) == 1 for found in cells.values())
+
+
+def test_coreference_crosses_order_pronoun_verb_place_length_and_adverb():
+    for unit, verbs in (("gender", 5), ("number", 5)):
+        ours = [item for item in ITEMS["coreference"] if item.unit == unit]
+        cells = Counter((item.factors["verb"], item.distance, item.word, item.label) for item in ours)
+        assert len(cells) == verbs * len(lexicon.PLACES) * len(lexicon.AFTER_PRONOUN) * 2
+        assert len(set(cells.values())) == 1
+
+
+@pytest.mark.parametrize(("name", "n"), [("agreement", 100), ("coreference", 30), ("disambiguation", 500)])
+def test_there_are_enough_groups_to_hold_some_out(name, n):
+    assert len({item.group for item in ITEMS[name]}) >= n
+
+
+def test_the_vocabulary_is_large_and_its_parts_are_disjoint():
+    assert len(set(lexicon.SUBJECTS)) >= 100
+    assert len(set(lexicon.ATTRACTORS)) >= 40
+    forms = [
+        form(noun) for noun in (*lexicon.SUBJECTS, *lexicon.ATTRACTORS) for form in (lexicon.singular, lexicon.plural)
+    ]
+    assert len(forms) == len(set(forms))  # no form is both a subject and an attractor, or both numbers
+    assert not set(lexicon.WOMEN) & set(lexicon.MEN)
+
+
+def test_verbs_in_relative_clauses_show_no_number():
+    assert all(verb.endswith("ed") for verb in lexicon.PAST_VERBS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_read_out_word_is_a_whole_word_and_the_last(name):
+    for item in ITEMS[name]:
+        assert item.word in item.text.split()
+        assert item.end == len(item.text)
+        assert item.begin == 0 or item.text[item.begin - 1] == " "
+
+
+def test_the_label_of_agreement_is_the_number_of_its_subject():
+    numbers = {
+        form(noun): at for noun in lexicon.SUBJECTS for at, form in enumerate((lexicon.singular, lexicon.plural))
+    }
+    for item in ITEMS["agreement"]:
+        words = item.text.split()
+        assert item.label == numbers[words[1]]
+        assert item.distance == len(words) - 2
+        assert lexicon.singular(item.group) in words[1] or words[1] in ("women", "men", "wives", "thieves", "fishermen",
+                                                                       "secretaries")  # fmt: skip
+
+
+def test_congruent_says_whether_the_last_noun_has_the_number_of_the_subject():
+    forms = {
+        form(noun): at for noun in lexicon.ATTRACTORS for at, form in enumerate((lexicon.singular, lexicon.plural))
+    }
+    for item in ITEMS["agreement"]:
+        nouns = [forms[word] for word in item.text.split()[2:] if word in forms]
+        assert len(nouns) == tasks.FRAMES[item.unit]
+        assert item.congruent == (nouns[-1] == item.label if nouns else None)
+
+
+def referent(item: Item) -> int:
+    """Which mention, 0 or 1, the pronoun means, worked out from the words alone."""
+    kinds = {name: "she" for name in lexicon.WOMEN} | {name: "he" for name in lexicon.MEN}
+    words = item.text.split()
+    mentions = [kinds.get(word, "they" if word.lower() == "the" else "") for word in words[:5]]
+    mentions = [kind for kind in mentions if kind][:2]
+    pronoun = next(word for word in words[3:] if word in ("she", "he", "they"))
+    return mentions.index(pronoun)
+
+
+def test_the_label_of_coreference_is_which_mention_the_pronoun_means():
+    assert all(item.label == 1 - referent(item) for item in ITEMS["coreference"])
+
+
+def test_in_the_control_the_pronoun_may_mean_either_and_orders_are_twins():
+    twins: dict[frozenset[str], list[int]] = defaultdict(list)
+    for item in ITEMS["unresolvable"]:
+        words = item.text.split()
+        assert {words[0], words[2]} <= set(lexicon.WOMEN) or {words[0], words[2]} <= set(lexicon.MEN)
+        twins[frozenset((words[0], words[2], *item.text.split(" ", 3)[3:]))].append(item.label)
+    assert all(sorted(labels) in ([0, 1], [0, 0, 1, 1]) for labels in twins.values())
+
+
+def test_the_cue_comes_5_to_11_words_before_its_homonym_and_nowhere_else():
+    for item in ITEMS["disambiguation"]:
+        target, cue = item.group.split(": ")
+        words = [word.strip(",") for word in item.text.split()]
+        at = words.index(cue)
+        assert words[-1] == target == item.unit
+        assert item.distance == len(words) - 1 - at
+        assert 5 <= item.distance <= 11
+        assert cue in lexicon.HOMONYMS[target][item.label]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_seed_gives_the_same_items_and_another_seed_others(name):
+    make = MAKERS[name]
+    assert make(seed=3) == make(seed=3)
+    assert make(seed=3) != make(seed=4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_text_stands_twice_in_a_unit_with_two_labels(name):
+    labels: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for item in ITEMS[name]:
+        labels[item.unit, item.text].add(item.label)
+    ambiguous = [text for text, found in labels.items() if len(found) > 1]
+    assert len(ambiguous) <= (0.1 * len(labels) if name == "unresolvable" else 0)
+
+
+def of_unit(items: Sequence[Item], unit: str) -> list[Item]:
+    return [item for item in items if item.unit == unit]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(NAMES), st.integers(2, 6), st.integers(0, 9))
+def test_splits_share_no_group_and_every_fold_has_both_labels(name, n_folds, seed):
+    unit = ITEMS[name][seed].unit
+    ours = of_unit(ITEMS[name], unit)
+    labels = np.array([item.label for item in ours])
+    fold = probes.folds([item.group for item in ours], labels, n_folds, seed=seed)
+    where: dict[str, set[int]] = defaultdict(set)
+    for item, at in zip(ours, fold.tolist(), strict=True):
+        where[item.group].add(at)
+    assert all(len(found) == 1 for found in where.values())
+    assert all(set(labels[fold == at]) == {0, 1} for at in range(n_folds))
+
+
+def test_names_are_held_out_with_their_group():
+    names = lexicon.WOMEN + lexicon.MEN
+    where: dict[str, set[str]] = defaultdict(set)
+    for item in (*ITEMS["coreference"], *ITEMS["unresolvable"]):
+        for word in item.text.split():
+            if word in names:
+                where[word].add(item.group)
+    assert len(where) == 120
+    assert all(len(groups) == 1 for groups in where.values())
