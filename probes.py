@@ -198,9 +198,7 @@ def _said(probe: LogisticRegression, features: Any) -> Int[np.ndarray, " items"]
 
 
 def _regression(features: Any, labels: np.ndarray, strength: float) -> LogisticRegression:
-    narrow = features.shape[1] <= max(KS)
-    solver = "newton-cholesky" if narrow and isinstance(features, np.ndarray) else "lbfgs"
-    return LogisticRegression(C=strength, solver=solver, tol=1e-3, max_iter=1_000).fit(features, labels)
+    return LogisticRegression(C=strength, tol=1e-3, max_iter=1_000).fit(features, labels)
 
 
 # ------------------------------------------------------------------------------------------ accuracy
