@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 
 from tasks import Item
 
-Features = sparse.csr_array | Float[np.ndarray, "items width"]
+Features = sparse.csr_array | Float[np.ndarray, "_items _width"]  # not bound: codes of several widths come together
 STRENGTHS = (0.01, 0.1, 1.0)  # C of scikit-learn: the inverse of the penalty
 KS = (1, 2, 5, 10, 20)
 
