@@ -169,7 +169,7 @@ def test_the_command_prints_a_table_and_writes_its_files(model_dir, tmp_path):
     call = ["probe", str(linzen(tmp_path / "a.jsonl")), str(model_dir), "--k=1", "--k=5", "--variants", *options]
     done = CliRunner().invoke(experiment.app, call)
     assert done.exit_code == 0, done.output
-    assert re.search(r"all +│ 5 +│ 0\.\d{3} \(0\.\d\d-", done.output)
+    assert re.search(r"│ all +│ 5 .*│ [01]\.\d{3} \([01]\.\d\d-", done.output)
     held = json.loads(out["json"].read_text())
     with out["csv"].open() as file:
         lines = list(csv.DictReader(file))
