@@ -173,7 +173,7 @@ def parts_of(job: Job) -> Arms:
     return {
         "encoder product": lambda: tsae.pre_acts(job.x, static, job.low),
         "top-k, twice": lambda: (kernels.topk_idx(flat_pre, k), kernels.topk_idx(flat_pre, k)),
-        "selection (memory and top-k)": lambda: tsae.select(pre, memory, t.bridge, dials),
+        "selection (memory and top-k)": lambda: tsae.select(pre, memory, t.bridge, t.scale, dials),
         "kept values": through(kernels.kept_values, flat_pre, idx, flat_x, leaf(static.W_enc), leaf(static.b_enc)),
         "encoder LSTM": lstm(t.enc_W_x, t.enc_W_h, t.enc_b),
         "gates": through(kernels.gate_values, leaf(hs), leaf(t.W_gate), leaf(t.b_gate), idx),

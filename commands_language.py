@@ -52,10 +52,9 @@ def probe_command(
         with console.status(f"loading {lm or name}"):
             model = activations.load_lm(lm or name)
         with console.status(f"reading {len(given.items):,} items"):
-            features = language.task_features(model, hook, wanted, [given])
-        probed = {key: found for key, found in features[given.name].items()}
-        with progress_bar(f"{given.name}: probes", 1 + (len(probed) - 1) * (len(ks) + 1), 0) as advance:
-            rows = language.task_rows(given, probed, ks=ks, seed=seed, progress=lambda: advance(""))
+            features = language.task_features(model, hook, wanted, [given])[given.name]
+        with progress_bar(f"{given.name}: probes", 1 + len(wanted) * (len(ks) + 1), 0) as advance:
+            rows = language.task_rows(given, features, ks=ks, seed=seed, progress=lambda: advance(""))
         show_rows(rows, f"{given.name}, {hook}: accuracy on held-out groups (95 % interval)")
         _write(rows, json_path, csv_path, png_path)
 

@@ -192,8 +192,9 @@ def _codes(sae: Sae, seen: _Seen, held: Codes, memory: Memory) -> Codes:
     sel = flat
     if strength > 0:
         weights = strength * tsae.read_weights(dials.window, dials.tau).to(flat.device)
-        past = Memory(memory.vals * t.bridge[memory.idx], memory.idx, memory.pushed)
-        scaled = Codes(held.vals * t.bridge[held.idx], held.idx)
+        kept = tsae.as_read(Codes(memory.vals, memory.idx), t.bridge, t.scale, dials)
+        past = Memory(kept.vals, memory.idx, memory.pushed)
+        scaled = tsae.as_read(held, t.bridge, t.scale, dials)
         sel = flat + tsae.remember(past, scaled, weights, flat.shape[1]).flatten(0, 1)
     idx = topk_idx(sel, dials.k)
     vals = flat.gather(1, idx).relu()

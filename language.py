@@ -13,7 +13,8 @@ import readout
 import tasks
 import tsae
 from activations import LanguageModel
-from readout import EMBEDDING, Features, Reader
+from probes import Features
+from readout import EMBEDDING, Reader
 from report_language import accuracy_figure, distance_figure
 from tasks import Item
 
@@ -88,13 +89,13 @@ def task_rows(
     `accuracy` with its interval `low`, `high` (95 %, bootstrap over groups), `n_items`, `n_groups`; and, where the
     random-label control was run, `control` and `selectivity`, their difference. The embedding is probed densely only.
     """
-    rows = []
+    rows, parts = [], probes.breakdown(task.items)
     for name, found in features.items():
         for k in (None,) if name == EMBEDDING else (*ks, None):
             options: dict[str, Any] = {"k": k, "n_folds": task.n_folds, "few": task.few, "seed": seed}
             correct = probes.scores(found, task.items, **options)
             control = probes.scores(found, task.items, control=True, **options) if k in controlled else None
-            for line, mask in probes.breakdown(task.items).items():
+            for line, mask in parts.items():
                 row = {"task": task.name, "model": name, "k": k or "all", "items": line}
                 rows.append(row | _measured(task, correct, control, mask, seed))
             progress()

@@ -61,7 +61,7 @@ def load_linzen_pairs(path: str | Path) -> Loaded[Pair]:
     def pair(row: dict[str, Any]) -> Pair:
         tokens, at = _tokens(row)
         good, bad = ([*tokens[:at], _text(row, form), *tokens[at + 1 :]] for form in ("good", "bad"))
-        return _pair(" ".join(good), " ".join(bad), f"{_whole(row, 'attractors')} attractors")
+        return _pair(" ".join(good), " ".join(bad), f"{_attractors(row)} attractors")
 
     return _loaded(*_jsonl(Path(path), pair))
 
@@ -131,7 +131,7 @@ def load_linzen(path: str | Path) -> Loaded[Item]:
         label = NUMBERS.index("singular" if _is_singular(good, bad) else "plural")
         text = " ".join(tokens)
         end = len(" ".join(tokens[:at]))
-        n = _whole(row, "attractors")
+        n = _attractors(row)
         return Item(
             unit="agreement", text=text, begin=end - len(tokens[at - 1]), end=end, label=label,
             group=str(row.get("subject") or text), frame=f"{n} attractors", congruent=None if n else True,
@@ -147,6 +147,11 @@ def _is_singular(good: str, bad: str) -> bool:
     if good in SINGULAR or bad in SINGULAR:
         return good in SINGULAR
     return good.endswith("s") and not bad.endswith("s")
+
+
+def _attractors(row: dict[str, Any]) -> int:
+    """How many there are: a number, or a list of them."""
+    return len(row["attractors"]) if isinstance(row.get("attractors"), list) else _whole(row, "attractors")
 
 
 def _tokens(row: dict[str, Any]) -> tuple[list[str], int]:

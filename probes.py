@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 
 from tasks import Item
 
-Features = sparse.csr_array | Float[np.ndarray, "items width"]
+Features = sparse.csr_array | Float[np.ndarray, "_items _width"]  # not bound: codes of several widths come together
 STRENGTHS = (0.01, 0.1, 1.0)  # C of scikit-learn: the inverse of the penalty
 KS = (1, 2, 5, 10, 20)
 
@@ -198,9 +198,7 @@ def _said(probe: LogisticRegression, features: Any) -> Int[np.ndarray, " items"]
 
 
 def _regression(features: Any, labels: np.ndarray, strength: float) -> LogisticRegression:
-    narrow = features.shape[1] <= max(KS)
-    solver = "newton-cholesky" if narrow and isinstance(features, np.ndarray) else "lbfgs"
-    return LogisticRegression(C=strength, solver=solver, tol=1e-3, max_iter=1_000).fit(features, labels)
+    return LogisticRegression(C=strength, tol=1e-3, max_iter=1_000).fit(features, labels)
 
 
 # ------------------------------------------------------------------------------------------ accuracy

@@ -9,16 +9,15 @@ from itertools import groupby
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from scipy import sparse
 from torch import Tensor
 
 import activations
 import tsae
 from activations import LanguageModel
+from probes import Features
 from tasks import Item
 
-Features = sparse.csr_array | Float[np.ndarray, "items width"]
 Reader = Callable[[Tensor], Features]
 EMBEDDING = "embedding"
 

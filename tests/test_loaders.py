@@ -107,7 +107,7 @@ def test_equal_good_and_bad_forms_are_skipped_and_counted(tmp_path):
 
 
 def test_linzen_gives_the_pair_and_the_number_at_the_word_before_the_verb(tmp_path):
-    path = write(tmp_path / "l.jsonl", linzen(), linzen(good="is", bad="are", attractors=2, subject="key"))
+    path = write(tmp_path / "l.jsonl", linzen(), linzen(good="is", bad="are", attractors=["x", "y"], subject="key"))
     first, second = loaders.load_linzen(path).items
     assert (first.word, first.label, first.frame, first.congruent) == ("it", 1, "0 attractors", True)
     assert (second.label, second.group, second.congruent) == (0, "key", None)

@@ -265,11 +265,12 @@ def test_selection_is_the_k_largest_of_pre_plus_what_the_bridge_adds(case, data)
     memory = tsae.push(tsae.empty_memory(case.batch, dials.window, dials.k, torch.zeros(1)), past)
     pre = tsae.pre_acts(case.x, case.params.static)
     bridge = case.params.temporal.bridge
-    idx, added, held = tsae.select(pre, memory, bridge, dials)
+    scale = case.params.temporal.scale
+    idx, added, held = tsae.select(pre, memory, bridge, scale, dials)
     top = pre.topk(dials.k).values
     assert torch.equal(pre.gather(-1, held.idx).sort(-1, descending=True).values, top)
     assert torch.equal(held.vals, pre.gather(-1, held.idx).relu())
-    acts = torch.cat([tsae.dense(past, d_sae), tsae.dense(held, d_sae)], 1)
+    acts = torch.cat([tsae.dense(past, d_sae), tsae.dense(held, d_sae)], 1).clamp(max=dials.cap * scale.item())
     j = torch.arange(1, dials.window + 1)
     weights = (-(j - 1) / dials.tau).exp() / (-(j - 1) / dials.tau).exp().sum()
     sel = pre.clone()
@@ -297,7 +298,8 @@ def test_the_straight_through_bridge_adds_no_value_and_has_the_memorys_gradient(
     memory = tsae.empty_memory(case.batch, dials.window, dials.k, case.x)
     static = tsae.encode_static(case.x, case.params.static, dials.k)
     read = dials.mix * dials.beta * tsae.read_weights(dials.window, dials.tau)
-    m = tsae.remember(memory, static, read, case.d_sae)
+    capped = Codes(static.vals.clamp(max=dials.cap * params.temporal.scale.item()), static.idx)
+    m = tsae.remember(memory, capped, read, case.d_sae)
     expected = torch.zeros(case.d_sae)
     for b, t, j in torch.cartesian_prod(*(torch.arange(n) for n in codes.vals.shape)).view(-1, 3).tolist():
         if codes.vals[b, t, j] > 0:

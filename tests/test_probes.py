@@ -1,0 +1,269 @@
+"""Probes: planted features are found, controls are at chance, no group leaks; and the real model knows the tasks."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import strategies
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+import language
+import probes
+import report_language
+from tasks import Item
+
+
+def planted(
+    n_groups: int = 20, n_each: int = 8, width: int = 30, at: Sequence[int] = (7,), strength: float = 3.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Noise, in which features `at` carry the label; balanced within every group."""
+    rng = np.random.default_rng(seed)
+    labels = np.tile([0, 1], n_groups * n_each // 2)
+    features = rng.normal(size=(len(labels), width))
+    features[:, list(at)] += strength * (2 * labels - 1)[:, None] / 2
+    return features, labels, [f"g{i // n_each}" for i in range(len(labels))]
+
+
+def as_codes(features: np.ndarray) -> sparse.csr_array:
+    return sparse.csr_array(np.maximum(features, 0))
+
+
+# -------------------------------------------------------------------------------------------- splits
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=30), st.integers(2, 4), st.integers(0, 5))
+def test_folds_keep_groups_whole_and_even(members, n_folds, seed):
+    groups = [str(i) for i in members]
+    n = len(set(groups))
+    labels = np.arange(len(groups)) % 2
+    if n < n_folds:
+        with pytest.raises(ValueError, match="folds needs 2 <= n_folds <= groups"):
+            probes.folds(groups, labels, n_folds, seed=seed)
+        return
+    fold = probes.folds(groups, labels, n_folds, seed=seed)
+    sizes = [len({g for g, f in zip(groups, fold, strict=True) if f == at}) for at in range(n_folds)]
+    assert sum(sizes) == n
+    assert max(sizes) - min(sizes) <= 1
+
+
+@settings(deadline=None)
+@given(st.integers(2, 5), st.integers(0, 9))
+def test_groups_of_one_class_are_dealt_out_class_by_class(n_folds, seed):
+    groups = [f"{label}{i}" for label in (0, 1) for i in range(n_folds * 2)]
+    labels = np.array([int(group[0]) for group in groups])
+    fold = probes.folds(groups, labels, n_folds, seed=seed)
+    assert all((labels[fold == at] == 0).sum() == 2 for at in range(n_folds))
+
+
+# -------------------------------------------------------------------------------------------- probes
+
+
+@settings(deadline=None)
+@given(strategies.tensors(8, 5, elements=strategies.grid), st.integers(1, 5))
+def test_chosen_features_have_the_largest_difference_of_class_means(features, k):
+    labels = np.arange(8) % 2
+    dense = features.double().numpy()
+    loops = [abs(sum(dense[1::2, j]) / 4 - sum(dense[::2, j]) / 4) for j in range(5)]
+    expected = sorted(range(5), key=lambda j: (-loops[j], j))[:k]
+    assert list(probes.chosen(dense, labels, k)) == expected
+    assert probes.chosen(sparse.csr_array(dense), labels, k) == probes.chosen(dense, labels, k)
+
+
+@pytest.mark.parametrize("form", [np.asarray, as_codes])
+def test_a_planted_feature_is_found_in_every_fold_and_predicts(form):
+    features, labels, groups = planted()
+    found = probes.probe(form(features), labels, groups, k=1)
+    assert found.features == ((7,),) * 5
+    assert found.correct.mean() > 0.8
+    assert set(found.strengths) <= set(probes.STRENGTHS)
+
+
+def test_more_features_help_where_several_carry_the_label():
+    features, labels, groups = planted(at=(1, 4, 9, 12, 20), strength=1.2)
+    one, five, all_ = (probes.probe(features, labels, groups, k=k).correct.mean() for k in (1, 5, None))
+    assert one + 0.05 < five
+    assert abs(five - all_) < 0.1
+
+
+def test_a_probe_on_one_feature_agrees_with_the_best_threshold():
+    features, labels, groups = planted(n_groups=40)
+    found = probes.probe(features, labels, groups, k=1).correct.mean()
+    column = features[:, 7]
+    best = max(np.mean((column > t) == labels) for t in np.linspace(-2, 2, 81))
+    assert best - 0.03 <= found <= best
+
+
+def test_random_labels_are_a_permutation_and_at_chance():
+    features, labels, groups = planted(n_groups=100)
+    control = probes.random_labels(labels, seed=1)
+    assert sorted(control) == sorted(labels)
+    for k in (1, 5, None):
+        assert 0.45 <= probes.probe(features, control, groups, k=k).correct.mean() <= 0.55
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_what_belongs_to_a_group_is_of_no_use_on_held_out_groups(few):
+    """A feature a group names the label exactly: a split by items would score 1."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(rng.permutation([0, 1] * 20), 6)
+    features = np.repeat(np.eye(40), 6, axis=0)
+    groups = [str(i // 6) for i in range(240)]
+    assert probes.probe(features, labels, groups, few=few).correct.mean() <= 0.55
+    by_item = probes.probe(features, labels, [str(i) for i in range(240)]).correct.mean()
+    assert by_item == 1.0
+
+
+def test_with_few_an_item_is_tested_by_all_folds_but_its_own():
+    features, labels, groups = planted(strength=1.5)
+    correct = probes.probe(features, labels, groups, k=1, n_folds=4, few=True).correct
+    assert set(np.round(correct * 3, 9)) <= {0, 1, 2, 3}
+    assert len(set(np.round(correct * 3, 9))) > 2
+
+
+def test_constant_features_are_at_chance_exactly():
+    _, labels, groups = planted()
+    for features in (np.ones((160, 3)), sparse.csr_array(np.ones((160, 3))), sparse.csr_array((160, 3))):
+        assert probes.probe(features, labels, groups).correct.mean() == 0.5
+
+
+def test_a_probe_is_the_same_each_time_and_writes_to_nothing():
+    features, labels, groups = planted()
+    before = features.copy(), labels.copy(), list(groups)
+    ours, again = (probes.probe(features, labels, groups, k=2).correct for _ in range(2))
+    assert np.array_equal(ours, again)
+    assert np.array_equal(before[0], features)
+    assert np.array_equal(before[1], labels)
+    assert before[2] == groups
+
+
+def test_bad_input_to_a_probe_is_refused():
+    features, labels, groups = planted()
+    with pytest.raises(ValueError, match="as many rows of features as labels and groups; got"):
+        probes.probe(features[1:], labels, groups)
+    with pytest.raises(ValueError, match=r"items of both classes, 0 and 1; got \[1\]"):
+        probes.probe(features, np.ones_like(labels), groups)
+    with pytest.raises(ValueError, match="1 <= k <= features; got k=31, 30 features"):
+        probes.probe(features, labels, groups, k=31)
+    with pytest.raises(ValueError, match="finite features"):
+        probes.probe(np.where(features > 2, np.nan, features), labels, groups)
+    with pytest.raises(ValueError, match="training split has one class only"):
+        probes.probe(features[:4], np.array([0, 0, 1, 1]), ["a", "a", "b", "b"], n_folds=2)
+
+
+# ------------------------------------------------------------------------------------------ accuracy
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=40))
+def test_accuracy_is_the_mean_within_an_interval_over_groups(drawn):
+    groups, right = [str(g) for g, _ in drawn], np.array([float(r) for _, r in drawn])
+    found = probes.accuracy(right, groups, n_boot=200)
+    assert found.value == pytest.approx(right.mean())
+    assert 0 <= found.low <= found.high <= 1
+    assert (found.n_items, found.n_groups) == (len(drawn), len(set(groups)))
+    if len(set(groups)) == 1:
+        assert found.low == pytest.approx(found.high) == pytest.approx(found.value)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(200):
+        rates = rng.beta(7, 3, size=60)
+        right = rng.binomial(1, np.repeat(rates, 5)).astype(float)
+        found = probes.accuracy(right, [str(i // 5) for i in range(300)], n_boot=300)
+        hits += found.low <= 0.7 <= found.high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_accuracy_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one item"):
+        probes.accuracy(np.zeros(0), [])
+
+
+def toy_items() -> tuple[Item, ...]:
+    made = []
+    for i in range(160):
+        congruent = None if i % 40 < 20 else bool(i % 4 < 2)
+        rest = {"unit": "ab"[i % 40 < 20], "label": i % 2, "group": f"g{i // 8}", "congruent": congruent}
+        made.append(Item(text=f"a b {i}", begin=0, end=1, distance=1 + i % 40 // 20, **rest))
+    return tuple(made)
+
+
+def test_scores_train_one_probe_a_unit():
+    features, _, _ = planted()
+    features[:80:2, 7] *= -1  # an arbitrary change: units must not see one another
+    items = toy_items()
+    found = probes.scores(features, items, k=1)
+    for unit in "ab":
+        at = [i for i, item in enumerate(items) if item.unit == unit]
+        labels, groups = np.array([items[i].label for i in at]), [items[i].group for i in at]
+        assert np.array_equal(found[at], probes.probe(features[at], labels, groups, k=1).correct)
+    with pytest.raises(ValueError, match=r"unit 'b' \(20 items\): a probe needs items of both classes"):
+        probes.scores(features[:20], [replace(item, label=0) for item in items[:20]], k=1)
+
+
+def test_breakdown_parts_partition_the_items():
+    parts = probes.breakdown(toy_items())
+    assert parts["all"].all()
+    assert (parts["a"] ^ parts["b"]).all()
+    assert np.array_equal(parts["congruent"] | parts["incongruent"], parts["attractor"])
+    assert (parts["distance 1"] ^ parts["distance 2"]).all()
+
+
+# ------------------------------------------------------------------------------- tables and figures
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    features, labels, _ = planted()
+    codes = as_codes(features)
+    task = language.Task(name="toy", items=toy_items())
+    found = {
+        "embedding": np.zeros((160, 2)),
+        "tsae": codes,
+        "static": sparse.csr_array(codes[:, ::-1]),
+        "resid": features,
+    }
+    assert np.array_equal(labels, [item.label for item in task.items])
+    return language.task_rows(task, found, ks=(1, 5))
+
+
+def test_rows_hold_accuracy_interval_and_control_of_every_code_and_part(rows):
+    assert {(row["model"], row["k"]) for row in rows} == {("embedding", "all")} | {
+        (model, k) for model in ("tsae", "static", "resid") for k in (1, 5, "all")
+    }
+    assert all(row["low"] <= row["accuracy"] <= row["high"] for row in rows)
+    controlled = [row for row in rows if "control" in row]
+    assert {row["k"] for row in controlled} == {5, "all"}
+    assert all(row["selectivity"] == row["accuracy"] - row["control"] for row in controlled)
+
+
+def test_numbers_are_the_rows_under_their_names(rows):
+    numbers = language.row_numbers(rows)
+    by = {(row["model"], row["k"], row["items"]): row["accuracy"] for row in rows}
+    assert numbers["probe_toy_k5"] == by["tsae", 5, "all"]
+    assert numbers["static_probe_toy_incongruent_k1"] == by["static", 1, "incongruent"]
+    assert numbers["resid_probe_toy"] == by["resid", "all", "all"]
+    assert numbers["embed_probe_toy"] == 0.5
+    assert not any("distance" in name for name in numbers)
+    assert all(isinstance(value, float) for value in numbers.values())
+
+
+def test_figures_show_every_code(rows):
+    for figure in (report_language.accuracy_figure(rows), report_language.distance_figure(rows, 5)):
+        (axes,) = figure.axes
+        labels = {text.get_text() for text in axes.get_legend().get_texts()}
+        assert {"TSAE", "static SAE", "residual stream"} <= labels
+    with pytest.raises(ValueError, match="at least one row"):
+        report_language.distance_figure([], 5)
+
+
+def test_a_task_without_a_generator_is_refused():
+    with pytest.raises(
+        ValueError, match="a task is one of agreement, coreference, disambiguation, unresolvable; got 'x'"
+    ):
+        language.generated("x")
