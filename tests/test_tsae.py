@@ -32,6 +32,7 @@ def cases(draw: st.DrawFn) -> SimpleNamespace:
         k=draw(st.integers(1, d_sae)),
         window=draw(st.integers(1, 5)),
         tau=draw(st.sampled_from([0.5, 4.0, float("inf")])),
+        cap=draw(st.sampled_from([0.25, 2.0, float("inf")])),
         beta=draw(st.sampled_from([0.0, 0.5, 4.0])),
         mix=draw(st.sampled_from([0.0, 0.5, 1.0])),
         gate=draw(st.booleans()),
