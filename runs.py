@@ -45,6 +45,8 @@ class Config(Recipe):
     """where activations are read"""
     static_sae: str = ""
     """folder of a pretrained static SAE in the SAELens format, in place of our own pretraining"""
+    sections: str = "stability,lifetimes,transitions,evolution"
+    """parts of run_3, separated by commas: these, probes, interventions"""
     seeds: int = 3
     """seeds 0, 1, ... that are trained"""
     seq: int = 63
@@ -57,7 +59,7 @@ class Config(Recipe):
     """tokens of the training split that are extracted, at most"""
     val_tokens: int = 40_000
     """tokens of the validation split, at most"""
-    splice_tokens: int = 10_000
+    splice_tokens: int = 20_000
     """validation tokens on which the language model's loss is measured"""
     checkpoint_every: int = 50
     """steps between checkpoints"""
@@ -142,7 +144,7 @@ def refuse_other(out_dir: Path, config: Config, plan: str) -> None:
             raise ValueError(f"{path} is not JSON ({error}); give another --out_dir") from error
         found = found if isinstance(found, dict) else {}
         other = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-        free = {"threads", "device", "cache_dir", "data_dir", "checkpoint_every"}  # what changes no result
+        free = {"threads", "device", "cache_dir", "data_dir", "checkpoint_every", "sections"}  # what changes no result
         if set(other) - free:
             changes = ", ".join(f"{key}={found.get(key)!r} there, {wanted.get(key)!r} wanted" for key in other)
             advice = "give the same options or another --out_dir"

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 
 import analysis
+import causal
 import checkpoint
 import evaluation
+import language
 import reading
 import report
 import runs
@@ -28,14 +30,51 @@ from runs import Config
 from terminal import console, progress_bar, show_study
 
 MODELS = "run_2"  # the directory beside run_3 that holds the models
+PROBE_KS = (5, 10)  # features of the sparse probes of run_3; the command `probe` takes any
+
+
+def probing(context: Context) -> Section:
+    """The probing tasks, read from the code of each model and from the raw residual stream."""
+    params, dials, static = None, None, None
+    for one in context.subjects:
+        if isinstance(one.weights, tsae.Params):
+            params, dials = one.weights, one.dials
+        else:
+            static = one
+    if static is None or not isinstance(static.weights, tsae.Static):
+        raise ValueError("the probing section needs a static SAE among its models")
+    wanted = language.readers(params, dials, static.weights, static.dials.k, low=static.dials.low)
+    return Section(*language.probe_tables(context.lm, context.store.hook, wanted, ks=PROBE_KS))
+
+
+def intervention(context: Context) -> Section:
+    """Causal effects of number features, and how long effects last, for each model."""
+    bench = _bench(context.lm, context.store.hook)
+    models = [causal.model(one.weights, one.dials, one.codes, one.prefix) for one in context.subjects]
+    return Section(*causal.measures(bench, models, context.store.tokens, draw=context.long))
+
+
+_bench = functools.lru_cache(maxsize=1)(causal.prepare)  # the same for all models on one hook
+
 SECTIONS: Mapping[str, Callable[[Context], Section]] = MappingProxyType(
     {
         "stability": analysis.stability,
         "lifetimes": analysis.lifetime,
         "transitions": reading.transition,
         "evolution": reading.evolution,
+        "probes": probing,
+        "interventions": intervention,
     }
 )
+
+
+def sections_of(config: Config) -> list[str]:
+    """The sections that a run_3 has. ValueError for one that does not exist."""
+    wanted = [name.strip() for name in config.sections.split(",") if name.strip()]
+    unknown = [name for name in wanted if name not in SECTIONS]
+    if unknown or not wanted:
+        raise ValueError(f"sections are of {', '.join(SECTIONS)}; got {config.sections!r}")
+    return wanted
 
 
 def run(out_dir: Path, config: Config) -> dict[str, Any]:
@@ -43,6 +82,7 @@ def run(out_dir: Path, config: Config) -> dict[str, Any]:
 
     Raises ValueError where either directory holds a run with another configuration.
     """
+    sections_of(config)
     config = runs.checked(config, "run_3")
     models = out_dir.parent / MODELS
     runs.refuse_other(out_dir, config, "run_3")
@@ -96,7 +136,8 @@ def run_unit(
 ) -> list[dict[str, Any]]:
     """Numbers and intervals of every section for one text and seed; sections that are there already are read."""
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [section for section in SECTIONS if not (folder / f"{section}.json").exists()]
+    wanted = sections_of(config)
+    missing = [section for section in wanted if not (folder / f"{section}.json").exists()]
     if missing:
         label = f"{name}, seed {seed}"
         context = _context(models, config, lm, name, seed, open_store(), label)
@@ -105,7 +146,7 @@ def run_unit(
                 began = time.perf_counter()
                 write_section(folder, section, SECTIONS[section](context))
                 advance(f"{section} took {time.perf_counter() - began:.0f} s")
-    return [json.loads((folder / f"{section}.json").read_text()) for section in SECTIONS]
+    return [json.loads((folder / f"{section}.json").read_text()) for section in wanted]
 
 
 def _context(

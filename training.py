@@ -28,11 +28,11 @@ class Recipe:
     """tokens in which the memory's reading falls by 1/e"""
     cap: float = 1.6
     """largest value of a code that the memory reads, in units of the root mean square of x - b_dec"""
-    beta: float = 1.2
+    beta: float = 1.45
     """strength of the memory in the selection"""
     hidden_enc: int = 64
     """units of the encoder LSTM"""
-    hidden_dec: int = 512
+    hidden_dec: int = 256
     """units of the decoder LSTM"""
     gate: bool = True
     """whether the encoder LSTM gates the codes"""
@@ -44,7 +44,7 @@ class Recipe:
     """peak learning rate of Adam"""
     lr_lstm: float = 1.0
     """rate of the LSTMs and gates relative to lr while they are introduced"""
-    lr_lstm_refine: float = 0.6
+    lr_lstm_refine: float = 1.0
     """rate of the LSTMs and gates relative to lr in the refinement"""
     lr_bridge: float = 1.0
     """rate of the bridge relative to lr"""
@@ -52,7 +52,7 @@ class Recipe:
     """steps of linear warm-up, at the start and of the temporal parts at theirs"""
     decay: float = 0.3
     """last share of all steps in which the rate falls to 0"""
-    pretrain: float = 0.55
+    pretrain: float = 0.5
     """share of the steps that pretrain the static SAE"""
     distil: float = 0.02
     """share of the steps of phase (a)"""

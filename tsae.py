@@ -118,7 +118,7 @@ def init_static(mean: Float[Tensor, " d_in"], d_sae: int, *, generator: torch.Ge
 
 
 def from_static(
-    static: Static, *, scale: float, hidden_enc: int = 64, hidden_dec: int = 512, generator: torch.Generator
+    static: Static, *, scale: float, hidden_enc: int = 64, hidden_dec: int = 256, generator: torch.Generator
 ) -> Params:
     """A TSAE that computes what `static` does: gates open, `W_out` zero; the bridge acts once `beta * mix > 0`."""
     if not (scale > 0 and math.isfinite(scale)):

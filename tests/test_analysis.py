@@ -31,6 +31,7 @@ import tsae
 from activations import LanguageModel, Store
 from analysis import Context, Subject
 from corpora import Tokens
+from runs import Config
 
 D_IN, D_SAE = 4, 12
 WORDS = ["the", " cat", " sat", " on", "\n", " mat", ".", " naïve"]
@@ -199,7 +200,7 @@ def degenerate(name):
     return a_context(store, subjects)
 
 
-@pytest.mark.parametrize("section", list(study.SECTIONS))
+@pytest.mark.parametrize("section", Config().sections.split(","))
 @pytest.mark.parametrize(
     "name",
     ["one document", "one token a chunk", "two short chunks", "ragged", "silent", "constant",
