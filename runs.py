@@ -22,7 +22,7 @@ import training
 import tsae
 import warmstart
 from activations import LanguageModel, Store
-from terminal import console, progress_bar, show
+from terminal import console, progress_bar, release_memory, show
 from training import Recipe
 
 START_ROWS = 640  # training sequences from which the decoder LSTM's start is computed
@@ -258,6 +258,7 @@ def fit(
         began = time.perf_counter()
         trainer = start()
         seconds = time.perf_counter() - began
+        release_memory()
     trim_log(unit, model, begin)
     label = f"{unit.data.name}, seed {unit.seed}: {model}"
     with unit.log.open("a") as log, progress_bar(label, end, begin) as advance:
@@ -352,7 +353,9 @@ def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float]:
         save_tsae(unit, lm, params)
         share = phases_of(unit.config).pretrain / unit.config.steps
         seconds = tsae_seconds + (0.0 if unit.config.static_sae else share * static_seconds)
+    release_memory()
     measures = measure_unit(unit, lm, static, params) | {"total_train_time": seconds}
+    release_memory()
     tokens = training_tokens(unit, plan)
     measures["train_tokens_per_second"] = tokens / max(seconds, 1e-9)
     checkpoint.write_json(done, measures)
@@ -411,6 +414,7 @@ def measure_unit(unit: Unit, lm: LanguageModel, static: tsae.Static, params: tsa
             out |= evaluation.code_measures(found, decoders[name], "static_" if name == "static" else "")
             if name == main:
                 out["avg_inference_tokens_per_second"] = found.tokens_per_second
+    release_memory()
     with console.status(f"{unit.data.name}, seed {unit.seed}: loss of {lm.name} with each code in place"):
         rows = evaluation.pick_rows(val, config.splice_tokens)
         loss = evaluation.splice_losses(lm, val, rows, models | {"mean": evaluation.mean_model(unit.data.train)})
