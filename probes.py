@@ -66,7 +66,7 @@ def folds(
     return np.array([fold[group] for group in groups])
 
 
-def _members(groups: Sequence[str]) -> dict[str, Int[np.ndarray, " members"]]:
+def _members(groups: Sequence[str]) -> dict[str, Int[np.ndarray, " _"]]:
     at: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
         at.setdefault(group, []).append(i)

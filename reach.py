@@ -53,7 +53,7 @@ def unrelated_kl(
     above: Above,
     hook: str,
     sae: Sae,
-    sets: Sequence[Int[Tensor, " n"]],
+    sets: Sequence[Int[Tensor, " _"]],
     tokens: Tokens,
     rows: Sequence[int],
     *,
