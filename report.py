@@ -240,7 +240,7 @@ def _arrow(
     halves = [(3 * max(map(len, text.split("\n"))) + 6, 5 + 6 * len(text.split("\n"))) for text in boxes]  # points
     gaps = [min(wide / flat, high / steep) + 3 for wide, high in halves]
     bend = {"arrowstyle": "-|>", "connectionstyle": "arc3,rad=0.15", "lw": width, "color": "#555555"}
-    axes.annotate("", xy=end, xytext=begin, arrowprops={**bend, "shrinkA": gaps[0], "shrinkB": gaps[1]}, zorder=1)
+    axes.annotate("", xy=end, xytext=begin, arrowprops={**bend, "shrinkA": gaps[0], "shrinkB": gaps[1]}, zorder=2.5)
     middle = (np.array(begin) + np.array(end)) / 2 + 0.075 * np.array([end[1] - begin[1], begin[0] - end[0]])
     paper = {"boxstyle": "square,pad=0.1", "facecolor": "#FFFFFF", "edgecolor": "none", "alpha": 0.85}
     axes.text(middle[0], middle[1], label, ha="center", va="center", fontsize=8, color=COLOURS[1], bbox=paper, zorder=2)

@@ -88,7 +88,7 @@ def test_codes_are_those_of_a_stream_that_reads_the_text_token_by_token(lm, para
             history.append(tsae.dense(static, 40)[0, 0])
         memory = torch.zeros(40)
         for lag, past in enumerate(reversed(history[:-1][-3:]), 1):
-            memory += past * math.exp(-lag / 3) / sum(math.exp(-j / 3) for j in (1, 2, 3))
+            memory += past * math.exp(-lag / DIALS.tau) / sum(math.exp(-j / DIALS.tau) for j in (1, 2, 3))
         expected = {"tsae": tsae.dense(codes, 40)[0, 0], "static": tsae.dense(static, 40)[0, 0], "memory": memory}
         expected |= {"state": torch.cat([state.enc_h, state.dec_h], 1)[0]}
         for name, value in expected.items():
