@@ -290,7 +290,7 @@ def tradeoff_figure(
         where = (point["jaccard"], point["fve"])
         axes.annotate(f"{point['beta']:g}", where, textcoords="offset points", xytext=(5, 6), fontsize=9)
     axes.plot([static["jaccard"]], [static["fve"]], linestyle="", marker="s", markersize=8, color=COLOURS[1])
-    axes.annotate("static SAE", (static["jaccard"], static["fve"]), textcoords="offset points", xytext=(8, -4))
+    axes.annotate("static SAE", (static["jaccard"], static["fve"]), textcoords="offset points", xytext=(8, 5))
     axes.axhline(static["fve"], color=COLOURS[1], linestyle=":", linewidth=1)
     axes.axvline(2 * static["jaccard"], color=COLOURS[6], linestyle=":", linewidth=1)
     axes.annotate("twice the static overlap", (2 * static["jaccard"], min(y)), rotation=90, xytext=(-10, 0),
