@@ -25,7 +25,7 @@ from activations import LanguageModel, Store
 from terminal import console, progress_bar, release_memory, show
 from training import Recipe
 
-START_ROWS = 640  # training sequences from which the decoder LSTM's start is computed
+START_TOKENS = 40_000  # of the training split, from which the decoder LSTM's start is computed
 PLANS = ("run_0", "run_1", "run_2", "run_3", "run_4")
 
 
@@ -236,7 +236,7 @@ def start_tsae(unit: Unit, pretrained: training.Trainer) -> training.Trainer:
     params = tsae.from_static(
         teacher, scale=scale, hidden_enc=config.hidden_enc, hidden_dec=config.hidden_dec, generator=generator
     )
-    rows = slice(0, START_ROWS)
+    rows = slice(0, math.ceil(START_TOKENS / config.seq))
     x, valid = store.x(rows).to(unit.device), store.tokens.valid[rows].to(unit.device)
     params = warmstart.integrators(params, x, valid, training.final_dials(config, unit.low))
     return training.start_trainer(tsae.tensors(params), config, teacher=teacher, before=pretrained)
