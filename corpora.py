@@ -128,6 +128,7 @@ def cache_dir() -> Path:
 
 
 def make_dir(path: Path) -> Path:
+    """`path`, made if it is missing; ValueError in one line where it cannot be."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
