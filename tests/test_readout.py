@@ -102,7 +102,7 @@ def test_what_comes_after_the_word_and_the_company_it_is_read_in_change_nothing(
     alone = readout.read_out(lm, HOOK, [item(TEXTS[0])], wanted)
     for name in wanted:
         np.testing.assert_allclose(dense(together[name])[0], dense(alone[name])[0], atol=1e-5)
-        np.testing.assert_array_equal(dense(longer[name]), dense(alone[name]))
+        np.testing.assert_allclose(dense(longer[name]), dense(alone[name]), atol=1e-5)
 
 
 def test_a_stream_remembers_what_a_static_code_cannot_know(params):
@@ -111,10 +111,10 @@ def test_a_stream_remembers_what_a_static_code_cannot_know(params):
     x = torch.randn(1, 5, 24, generator=generator).repeat(2, 1, 1)
     x[1, 2] = torch.randn(24, generator=generator) * 3
     static, memory = readout.static_reader(params.static, 4), readout.memory_reader(params.static, DIALS)
-    assert (dense(static(x))[0] == dense(static(x))[1]).all()
-    assert not (dense(memory(x))[0] == dense(memory(x))[1]).all()
+    np.testing.assert_allclose(*dense(static(x)), atol=1e-5)  # two rows of one product may differ by an ulp
+    assert np.abs(np.subtract(*dense(memory(x)))).max() > 0.1
     both = readout.joined(static, memory)(x)
-    np.testing.assert_array_equal(dense(both), np.hstack([dense(static(x)), dense(memory(x))]))
+    np.testing.assert_allclose(dense(both), np.hstack([dense(static(x)), dense(memory(x))]), atol=1e-5)
 
 
 def test_two_texts_are_read_as_the_difference_of_their_features(lm, params):
