@@ -75,11 +75,14 @@ class Store:
         return int(self.data.shape[0])
 
     def x(
-        self, rows: slice | Sequence[int] | np.ndarray | Tensor, dtype: torch.dtype = torch.float32
-    ) -> Float[Tensor, "rows seq d_in"]:
-        """Activations of the sequences `rows`, a copy; of the text, without the prefix."""
+        self,
+        rows: slice | Sequence[int] | np.ndarray | Tensor,
+        span: slice = slice(None),
+        dtype: torch.dtype = torch.float32,
+    ) -> Float[Tensor, "rows span d_in"]:
+        """Activations of the sequences `rows` at the positions `span`, a copy; of the text, without the prefix."""
         index = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
-        part = self.data[index]
+        part = self.data[index, span]
         part = np.array(part) if isinstance(index, slice) else np.asarray(part)  # an index list has copied already
         mapped = getattr(self.data, "_mmap", None)
         if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
@@ -356,28 +359,43 @@ def residual(lm: LanguageModel, ids: Integer[Tensor, "batch seq"], hook: str) ->
     return _below(lm, ids, check_hook(lm, hook))[0]
 
 
-@torch.inference_mode()
-def _nats(logits: Tensor, targets: Integer[Tensor, "batch kept"]) -> Float[Tensor, "batch kept"]:
-    """Cross-entropy of `targets`, the last `kept` tokens, under the logits (batch, seq, vocabulary) before each."""
+@dataclass(frozen=True, eq=False)
+class Spliced:
+    """What a replacement does to the language model, in nats at every token of text; 0 where not valid."""
+
+    nats: Float[Tensor, "n_seq kept"]
+    """cross-entropy, `-log p(token | what comes before it)`"""
+    kl: Float[Tensor, "n_seq kept"]
+    """`KL(clean || spliced)` of the prediction of that token; a worse reconstruction does not lower it"""
+
+
+def _scored(
+    clean: Float[Tensor, "batch seq vocabulary"],
+    logits: Float[Tensor, "batch seq vocabulary"],
+    targets: Integer[Tensor, "batch kept"],
+) -> tuple[Float[Tensor, "batch kept"], Float[Tensor, "batch kept"]]:
+    """Cross-entropy of `targets`, the last `kept` tokens, under the logits before each; and KL from the clean ones."""
     begin, kept = logits.shape[1] - targets.shape[1] - 1, targets.shape[1]
-    nats = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
+    nats, kl = (torch.empty(targets.shape, dtype=torch.float32, device=logits.device) for _ in range(2))
     for row, target in enumerate(targets.to(logits.device, torch.int64)):
-        scores = logits[row, begin : begin + kept].float()
-        nats[row] = scores.logsumexp(-1) - scores.gather(-1, target[:, None])[:, 0]
-    return nats
+        log_q = logits[row, begin : begin + kept].float().log_softmax(-1)
+        nats[row] = -log_q.gather(-1, target[:, None])[:, 0]
+        log_p = log_q if clean is logits else clean[row, begin : begin + kept].float().log_softmax(-1)
+        kl[row] = (log_p.exp() * (log_p - log_q)).sum(-1)
+    return nats, kl
 
 
 @torch.inference_mode()
-def splice_nats(
+def splice(
     lm: LanguageModel,
     ids: Integer[Tensor, "n_seq seq"],
     valid: Bool[Tensor, "n_seq kept"],
     hook: str,
     replacements: Mapping[str, Callable[[Tensor], Tensor]],
-) -> dict[str, Float[Tensor, "n_seq kept"]]:
-    """Cross-entropy in nats of every token of text, for the model as it is ('clean') and for every replacement.
+) -> dict[str, Spliced]:
+    """What every replacement does to the model's predictions of the text, beside the model as it is ("clean").
 
-    Entry [i, j] is -log p(text token j | what comes before it), 0 where `valid` is False: all tokens of text are scored
+    Entry [i, j] is about text token j and what comes before it: all tokens of text are scored
     once, the first of a sequence from the prefix alone (no replacement reaches that one). A replacement maps the
     residual stream at the text, x (batch, kept, d_in) float32, zeros where not valid, to x_hat of that
     shape, which takes its place; the prefix keeps its own. The rows go through in order, in batches of about
@@ -385,7 +403,7 @@ def splice_nats(
     """
     layer = check_hook(lm, hook)
     if "clean" in replacements:
-        raise ValueError("splice_nats: 'clean' is the name of the model without a replacement")
+        raise ValueError("splice: 'clean' is the name of the model without a replacement")
     n_prefix = ids.shape[1] - valid.shape[1]
     view = _view(lm.model)
     layers = _layers(lm, view)
@@ -393,19 +411,22 @@ def splice_nats(
         layers[i] = _Passed(layers[i])
     injected = layers[layer]
     assert isinstance(injected, _Passed)
-    out = {name: torch.zeros(valid.shape, dtype=torch.float32) for name in ("clean", *replacements)}
+    out = {name: Spliced(torch.zeros(valid.shape), torch.zeros(valid.shape)) for name in ("clean", *replacements)}
     n_rows = max(1, FORWARD_TOKENS // ids.shape[1])
     for at in range(0, len(ids), n_rows):
         batch, mask = ids[at : at + n_rows].to(lm.device, torch.int64), valid[at : at + n_rows].to(lm.device)
         hidden, in_tuple = _below(lm, batch, layer)
         x = hidden[:, n_prefix:].float() * mask[..., None]
-        for name in out:
+        clean = None
+        for name, found in out.items():
             patched = hidden
             if name != "clean":
                 patched = torch.cat([hidden[:, :n_prefix], _replaced(name, replacements[name], x, lm)], dim=1)
             injected.hidden = (patched,) if in_tuple else patched
             logits = view(input_ids=batch, use_cache=False).logits
-            out[name][at : at + n_rows] = (_nats(logits, batch[:, n_prefix:]) * mask).cpu()
+            clean = logits if clean is None else clean
+            for whole, part in zip((found.nats, found.kl), _scored(clean, logits, batch[:, n_prefix:]), strict=True):
+                whole[at : at + n_rows] = (part * mask).cpu()
     return out
 
 

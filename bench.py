@@ -93,7 +93,7 @@ def our_step(job: Job, *, temporal: bool) -> Callable[[], object]:
 
     def step() -> dict[str, float]:
         phases = REFINE if temporal else ALONE
-        held[0], info = training.train_step(held[0], job.x, weight, STEP, job.recipe, phases, job.low)
+        held[0], info = training.train_step(held[0], job.x, weight, STEP, job.recipe, phases, job.low, begins=False)
         return info
 
     return step
@@ -229,7 +229,7 @@ def parts_table(seconds: dict[str, float], whole: float) -> Table:
 
 def main(
     batch: Annotated[int, typer.Option(help="sequences a step")] = 64,
-    seq: Annotated[int, typer.Option(help="tokens a sequence")] = 63,
+    seq: Annotated[int, typer.Option(help="tokens of a sequence that a step reads")] = 63,
     d_in: Annotated[int, typer.Option("--d_in", "--d-in", help="width of the activations")] = 576,
     d_sae: Annotated[int, typer.Option("--d_sae", "--d-sae", help="features")] = Recipe.d_sae,
     k: Annotated[int, typer.Option(help="active features a token")] = Recipe.k,

@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import metrics
-from activations import LanguageModel, Store, splice_nats
+from activations import LanguageModel, Store, splice
 from tsae import Codes, Dials, Params, Static, decode_static, encode_static, forward
 
 Model = Callable[[Float[Tensor, "batch seq d_in"]], tuple[Float[Tensor, "batch seq d_in"], Codes]]
-EVAL_ROWS = 64  # sequences a call
+EVAL_ROWS = 16  # sequences a call
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -92,7 +92,10 @@ def pick_rows(store: Store, n_tokens: int) -> Int[np.ndarray, " rows"]:
 def splice_losses(
     lm: LanguageModel, store: Store, rows: Int[np.ndarray, " rows"], models: dict[str, Model]
 ) -> dict[str, dict[str, float]]:
-    """Nats per token and per character with each model's reconstruction in the residual stream, and "clean"."""
+    """What each model's reconstruction in the residual stream does to the language model, beside "clean".
+
+    `token` and `char`: its loss in nats; `kl`: `KL(clean || spliced)` in nats a token.
+    """
     tokens = store.tokens
 
     def replacement(model: Model) -> Callable[[Tensor], Tensor]:
@@ -101,15 +104,20 @@ def splice_losses(
     picked = torch.from_numpy(rows)
     spliced = {name: replacement(model) for name, model in models.items()}
     valid = tokens.valid[picked]
-    nats = splice_nats(lm, tokens.ids[picked], valid, store.hook, spliced)
+    found = splice(lm, tokens.ids[picked], valid, store.hook, spliced)
     chars = tokens.chars[picked].sum().item()
+    n_tokens = int(valid.sum())
     return {
-        name: {"token": n.double().sum().item() / int(valid.sum()), "char": n.double().sum().item() / chars}
-        for name, n in nats.items()
+        name: {
+            "token": one.nats.double().sum().item() / n_tokens,
+            "char": one.nats.double().sum().item() / chars,
+            "kl": one.kl.double().sum().item() / n_tokens,
+        }
+        for name, one in found.items()
     }
 
 
-def mean_model(store: Store, rows: int = 1024) -> Model:
+def mean_model(store: Store, rows: int = 256) -> Model:
     """Every token replaced by the mean activation: the ablation that CE recovered is measured against."""
     part = slice(0, rows)
     mean = store.x(part)[store.tokens.valid[part]].mean(0)

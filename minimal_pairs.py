@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 import loaders
-from activations import LanguageModel, splice_nats
+from activations import LanguageModel, splice
 from tasks import Pair
 
 Rule = Literal["sentence", "word"]
@@ -56,8 +56,8 @@ def score(
     for at in range(0, len(order), CALL_ROWS):
         part = order[at : at + CALL_ROWS]
         ids, valid, counted = _padded(lm, [rows[i] for i in part])
-        for name, found in splice_nats(lm, ids, valid, hook, models).items():
-            nats[name][part] = (found.double() * counted).sum(1).numpy()
+        for name, found in splice(lm, ids, valid, hook, models).items():
+            nats[name][part] = (found.nats.double() * counted).sum(1).numpy()
     margin = {name: values[1::2] - values[::2] for name, values in nats.items()}
     right = {name: values > 0 for name, values in margin.items()}
     return Scores(pairs=tuple(kept), right=right, margin=margin, skipped=skipped)

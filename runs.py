@@ -49,17 +49,19 @@ class Config(Recipe):
     """parts of run_3, separated by commas: these, probes, interventions"""
     seeds: int = 3
     """seeds 0, 1, ... that are trained"""
-    seq: int = 63
+    seq: int = 252
     """tokens of text in a sequence"""
+    pieces: int = 4
+    """steps in which a sequence is read, a piece in each; the TSAE's state is carried from piece to piece"""
     batch: int = 64
-    """sequences in a step"""
+    """sequences that are read side by side: a step has batch * seq / pieces tokens"""
     steps: int = 300
     """steps of training in all: the static SAE takes all of them, the TSAE with its pretraining as many"""
     train_tokens: int = 600_000
     """tokens of the training split that are extracted, at most"""
     val_tokens: int = 40_000
     """tokens of the validation split, at most"""
-    splice_tokens: int = 20_000
+    splice_tokens: int = 40_000
     """validation tokens on which the language model's loss is measured"""
     checkpoint_every: int = 50
     """steps between checkpoints"""
@@ -95,6 +97,8 @@ def check_config(config: Config, plan: str) -> None:
             raise ValueError(f"{name} needs to be a finite number > 0; got {getattr(config, name)}")
     if round(config.k * config.k_multiple) > config.d_sae or config.k_multiple < 1:
         raise ValueError(f"k_multiple needs 1 <= k_multiple <= d_sae / k; got {config.k_multiple}")
+    if not 1 <= config.pieces <= config.seq:
+        raise ValueError(f"pieces needs 1 <= pieces <= seq; got pieces={config.pieces}, seq={config.seq}")
     phases = phases_of(config)
     if phases.pretrain < 1 or phases.refine < 1:
         raise ValueError(f"steps={config.steps} leaves no step for the pretraining or the refinement: {phases}")
@@ -205,13 +209,18 @@ def split_store(config: Config, lm: LanguageModel, name: str, split: str) -> Sto
 
 
 def batch_at(unit: Unit, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Activations and weights (1 on tokens, 0 on padding) of a step: a function of the seed and the step alone."""
-    n, size = len(unit.data.train), unit.config.batch
-    epoch, at = divmod(step, n // size)
+    """Activations and weights (1 on tokens, 0 on padding) of a step: a function of the seed and the step alone.
+
+    `pieces` steps in a row read the same sequences from their beginning to their end.
+    """
+    config, n = unit.config, len(unit.data.train)
+    group, piece = divmod(step, config.pieces)
+    epoch, at = divmod(group, n // config.batch)
     generator = torch.Generator().manual_seed(1_000_003 * unit.seed + epoch)
-    rows = torch.randperm(n, generator=generator)[at * size : (at + 1) * size].sort().values
-    weight = unit.data.train.tokens.valid[rows].to(unit.device, torch.float32)
-    return unit.data.train.x(rows).to(unit.device), weight
+    rows = torch.randperm(n, generator=generator)[at * config.batch : (at + 1) * config.batch].sort().values
+    span = slice(*(config.seq * i // config.pieces for i in (piece, piece + 1)))
+    weight = unit.data.train.tokens.valid[rows, span].to(unit.device, torch.float32)
+    return unit.data.train.x(rows, span).to(unit.device), weight
 
 
 def new_static(unit: Unit) -> training.Trainer:
@@ -265,7 +274,8 @@ def fit(
         for step in range(begin, end):
             began = time.perf_counter()
             x, weight = batch_at(unit, step)
-            trainer, info = training.train_step(trainer, x, weight, step, unit.config, phases, unit.low)
+            begins = step % unit.config.pieces == 0
+            trainer, info = training.train_step(trainer, x, weight, step, unit.config, phases, unit.low, begins=begins)
             took = time.perf_counter() - began
             seconds += took
             rate = weight.sum().item() / took
@@ -370,7 +380,7 @@ def training_tokens(unit: Unit, plan: str) -> float:
     end = phases.pretrain + phases.distil if plan == "run_1" else phases.total
     begin = phases.pretrain if unit.config.static_sae else 0
     tokens = unit.data.train.tokens
-    return (end - begin) * unit.config.batch * tokens.n_tokens / len(tokens.ids)
+    return (end - begin) * unit.config.batch / unit.config.pieces * tokens.n_tokens / len(tokens.ids)
 
 
 def save_static(unit: Unit, lm: LanguageModel, folder: Path, static: tsae.Static) -> None:
@@ -424,6 +434,7 @@ def measure_unit(unit: Unit, lm: LanguageModel, static: tsae.Static, params: tsa
     for name in models:
         prefix = "static_" if name == "static" else ""
         out[f"{prefix}delta_ce"] = loss[name]["token"] - clean
+        out[f"{prefix}kl"] = loss[name]["kl"]
         recovered = (ablated - loss[name]["token"]) / (ablated - clean) if ablated > clean else 0.0
         out[f"{prefix}ce_recovered"] = recovered
     return out | {

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import tsae
-from tsae import Dials, Phases, Static
+from tsae import Dials, Memory, Phases, State, Static
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,7 @@ class Trainer:
     adam: torch.optim.Adam
     idle: Tensor
     teacher: Static | None  # the frozen static SAE of phase (a)
+    state: State | None = None  # of the streams that the next step reads on; None where it begins new ones
 
 
 TEMPORAL = tuple(tsae.Temporal.__dataclass_fields__)
@@ -121,6 +122,9 @@ def snapshot(trainer: Trainer) -> dict[str, Tensor]:
             out[f"adam.{group['name']}.{key}"] = value
     if trainer.teacher is not None:
         out |= {f"teacher.{name}": tensor for name, tensor in vars(trainer.teacher).items()}
+    if trainer.state is not None:
+        named = vars(trainer.state) | vars(trainer.state.memory)
+        out |= {f"state.{name}": torch.as_tensor(value) for name, value in named.items() if name != "memory"}
     return out
 
 
@@ -138,7 +142,10 @@ def restore(saved: dict[str, Tensor], recipe: Recipe) -> Trainer:
             trainer.adam.state[group["params"][0]] = {
                 key: _own(group["name"] if value.ndim == 2 else "", value) for key, value in state.items()
             }
-    return replace(trainer, idle=saved["idle"].clone())
+    streams = part("state.")
+    memory = Memory(streams.pop("vals"), streams.pop("idx"), int(streams.pop("pushed"))) if streams else None
+    state = None if memory is None else State(memory=memory, **streams)
+    return replace(trainer, idle=saved["idle"].clone(), state=state)
 
 
 def dials_at(step: int, recipe: Recipe, phases: Phases, low: torch.dtype) -> Dials:
@@ -183,12 +190,14 @@ def rates(step: int, recipe: Recipe, phases: Phases, phase: str) -> dict[str, fl
 
 def train_step(
     trainer: Trainer, x: Float[Tensor, "batch seq d_in"], weight: Float[Tensor, "batch seq"], step: int,
-    recipe: Recipe, phases: Phases, low: torch.dtype,
+    recipe: Recipe, phases: Phases, low: torch.dtype, *, begins: bool = True,
 ) -> tuple[Trainer, dict[str, Any]]:  # fmt: skip
     """One step; the trainer's tensors are updated in place. Returns it, and what a log line says of the step.
 
-    `x` is 0 where `weight` is 0 (padding, at the end of a sequence). `fve` of an `x` that does not vary is 0. A static
-    SAE is a TSAE that stays in the phase "pretrain".
+    `x` is 0 where `weight` is 0 (padding, at the end of a sequence). Where it `begins` new sequences nothing is
+    remembered; else it goes on from the step before, whose state is carried over without its gradient (truncated
+    backpropagation through time, Williams & Peng 1990). `fve` of an `x` that does not vary is 0. A static SAE is a
+    TSAE that stays in the phase "pretrain".
     """
     phase = tsae.phase_at(step, phases)
     learning = trained_at(phase, recipe)
@@ -197,7 +206,8 @@ def train_step(
         tensor.grad = None
     dials = dials_at(step, recipe, phases, low)
     dials = replace(dials, k=recipe.k) if phase == "pretrain" else dials
-    loss, x_hat, codes = _loss(trainer, x, weight, phase, dials)
+    state = None if begins else trainer.state
+    loss, x_hat, codes, state = _loss(trainer, x, weight, phase, dials, state)
     dead = (trainer.idle >= recipe.dead_after).nonzero()[:, 0]
     static = Static(**{name: trainer.named[name] for name in STATIC})
     total = loss
@@ -219,20 +229,28 @@ def train_step(
             "mix": dials.mix,
             "grad_norm": norm,
         }
-    return replace(trainer, idle=idle), {"phase": phase} | info
+    return replace(trainer, idle=idle, state=_detached(state)), {"phase": phase} | info
 
 
-def _loss(trainer: Trainer, x: Tensor, weight: Tensor, phase: str, dials: Dials):
+def _detached(state: State | None) -> State | None:
+    if state is None:
+        return None
+    memory = replace(state.memory, vals=state.memory.vals.detach())
+    rest = {name: tensor.detach() for name, tensor in vars(state).items() if name != "memory"}
+    return State(memory=memory, **rest)
+
+
+def _loss(trainer: Trainer, x: Tensor, weight: Tensor, phase: str, dials: Dials, state: State | None):
     if phase == "pretrain":
         static = Static(**{name: trainer.named[name] for name in STATIC})
         codes = tsae.encode_static(x, static, dials.k, dials.low)
         x_hat = tsae.decode_static(codes, static)
-        return tsae.squared_error(x, x_hat, weight), x_hat, codes
+        return tsae.squared_error(x, x_hat, weight), x_hat, codes, None
     params = tsae.params_from(trainer.named)
     if phase == "distil" and trainer.teacher is not None:
-        return tsae.distillation_loss(params, x, trainer.teacher, dials, weight)
-    x_hat, codes, _ = tsae.forward(params, x, dials)
-    return tsae.squared_error(x, x_hat, weight), x_hat, codes
+        return tsae.distillation_loss(params, x, trainer.teacher, dials, weight, state)
+    x_hat, codes, state = tsae.forward(params, x, dials, state)
+    return tsae.squared_error(x, x_hat, weight), x_hat, codes, state
 
 
 def _spread(x: Tensor, weight: Tensor) -> Tensor:

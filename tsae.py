@@ -130,7 +130,7 @@ def from_static(
         return ((torch.rand(rows, cols, generator=generator) * 2 - 1) / math.sqrt(fan)).to(ref)
 
     def bias(hidden: int) -> Tensor:  # forget gates start open (Jozefowicz et al. 2015)
-        return torch.cat([torch.zeros(hidden), torch.ones(hidden), torch.zeros(2 * hidden)]).to(ref)
+        return torch.cat([torch.zeros(2 * hidden), torch.ones(hidden), torch.zeros(hidden)]).to(ref)
 
     temporal = Temporal(
         bridge=ref.new_ones(d_sae),
@@ -515,15 +515,16 @@ def distillation_loss(
     teacher: Static,
     dials: Dials,
     weight: Float[Tensor, "batch seq"],
-) -> tuple[Float[Tensor, ""], Float[Tensor, "batch seq d_in"], Codes]:
-    """Squared distance to the frozen static SAE's reconstruction and codes at the same k; then `x_hat` and codes."""
-    x_hat, codes, _ = forward(params, x, dials)
+    state: State | None = None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "batch seq d_in"], Codes, State]:
+    """Squared distance to the frozen static SAE's reconstruction and codes at the same k; then what `forward` gives."""
+    x_hat, codes, state = forward(params, x, dials, state)
     with torch.no_grad():
         goal = encode_static(x, teacher, dials.k, dials.low)
         x_goal = decode_static(goal, teacher)
         goal_acts = dense(goal, len(teacher.b_enc)).gather(-1, codes.idx)
     code_error = ((codes.vals - goal_acts).square().sum(-1) * weight).sum() / weight.sum().clamp(min=1)
-    return squared_error(x_goal, x_hat, weight) + code_error, x_hat, codes
+    return squared_error(x_goal, x_hat, weight) + code_error, x_hat, codes, state
 
 
 def tangent(grad: Float[Tensor, "d_sae d_in"], W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_in"]:

@@ -58,7 +58,7 @@ def _units(r: Tensor, error: Tensor, valid: Tensor, hidden: int) -> tuple[Tensor
         found = torch.linalg.solve_triangular(root.t(), leading, upper=True)  # unit variance on the running mean
         W_x[:, 3, units[: found.shape[1]]] = AMPLITUDE * found  # more units than dimensions: the rest starts silent
         forget = math.log(max(decay, 0.01) / (1 - max(decay, 0.01)))
-        b[0, units], b[1, units], b[2, units] = -forget, forget, 3.0
+        b[0, units], b[1, units], b[2, units] = 3.0, -forget, forget
     return W_x.flatten(1), b.flatten()
 
 

@@ -1,6 +1,7 @@
 import ast
 import copy
 import json
+import math
 import shutil
 import sys
 from collections import namedtuple
@@ -248,12 +249,31 @@ def test_hidden_states_equal_the_bridges_hook_value(any_lm, layer):
 def test_spliced_loss_equals_the_bridges_full_forward_with_the_hook_replaced(any_lm, layer):
     tokens, hook = activations.tokenize(any_lm, DOCUMENTS, seq=9), f"blocks.{layer}.hook_resid_post"
     replacements = {"relu": lambda x: x.relu(), "reversed": lambda x: x.flip(-1)}
-    nats = activations.splice_nats(any_lm, tokens.ids, tokens.valid, hook, replacements)
-    assert list(nats) == ["clean", "relu", "reversed"]
+    found = activations.splice(any_lm, tokens.ids, tokens.valid, hook, replacements)
+    assert list(found) == ["clean", "relu", "reversed"]
+    nats = {name: one.nats for name, one in found.items()}
     for name, replacement in {"clean": lambda x: x, **replacements}.items():
         torch.testing.assert_close(nats[name], bridge_nats(any_lm, tokens, hook, replacement), rtol=1e-5, atol=1e-5)
     assert torch.equal(nats["clean"][:, 0], nats["relu"][:, 0])  # predicted from the prefix, which is not replaced
     assert (nats["clean"] - nats["relu"]).abs().max() > 1e-3
+
+
+def test_kl_is_the_sum_over_the_vocabulary_of_p_log_p_over_q(lm, tokens):
+    generator = torch.Generator().manual_seed(0)
+    clean, other = (torch.randn(2, 5, 7, generator=generator) * 2 for _ in range(2))
+    targets = torch.tensor([[0, 3], [6, 2]])
+    nats, kl = activations._scored(clean, other, targets)
+    for row in range(2):
+        for j in range(2):
+            p, q = (scores[row, 2 + j].softmax(-1).tolist() for scores in (clean, other))
+            assert nats[row, j].item() == pytest.approx(-math.log(q[targets[row, j]]), abs=1e-5)
+            assert kl[row, j].item() == pytest.approx(
+                sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)), abs=1e-5
+            )
+    found = activations.splice(lm, tokens.ids, tokens.valid, HOOK, {"relu": torch.relu})["relu"]
+    assert (found.kl >= -1e-6).all()
+    assert found.kl.max() > 1e-4
+    assert (found.kl[~tokens.valid] == 0).all()
 
 
 def test_the_identity_replacement_changes_no_loss_and_batches_do_not_matter(lm, tokens, monkeypatch):
@@ -263,20 +283,21 @@ def test_the_identity_replacement_changes_no_loss_and_batches_do_not_matter(lm, 
         seen.append(x.clone())
         return x.mul_(1)
 
-    whole = activations.splice_nats(lm, tokens.ids, tokens.valid, HOOK, {"same": identity})
-    assert torch.equal(whole["same"], whole["clean"])
-    assert (whole["clean"][~tokens.valid] == 0).all()
+    whole = activations.splice(lm, tokens.ids, tokens.valid, HOOK, {"same": identity})
+    assert torch.equal(whole["same"].nats, whole["clean"].nats)
+    assert (whole["clean"].nats[~tokens.valid] == 0).all()
+    assert not whole["same"].kl.any()
     monkeypatch.setattr(activations, "FORWARD_TOKENS", 18)
-    parts = activations.splice_nats(lm, tokens.ids, tokens.valid, HOOK, {"same": identity})
-    torch.testing.assert_close(parts["clean"], whole["clean"])
+    parts = activations.splice(lm, tokens.ids, tokens.valid, HOOK, {"same": identity})
+    torch.testing.assert_close(parts["clean"].nats, whole["clean"].nats)
     torch.testing.assert_close(torch.cat(seen[1:]), seen[0])
 
 
 def test_splice_refuses_a_wrong_shape_and_the_name_clean(lm, tokens):
     with pytest.raises(ValueError, match="replacement 'cut' gives shape"):
-        activations.splice_nats(lm, tokens.ids, tokens.valid, HOOK, {"cut": lambda x: x[:, 1:]})
+        activations.splice(lm, tokens.ids, tokens.valid, HOOK, {"cut": lambda x: x[:, 1:]})
     with pytest.raises(ValueError, match="'clean'"):
-        activations.splice_nats(lm, tokens.ids, tokens.valid, HOOK, {"clean": lambda x: x})
+        activations.splice(lm, tokens.ids, tokens.valid, HOOK, {"clean": lambda x: x})
 
 
 # ------------------------------------------------------------------------------------------------ activation store
@@ -309,7 +330,7 @@ def test_a_store_holds_the_bridges_values_and_zeros_at_padding(lm, tokens, tmp_p
     rows = [3, 0, 5]
     for index in (rows, np.array(rows), torch.tensor(rows)):
         assert torch.equal(store.x(index), store.x(slice(None))[rows])
-    assert torch.equal(store.x(slice(1, 3), torch.bfloat16).float(), store.x([1, 2]))
+    assert torch.equal(store.x(slice(1, 3), dtype=torch.bfloat16).float(), store.x([1, 2]))
     store.x(slice(0, 1)).zero_()
     assert store.x(slice(0, 1)).any()  # a batch is a copy
 
@@ -318,7 +339,9 @@ def test_in_bf16_the_store_is_the_plain_models_hidden_state_bit_for_bit(folder, 
     half = activations.load_lm(folder, device="cpu", dtype=torch.bfloat16)
     store = make_store(half, tokens, tmp_path)
     hidden = half.model(input_ids=tokens.ids.long(), output_hidden_states=True).hidden_states[2]
-    assert torch.equal(store.x(slice(None), torch.bfloat16), hidden[:, n_prefix(tokens) :] * tokens.valid[..., None])
+    assert torch.equal(
+        store.x(slice(None), dtype=torch.bfloat16), hidden[:, n_prefix(tokens) :] * tokens.valid[..., None]
+    )
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -466,7 +489,8 @@ def test_smollm2_knows_a_fact_and_its_spliced_loss_equals_the_bridges(smollm2):
     text = "The capital of France is Paris. The capital of Italy is Rome."
     tokens = activations.tokenize(smollm2, [text], seq=15)
     hook, half = "blocks.14.hook_resid_post", lambda x: 0.5 * x
-    nats = activations.splice_nats(smollm2, tokens.ids, tokens.valid, hook, {"half": half})
+    found = activations.splice(smollm2, tokens.ids, tokens.valid, hook, {"half": half})
+    nats = {name: one.nats for name, one in found.items()}
     paris = smollm2.tokenizer(" Paris")["input_ids"][-1]
     assert nats["clean"][tokens.ids[:, n_prefix(tokens) :] == paris] < 2
     torch.testing.assert_close(nats["half"], bridge_nats(smollm2, tokens, hook, half), rtol=1e-3, atol=1e-3)

@@ -212,12 +212,12 @@ def test_product_equals_the_dense_product_and_its_gradients(data, n, low):
 
 
 def torch_lstm(W_x, W_h, b):
-    """torch.nn.LSTM with our gates (input, forget, output, candidate) in its own order."""
+    """torch.nn.LSTM with our gates (output, input, forget, candidate) in its own order."""
     d_in, hidden = len(W_x), len(W_h)
     model = torch.nn.LSTM(d_in, hidden, batch_first=True)
 
     def ordered(rows):
-        i, f, o, g = rows.split(hidden)
+        o, i, f, g = rows.split(hidden)
         return torch.cat([i, f, g, o])
 
     with torch.no_grad():
@@ -279,7 +279,7 @@ def test_lstm_over_no_token_returns_its_state_and_one_token_is_one_step():
     assert hs.shape == (2, 0, 4)
     assert torch.equal(h_last, h)
     assert torch.equal(c_last, c)
-    i, f, o, new = (x[:, 0] @ W_x + h @ W_h + b).split(4, 1)
+    o, i, f, new = (x[:, 0] @ W_x + h @ W_h + b).split(4, 1)
     c_next = f.sigmoid() * c + i.sigmoid() * new.tanh()
     hs, h_last, c_last = kernels.lstm(x, h, c, W_x, W_h, b)
     torch.testing.assert_close(c_last, c_next)

@@ -51,7 +51,8 @@ def batch(step, *, rows=4, seq=5, d_in=6):
 
 def steps(trainer, numbers, phases, recipe=SMALL, low=FP32):
     for step in numbers:
-        trainer, info = training.train_step(trainer, *batch(step), step, recipe, phases, low)
+        begins = step % 3 == 0
+        trainer, info = training.train_step(trainer, *batch(step), step, recipe, phases, low, begins=begins)
         assert all(value == value for value in info.values())
     return trainer
 
@@ -280,6 +281,25 @@ def test_a_tsae_takes_over_the_moments_and_idle_tokens_of_its_static_sae():
     assert all(torch.equal(ours[n], theirs[n]) and ours[n] is not theirs[n] for n in ours if n.startswith("adam."))
     assert torch.equal(ours["idle"], theirs["idle"])
     assert all(torch.equal(ours[f"param.{n}"], named[n]) for n in named)
+
+
+@pytest.mark.parametrize("step", [2, 6, 8])
+def test_a_sequence_read_in_pieces_is_seen_as_one_read_at_once(step):
+    """At a rate of 0, each phase: the second piece's reconstruction is that of the whole sequence."""
+    frozen = replace(SMALL, lr=0.0)
+    x, weight = batch(0, seq=9)
+    trainer = small_trainer(temporal=True)
+    whole, whole_info = training.train_step(trainer, x, weight, step, frozen, FOUR, FP32)
+    trainer, first = training.train_step(trainer, x[:, :5], weight[:, :5], step, frozen, FOUR, FP32)
+    carried, second = training.train_step(trainer, x[:, 5:], weight[:, 5:], step, frozen, FOUR, FP32, begins=False)
+    assert whole_info["loss"] == pytest.approx((5 * first["loss"] + 4 * second["loss"]) / 9, rel=1e-4)
+    assert carried.state.memory.pushed == whole.state.memory.pushed == 9
+    for name in ("enc_h", "enc_c", "dec_h", "dec_c"):
+        torch.testing.assert_close(getattr(carried.state, name), getattr(whole.state, name))
+        assert not getattr(carried.state, name).requires_grad
+    forgetful, anew = training.train_step(trainer, x[:, 5:], weight[:, 5:], step, frozen, FOUR, FP32)
+    assert forgetful.state.memory.pushed == 4
+    assert step == 2 or anew["loss"] != pytest.approx(second["loss"], rel=1e-4)  # before the introduction mix is 0
 
 
 def test_a_trainer_works_on_copies():
