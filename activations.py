@@ -370,19 +370,23 @@ class Spliced:
 
 
 def _scored(
-    clean: Float[Tensor, "batch seq vocabulary"],
-    logits: Float[Tensor, "batch seq vocabulary"],
-    targets: Integer[Tensor, "batch kept"],
-) -> tuple[Float[Tensor, "batch kept"], Float[Tensor, "batch kept"]]:
-    """Cross-entropy of `targets`, the last `kept` tokens, under the logits before each; and KL from the clean ones."""
+    logits: Float[Tensor, "batch seq vocabulary"], targets: Integer[Tensor, "batch kept"], p: Tensor | None = None
+) -> tuple[Float[Tensor, "batch kept"], Float[Tensor, "batch kept"], Tensor]:
+    """Cross-entropy of `targets`, the last `kept` tokens, under the logits before each; `sum p log q`; and `q` itself.
+
+    `p` (batch kept vocabulary) are the probabilities that `q` is compared with; None means `q`.
+    """
     begin, kept = logits.shape[1] - targets.shape[1] - 1, targets.shape[1]
-    nats, kl = (torch.empty(targets.shape, dtype=torch.float32, device=logits.device) for _ in range(2))
+    nats, cross = (torch.empty(targets.shape, dtype=torch.float32, device=logits.device) for _ in range(2))
+    q = torch.empty(*targets.shape, logits.shape[-1], device=logits.device) if p is None else p
     for row, target in enumerate(targets.to(logits.device, torch.int64)):
-        log_q = logits[row, begin : begin + kept].float().log_softmax(-1)
-        nats[row] = -log_q.gather(-1, target[:, None])[:, 0]
-        log_p = log_q if clean is logits else clean[row, begin : begin + kept].float().log_softmax(-1)
-        kl[row] = (log_p.exp() * (log_p - log_q)).sum(-1)
-    return nats, kl
+        scores = logits[row, begin : begin + kept].float()
+        log_sum = scores.logsumexp(-1)
+        nats[row] = log_sum - scores.gather(-1, target[:, None])[:, 0]
+        if p is None:
+            torch.exp(scores - log_sum[:, None], out=q[row])
+        cross[row] = torch.linalg.vecdot(q[row], scores) - log_sum
+    return nats, cross, q
 
 
 @torch.inference_mode()
@@ -417,16 +421,17 @@ def splice(
         batch, mask = ids[at : at + n_rows].to(lm.device, torch.int64), valid[at : at + n_rows].to(lm.device)
         hidden, in_tuple = _below(lm, batch, layer)
         x = hidden[:, n_prefix:].float() * mask[..., None]
-        clean = None
+        p, entropy = None, torch.zeros(())
         for name, found in out.items():
             patched = hidden
             if name != "clean":
                 patched = torch.cat([hidden[:, :n_prefix], _replaced(name, replacements[name], x, lm)], dim=1)
             injected.hidden = (patched,) if in_tuple else patched
             logits = view(input_ids=batch, use_cache=False).logits
-            clean = logits if clean is None else clean
-            for whole, part in zip((found.nats, found.kl), _scored(clean, logits, batch[:, n_prefix:]), strict=True):
-                whole[at : at + n_rows] = (part * mask).cpu()
+            nats, cross, p = _scored(logits, batch[:, n_prefix:], p)
+            entropy = cross if name == "clean" else entropy
+            found.nats[at : at + n_rows] = (nats * mask).cpu()
+            found.kl[at : at + n_rows] = ((entropy - cross) * mask).cpu()
     return out
 
 

@@ -28,7 +28,7 @@ class Recipe:
     """tokens in which the memory's reading falls by 1/e"""
     cap: float = 1.6
     """largest value of a code that the memory reads, in units of the root mean square of x - b_dec"""
-    beta: float = 1.4
+    beta: float = 1.3
     """strength of the memory in the selection"""
     hidden_enc: int = 64
     """units of the encoder LSTM"""
