@@ -61,7 +61,7 @@ class Config(Recipe):
     """tokens of the training split that are extracted, at most"""
     val_tokens: int = 40_000
     """tokens of the validation split, at most"""
-    splice_tokens: int = 40_000
+    splice_tokens: int = 30_000
     """validation tokens on which the language model's loss is measured"""
     checkpoint_every: int = 50
     """steps between checkpoints"""
