@@ -72,6 +72,8 @@ class Context:
     store: Store
     words: Mapping[int, str]  # token id to its text
     subjects: tuple[Subject, ...]  # the TSAE first, where there are two
+    share: float = 1.0  # of the probing items, and of the interventions' cases and controls
+    data_dir: str = ""  # where sets of minimal pairs lie
 
     @property
     def ids(self) -> Int[Tensor, "n_seq seq"]:

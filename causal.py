@@ -68,6 +68,13 @@ class Counts:
     """minimal pairs of each condition"""
 
 
+def scaled(share: float) -> Counts:
+    """A share of the default counts of cases, controls, sequences, features and pairs; never fewer than four."""
+    full = Counts()
+    names = [name for name, n in vars(full).items() if isinstance(n, int) and name not in ("features", "duration_each")]
+    return replace(full, **{name: max(4, round(share * getattr(full, name))) for name in names})
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Bench:
     """What is the same for all models on one hook: the language model in float32, cases, full patch, minimal pairs."""

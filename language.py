@@ -1,7 +1,7 @@
 """What codes know of language: the three probing tasks, for several codes at once, as numbers, tables and figures."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import tasks
 import tsae
 from activations import LanguageModel
 from probes import Features
-from readout import EMBEDDING, Reader
+from readout import EMBEDDING, Reader, Reading
 from report_language import accuracy_figure, distance_figure
 from tasks import Item
 
@@ -42,9 +42,28 @@ def generated(name: str, *, seed: int = 0) -> Task:
     return Task(name=name, items=tuple(make[name](seed=seed)), n_folds=4 if few else 5, few=few)
 
 
-def all_tasks(*, seed: int = 0) -> tuple[Task, ...]:
-    """Agreement, coreference, disambiguation, and the control of coreference that nothing can solve."""
-    return tuple(generated(name, seed=seed) for name in (*tasks.GENERATORS, "unresolvable"))
+def all_tasks(*, seed: int = 0, share: float = 1.0) -> tuple[Task, ...]:
+    """Agreement, coreference, disambiguation, and the control of coreference that nothing can solve.
+
+    With a `share` below 1, that share of each unit's groups, of the homonyms where each is a unit; at least two a fold.
+    """
+    return tuple(_sampled(generated(name, seed=seed), share, seed) for name in (*tasks.GENERATORS, "unresolvable"))
+
+
+def _sampled(task: Task, share: float, seed: int) -> Task:
+    if share >= 1:
+        return task
+    rng, groups = np.random.default_rng(seed), {}
+    for item in task.items:
+        whole = "" if task.few else item.unit
+        groups.setdefault(whole, {})[item.unit if task.few else item.group] = None
+    least = 1 if task.few else 2 * task.n_folds
+    kept = set()
+    for whole, names in groups.items():
+        n = min(len(names), max(least, round(share * len(names))))
+        kept |= {(whole, list(names)[i]) for i in rng.permutation(len(names))[:n]}
+    chosen = (item for item in task.items if (("", item.unit) if task.few else (item.unit, item.group)) in kept)
+    return replace(task, items=tuple(chosen))
 
 
 def readers(
@@ -139,48 +158,36 @@ def row_numbers(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 Section = tuple[dict[str, float], dict[str, list[dict[str, Any]]], dict[str, Figure]]
 
 
-def task_features(
-    lm: LanguageModel,
-    hook: str,
+def read_tasks(
+    lm: LanguageModel, hook: str, given: Sequence[Task], progress: Callable[[], None] = lambda: None
+) -> dict[str, Reading]:
+    """Activations of every task's items, by task: what any number of codes on this hook are read from."""
+    return {task.name: readout.read(lm, hook, task.items, progress) for task in given}
+
+
+def probe_rows(
+    given: Sequence[Task],
+    reads: Mapping[str, Reading],
     wanted: Mapping[str, Reader],
-    given: Sequence[Task],
-    progress: Callable[[], None] = lambda: None,
-) -> dict[str, dict[str, Features]]:
-    """Features by task and reader: the language model runs once, however many codes read it (several seeds, say)."""
-    return {task.name: readout.read_out(lm, hook, task.items, wanted, progress) for task in given}
-
-
-def probe_section(
-    given: Sequence[Task],
-    features: Mapping[str, Mapping[str, Features]],
     *,
     ks: Sequence[int] = probes.KS,
-    controlled: Sequence[int | None] = CONTROLLED,
+    embedding: bool = True,
     seed: int = 0,
     progress: Callable[[], None] = lambda: None,
-) -> Section:
-    """Numbers, tables and figures of all tasks; `features` by task and code, as `task_features` gives them."""
-    rows = [
-        row
-        for task in given
-        for row in task_rows(task, features[task.name], ks=ks, controlled=controlled, seed=seed, progress=progress)
-    ]
+) -> list[dict[str, Any]]:
+    """`task_rows` of all tasks for every code of `wanted` (see `readers`) and, unless told otherwise, layer 0."""
+    rows = []
+    for task in given:
+        found = readout.features(reads[task.name], wanted)
+        kept = {name: features for name, features in found.items() if embedding or name != EMBEDDING}
+        rows += task_rows(task, kept, ks=ks, seed=seed, progress=progress)
+    return rows
+
+
+def probe_section(rows: Sequence[Mapping[str, Any]]) -> Section:
+    """Numbers, table and figures of rows."""
+    ks = {row["k"] for row in rows}
     figures = {"probes_by_features": accuracy_figure(rows)}
     if any(row["items"].startswith("distance") for row in rows):
         figures["probes_by_distance"] = distance_figure(rows, 5 if 5 in ks else "all")
-    return row_numbers(rows), {"probes": rows}, figures
-
-
-def probe_tables(
-    lm: LanguageModel,
-    hook: str,
-    wanted: Mapping[str, Reader],
-    *,
-    given: Sequence[Task] | None = None,
-    ks: Sequence[int] = probes.KS,
-    seed: int = 0,
-    progress: Callable[[], None] = lambda: None,
-) -> Section:
-    """All of it for one model: reads the tasks (by default all) and probes every code of `wanted` (see `readers`)."""
-    given = all_tasks(seed=seed) if given is None else given
-    return probe_section(given, task_features(lm, hook, wanted, given), ks=ks, seed=seed, progress=progress)
+    return row_numbers(rows), {"probes": [dict(row) for row in rows]}, figures

