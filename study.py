@@ -139,8 +139,9 @@ def _dataset(out_dir: Path, models: Path, config: Config, lm: LanguageModel, nam
         place = Path(runs.folder_name(name)) / f"seed_{seed}"
         parts = run_unit(out_dir / place, models / place, config, lm, name, seed, open_store)
         own = json.loads((models / place / "measures.json").read_text())
-        own |= {f"difference_{key}": own[key] - own[f"static_{key}"] for key in own if f"static_{key}" in own}
-        measured.append(own | {key: value for part in parts for key, value in part["numbers"].items()})
+        found = own | {key: value for part in parts for key, value in part["numbers"].items()}
+        differences = {f"difference_{k}": found[k] - found[f"static_{k}"] for k in found if f"static_{k}" in found}
+        measured.append(differences | found)
         intervals.append([row for part in parts for row in part["intervals"]])
     rows = {f"{row['model']}: {row['measure']}": row for row in intervals[0]}
     by_measure = {

@@ -417,7 +417,8 @@ def test_run_3_trains_run_2_beside_it_and_writes_its_measures_tables_and_figures
     assert info["means"]["tss_mean"] >= 0
     for key in ("tss_lag_16", "tss_weighted_lag_1", "responsiveness", "restricted_mean_128", "persistence",
                 "shuffled_restricted_mean_64", "transitions_replication", "lifecycle_pooled_gap_tokens",
-                "probe_agreement_attractor_k5",                "probe_coreference_k10", "probe_disambiguation", "effect_propagated", "kl_unrelated"):  # fmt: skip
+                "probe_agreement_attractor_k5", "probe_coreference_k10", "probe_disambiguation", "effect_propagated",
+                "kl_unrelated"):  # fmt: skip
         for prefix in ("", "static_", "difference_"):
             assert math.isfinite(info["means"][f"{prefix}{key}_mean"])
             assert info["stderrs"][f"{prefix}{key}_stderr"] == 0.0
