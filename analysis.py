@@ -20,9 +20,10 @@ import lifetimes
 import metrics
 import report
 import tsae
-from activations import LanguageModel, Store
+from activations import LanguageModel
 from lifetimes import Runs
 from metrics import Codes
+from stores import Store
 
 TAUS = (16, 64, 128)  # tokens to which lifetimes are restricted
 LAGS = range(1, 17)

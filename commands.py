@@ -25,11 +25,13 @@ import evaluation
 import reading
 import report
 import runs
+import stores
 import study
 import tsae
-from activations import LanguageModel, Store
+from activations import LanguageModel
 from analysis import Context, Section
 from runs import Config
+from stores import Store
 from terminal import console, fast_memory, one_line_errors, print_wide, progress_bar
 
 PIECE_CHARS = 8_000  # a text file is cut into documents of about this many characters
@@ -181,7 +183,7 @@ def _store(ask: Ask, found: Opened, lm: LanguageModel) -> Store:
         seq = min(seq, max(n_tokens, 1))
     tokens = activations.tokenize(lm, found.documents, seq=seq + len(lm.prefix), n_tokens=ask.tokens)
     cache = Path(found.config.cache_dir) / "activations" if found.config.cache_dir else None
-    return activations.activation_store(lm, tokens, hook=found.hook, cache_dir=cache)
+    return stores.activation_store(lm, tokens, hook=found.hook, cache_dir=cache)
 
 
 def write(ask: Ask, context: Context, section: Section, table: str, *figures: str) -> None:

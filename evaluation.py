@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import metrics
-from activations import LanguageModel, Store, splice
+from activations import LanguageModel, splice
+from stores import Store
 from tsae import Codes, Dials, Params, Static, decode_static, encode_static, forward
 
 Model = Callable[[Float[Tensor, "batch seq d_in"]], tuple[Float[Tensor, "batch seq d_in"], Codes]]

@@ -18,10 +18,12 @@ import checkpoint
 import corpora
 import evaluation
 import report
+import stores
 import training
 import tsae
 import warmstart
-from activations import LanguageModel, Store
+from activations import LanguageModel
+from stores import Store
 from terminal import console, progress_bar, release_memory, show
 from training import Recipe
 
@@ -213,7 +215,7 @@ def split_store(config: Config, lm: LanguageModel, name: str, split: str) -> Sto
     tokens = activations.tokenize(lm, documents, seq=config.seq + len(lm.prefix), n_tokens=n_tokens)
     console.print(f"{name}, {split}: {tokens.n_tokens:,} tokens in {len(tokens.ids):,} sequences")
     cache = Path(config.cache_dir) / "activations" if config.cache_dir else None
-    return activations.activation_store(lm, tokens, hook=config.hook, cache_dir=cache)
+    return stores.activation_store(lm, tokens, hook=config.hook, cache_dir=cache)
 
 
 def batch_at(unit: Unit, step: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -26,10 +26,11 @@ import readout
 import report
 import runs
 import tsae
-from activations import LanguageModel, Store
+from activations import LanguageModel
 from analysis import Context, Section, Subject
 from readout import Reader, Reading
 from runs import Config
+from stores import Store
 from terminal import console, progress_bar, show_study
 
 MODELS = "run_2"  # the directory beside run_3 that holds the models

@@ -1,5 +1,7 @@
 """Hypothesis strategies for the shapes and values the library takes."""
 
+from itertools import pairwise
+
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import torch
@@ -22,6 +24,12 @@ def sizes(draw: st.DrawFn, *names: str, max_size: int = 7) -> dict[str, int]:
     """One size a name, all distinct, so that a swapped axis cannot pass for the right one."""
     n = st.lists(st.integers(1, max_size), min_size=len(names), max_size=len(names), unique=True)
     return dict(zip(names, draw(n), strict=True))
+
+
+def cut(data: st.DataObject, seq: int) -> list[tuple[int, int]]:
+    """A sequence's pieces, empty ones among them."""
+    cuts = sorted(data.draw(st.lists(st.integers(0, seq), max_size=4), label="cuts"))
+    return list(pairwise([0, *cuts, seq]))
 
 
 @st.composite

@@ -28,6 +28,7 @@ from transformers import (
 
 import activations
 import corpora
+import stores
 
 HOOK = "blocks.1.hook_resid_post"
 DOCUMENTS = ("the quick brown fox " * 9, "über lazy 🙂 dogs jump. " * 7, "x", "a lazy dog jumps over it " * 5)
@@ -97,7 +98,7 @@ def tokens(lm) -> activations.Tokens:
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Two sequences of 9 tokens a block, one a forward pass."""
-    monkeypatch.setattr(activations, "BLOCK_TOKENS", 18)
+    monkeypatch.setattr(stores, "BLOCK_TOKENS", 18)
     monkeypatch.setattr(activations, "FORWARD_TOKENS", 9)
 
 
@@ -305,13 +306,13 @@ def test_splice_refuses_a_wrong_shape_and_the_name_clean(lm, tokens):
 # ------------------------------------------------------------------------------------------------ activation store
 
 
-def make_store(lm, tokens, cache_dir, *, progress: bool = False) -> activations.Store:
-    return activations.activation_store(lm, tokens, hook=HOOK, cache_dir=cache_dir, progress=progress)
+def make_store(lm, tokens, cache_dir, *, progress: bool = False) -> stores.Store:
+    return stores.activation_store(lm, tokens, hook=HOOK, cache_dir=cache_dir, progress=progress)
 
 
 def count_blocks(monkeypatch, stop_at: int | None = None) -> list[slice]:
     """Records the blocks that are computed; the `stop_at`-th raises KeyboardInterrupt."""
-    blocks, compute = [], activations._block
+    blocks, compute = [], stores._block
 
     def counted(lm, tokens, layer, rows):
         if len(blocks) == stop_at:
@@ -319,7 +320,7 @@ def count_blocks(monkeypatch, stop_at: int | None = None) -> list[slice]:
         blocks.append(rows)
         return compute(lm, tokens, layer, rows)
 
-    monkeypatch.setattr(activations, "_block", counted)
+    monkeypatch.setattr(stores, "_block", counted)
     return blocks
 
 
@@ -352,7 +353,7 @@ def test_a_finished_store_is_used_again_and_another_hook_or_text_has_its_own(lm,
     blocks = count_blocks(monkeypatch)
     assert make_store(lm, tokens, tmp_path).path == store.path
     assert not blocks
-    other_hook = activations.activation_store(lm, tokens, hook="blocks.0.hook_resid_post", cache_dir=tmp_path)
+    other_hook = stores.activation_store(lm, tokens, hook="blocks.0.hook_resid_post", cache_dir=tmp_path)
     other_text = make_store(lm, activations.tokenize(lm, DOCUMENTS[:2], seq=9), tmp_path)
     assert len({store.path, other_hook.path, other_text.path}) == 3
     assert blocks
@@ -378,7 +379,7 @@ def test_an_interrupted_extraction_continues_to_the_same_bytes(lm, tokens, tmp_p
 def test_whatever_a_kill_leaves_of_the_data_extraction_ends_with_the_same_bytes(lm, tokens, tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("killed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(activations, "BLOCK_TOKENS", 18)
+        patch.setattr(stores, "BLOCK_TOKENS", 18)
         store = make_store(lm, tokens, folder)
         good = (store.path / "data.bf16").read_bytes()
         partial = store.path.rename(f"{store.path}.partial")

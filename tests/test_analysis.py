@@ -28,9 +28,10 @@ import report
 import study
 import transitions
 import tsae
-from activations import LanguageModel, Store
+from activations import LanguageModel
 from analysis import Context, Subject
 from corpora import Tokens
+from stores import Store
 
 D_IN, D_SAE = 4, 12
 WORDS = ["the", " cat", " sat", " on", "\n", " mat", ".", " naïve"]

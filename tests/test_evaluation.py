@@ -8,8 +8,8 @@ import torch
 import evaluation
 import metrics
 import tsae
-from activations import Store
 from corpora import Tokens
+from stores import Store
 
 
 def store_of(x: torch.Tensor, valid: torch.Tensor) -> Store:

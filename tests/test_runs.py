@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import runs
-from activations import Store
 from corpora import Tokens
 from runs import Config
+from stores import Store
 
 
 def unit(*, n_seq: int, seq: int, pieces: int, batch: int, seed: int = 0) -> runs.Unit:
