@@ -79,3 +79,11 @@ def test_without_drawing_the_numbers_are_the_same_and_there_are_no_figures(lm):
     assert numbers.keys() == drawn.keys()
     for key, value in numbers.items():
         assert value == pytest.approx(drawn[key], rel=1e-3, abs=1e-5)
+
+
+def test_a_share_of_the_counts_is_never_below_four_and_keeps_what_is_no_count_of_cases():
+    full, some, least = causal.Counts(), causal.scaled(0.5), causal.scaled(0.001)
+    assert causal.scaled(1.0) == full
+    assert (some.train_cases, some.controls, some.text_rows) == (120, 50, 5)
+    assert (least.train_cases, least.control_cases, least.pairs_each) == (4, 4, 4)
+    assert (least.features, least.duration_each, least.offsets) == (full.features, full.duration_each, full.offsets)

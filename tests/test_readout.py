@@ -233,3 +233,21 @@ def test_the_tasks_of_run_3_are_the_three_and_their_control():
     given = language.all_tasks()
     assert [task.name for task in given] == ["agreement", "coreference", "disambiguation", "unresolvable"]
     assert [task.few for task in given] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3])
+def test_a_share_of_the_tasks_keeps_whole_groups_of_every_unit_and_both_classes(share):
+    for whole, task in zip(language.all_tasks(), language.all_tasks(share=share), strict=True):
+        kept = set(task.items)
+        groups = {(item.unit, item.group) for item in kept}
+        assert [item for item in whole.items if (item.unit, item.group) in groups] == list(task.items)
+        n_units, of = (len({item.unit for item in t.items}) for t in (task, whole))
+        assert n_units == (max(1, round(share * of)) if task.few else of)
+        for unit in {item.unit for item in kept}:
+            ours = [item for item in kept if item.unit == unit]
+            assert {item.label for item in ours} == {0, 1}
+            n_groups, n = (len({i.group for i in items if i.unit == unit}) for items in (kept, whole.items))
+            assert n_groups == (n if task.few else max(2 * task.n_folds, round(share * n)))
+    assert [len(t.items) for t in language.all_tasks(share=share)] == [
+        len(t.items) for t in language.all_tasks(share=share)
+    ]

@@ -1,11 +1,15 @@
 """The planned runs without a language model: what a step is given."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import checkpoint
 import runs
+import training
+import tsae
 from corpora import Tokens
 from runs import Config
 from stores import Store
@@ -56,3 +60,21 @@ def test_steps_depend_on_the_seed_and_on_nothing_that_came_before():
 def test_pieces_that_no_sequence_has_are_refused(pieces, seq):
     with pytest.raises(ValueError, match="pieces needs 1 <= pieces <= seq"):
         runs.check_config(Config(seq=seq, pieces=pieces), "run_2")
+
+
+def test_a_given_static_sae_begins_as_it_is_with_the_moments_of_a_few_steps(tmp_path):
+    saved = tsae.init_static(torch.tensor([3.0, 4.0]), 16, generator=torch.Generator().manual_seed(1))
+    checkpoint.save_saelens(tmp_path / "sae", **vars(saved), k=3, model_name="none", hook_name="blocks.0")
+    one = unit(n_seq=12, seq=8, pieces=2, batch=4)
+    one = replace(one, config=replace(one.config, static_sae=str(tmp_path / "sae"), k=3, d_sae=16, warmup=3))
+    alone = tsae.Phases(pretrain=one.config.steps, distil=0, introduce=0, refine=0)
+    trainer = runs.given_static(one, alone)
+    for name, tensor in vars(saved).items():
+        torch.testing.assert_close(trainer.named[name].detach(), tensor)
+    moments = training.snapshot(trainer)
+    for name in training.STATIC:
+        assert moments[f"adam.{name}.step"] == 3
+        assert moments[f"adam.{name}.exp_avg"].any()
+    wrong = replace(one, config=replace(one.config, static_sae=str(tmp_path / "none")))
+    with pytest.raises((ValueError, OSError), match="none"):
+        runs.given_static(wrong, alone)
