@@ -1,5 +1,6 @@
 """What codes know of language: the three probing tasks, for several codes at once, as numbers, tables and figures."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -77,8 +78,9 @@ def readers(
 ) -> dict[str, Reader]:
     """Readers "tsae" (if there is one), "static" and "resid"; with `variants`, also of what the TSAE carries along.
 
-    "memory" is the memory's reading, "tsae+memory" both side by side, "state" the hidden states of the LSTMs,
-    "static memory" the same reading of the static SAE's codes. `low` is the dtype of the static SAE's product.
+    "memory" is the memory's reading, "window" its plain mean over all tokens that it holds, "tsae+memory" and
+    "tsae+window" side by side, "state" the hidden states of the LSTMs, "static window" the plain mean of the static
+    SAE's codes. `low` is the dtype of the static SAE's product.
     """
     out: dict[str, Reader] = {"static": readout.static_reader(static, k, low), "resid": readout.residual_reader()}
     if params is None or dials is None:
@@ -86,8 +88,11 @@ def readers(
     code, memory = readout.tsae_reader(params, dials), readout.memory_reader(params.static, dials)
     out = {"tsae": code, **out}
     if variants:
+        window = readout.memory_reader(params.static, dials, tau=math.inf)
         out |= {"memory": memory, "tsae+memory": readout.joined(code, memory)}
-        out |= {"state": readout.state_reader(params, dials), "static memory": readout.memory_reader(static, dials)}
+        out |= {"window": window, "tsae+window": readout.joined(code, window)}
+        out |= {"state": readout.state_reader(params, dials)}
+        out |= {"static window": readout.memory_reader(static, dials, tau=math.inf)}
     return out
 
 
