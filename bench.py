@@ -221,7 +221,7 @@ def parts_table(seconds: dict[str, float], whole: float) -> Table:
     shown = dict(seconds)
     both = shown.pop("selection (memory and top-k)")
     shown["memory"] = max(both - shown["top-k, twice"], 0.0)
-    shown["everything else"] = whole - sum(shown.values())
+    shown["everything else"] = max(whole - sum(shown.values()), 0.0)  # each alone may take more than in its place
     for name, took in sorted(shown.items(), key=lambda item: -item[1]):
         table.add_row(name, f"{took * 1e3:.1f}", f"{took / whole:.0%}")
     return table

@@ -246,9 +246,10 @@ def _arrow(
     axes.text(middle[0], middle[1], label, ha="center", va="center", fontsize=8, color=COLOURS[1], bbox=paper, zorder=2)
 
 
-def training_figure(lines: Sequence[Mapping[str, Any]], title: str = "Training") -> Figure:
+def training_figure(lines: Sequence[Mapping[str, Any]], title: str = "Training", *, pieces: int = 1) -> Figure:
     """FVE, loss, L0 and mix by step, from the lines of log.jsonl: one colour a text and model, one line a seed.
 
+    FVE and loss are means over a step and the `pieces - 1` before it: the pieces of a sequence are not equally hard.
     The loss of phase (a) is a distance to the teacher, not to x, and is left out.
     """
     if not lines:
@@ -265,6 +266,7 @@ def training_figure(lines: Sequence[Mapping[str, Any]], title: str = "Training")
             for at, seed in enumerate(dict.fromkeys(line["seed"] for line in ours)):
                 kept = [n for n in ours if n["seed"] == seed and not (key == "loss" and n["phase"] == "distil")]
                 points = sorted((line["step"], line[key]) for line in kept) or [(math.nan, math.nan)]
+                points = _trailing_means(points, pieces if key in ("fve", "loss") else 1)
                 label = f"{dataset}, {'TSAE' if model == 'tsae' else 'static SAE'}" if at == 0 else None
                 axes.plot(*zip(*points, strict=True), label=label, linewidth=1.2, alpha=0.8, **_style(row))
         axes.set_xlabel("step")
@@ -274,6 +276,12 @@ def training_figure(lines: Sequence[Mapping[str, Any]], title: str = "Training")
     panels[0, 0].set_ylim(bottom=max(0.0, min(line["fve"] for line in lines[len(lines) // 20 :])))
     panels[0, 0].legend(frameon=False)
     return figure
+
+
+def _trailing_means(points: Sequence[tuple[float, float]], n: int) -> list[tuple[float, float]]:
+    """Each value's mean with the n - 1 before it, fewer at the start."""
+    values = [value for _, value in points]
+    return [(x, float(np.mean(values[max(0, i + 1 - n) : i + 1]))) for i, (x, _) in enumerate(points)]
 
 
 def tradeoff_figure(

@@ -511,7 +511,7 @@ def run(out_dir: Path, config: Config) -> dict[str, Any]:
         info[name] = summary(measured)
     checkpoint.write_json(out_dir / "final_info.json", info)
     lines = [json.loads(text) for text in (out_dir / "log.jsonl").read_text().splitlines()]
-    report.save_figure(report.training_figure(lines), out_dir / "training_curves")
+    report.save_figure(report.training_figure(lines, pieces=config.pieces), out_dir / "training_curves")
     show(info, plan)
     console.print(f"{out_dir}: done in {(time.perf_counter() - began) / 60:.1f} minutes")
     return info

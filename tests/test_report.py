@@ -167,6 +167,11 @@ def test_the_training_figure_has_a_panel_a_measure_and_a_line_a_seed():
         report.training_figure([])
 
 
+def test_curves_of_pieces_are_means_over_the_pieces_before():
+    assert report._trailing_means([(1, 2.0), (2, 4.0), (3, 9.0)], 2) == [(1, 2.0), (2, 3.0), (3, 6.5)]
+    assert report._trailing_means([(1, 2.0), (2, 4.0)], 1) == [(1, 2.0), (2, 4.0)]
+
+
 def test_the_tradeoff_figure_shows_every_strength_and_the_static_sae():
     points = [{"beta": b, "fve": 0.8 - b / 10, "jaccard": 0.1 + b / 10} for b in (0.0, 1.0)]
     axes = report.tradeoff_figure(points, {"fve": 0.79, "jaccard": 0.05}).axes[0]
