@@ -4,7 +4,6 @@ All arms take the same tokens and the same recipe (loss, gradient clipping, Adam
 that a drift of the machine's speed falls on all of them alike.
 """
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import activations
 import kernels
 import training
 import tsae
-from terminal import fast_memory
+from terminal import cpu_threads, fast_memory
 from training import Recipe
 
 ALONE = tsae.Phases(pretrain=10**6, distil=0, introduce=0, refine=0)
@@ -242,7 +241,7 @@ def main(
 ) -> None:
     """Tokens/s of training: a dense fp32 implementation, our static SAE, the full TSAE; and what takes the time."""
     fast_memory()
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    torch.set_num_threads(cpu_threads(threads))
     recipe = Recipe(k=k, d_sae=d_sae, window=window, hidden_enc=hidden_enc, hidden_dec=hidden_dec, dead_after=10**12)
     g = torch.Generator().manual_seed(0)
     x = torch.randn(batch, seq, d_in, generator=g)

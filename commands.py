@@ -5,7 +5,6 @@ and the hook. Everything that can be wrong with the request is said before the l
 """
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from activations import LanguageModel
 from analysis import Context, Section
 from runs import Config
 from stores import Store
-from terminal import console, fast_memory, one_line_errors, print_wide, progress_bar
+from terminal import console, cpu_threads, fast_memory, one_line_errors, print_wide, progress_bar
 
 PIECE_CHARS = 8_000  # a text file is cut into documents of about this many characters
 MOST_DRAWN = 1_000  # tokens that fit into one figure
@@ -154,7 +153,7 @@ def pieces(text: str, n_chars: int = PIECE_CHARS) -> list[str]:
 
 def examined(ask: Ask) -> Context:
     """The model's codes on the text that was asked for."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 0) or os.cpu_count() or 1)
+    torch.set_num_threads(cpu_threads())
     fast_memory()
     found = opened(ask)
     with console.status(f"loading {found.lm}"):

@@ -4,7 +4,6 @@ A model is a folder that a run has saved, or any top-k SAE in the SAELens format
 and the hook. What can be wrong with the request is said before the long work.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,7 +29,7 @@ import tsae
 from activations import LanguageModel
 from effects import SPAN, Case, Change
 from interventions import Edit, Sae
-from terminal import console, fast_memory, one_line_errors
+from terminal import console, cpu_threads, fast_memory, one_line_errors
 
 EDITS = ("ablate", "clamp", "swap", "steer")
 CASES = 32  # agreement cases that a command measures on
@@ -85,7 +84,7 @@ def _features(found: Opened, wanted: list[int] | None) -> torch.Tensor:
 
 
 def _load(found: Opened) -> LanguageModel:
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1)
+    torch.set_num_threads(cpu_threads())
     fast_memory()
     with console.status(f"loading {found.lm}"):
         lm = activations.load_lm(found.lm, device="cpu", dtype=torch.float32)

@@ -1,7 +1,6 @@
 """The command `probe`: how well a saved model's codes, its static SAE's and the residual stream solve a task."""
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +20,7 @@ import tsae
 from language import Task
 from readout import Reader
 from runs import load_tsae
-from terminal import console, one_line_errors, progress_bar
+from terminal import console, cpu_threads, one_line_errors, progress_bar
 
 
 def probe_command(
@@ -41,7 +40,7 @@ def probe_command(
 ) -> None:
     """Train probes for one task on a saved model's codes, its static SAE's and the residual stream."""
     with one_line_errors():
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(cpu_threads())
         ks = tuple(k or language.probes.KS)
         if min(ks) < 1:
             raise ValueError(f"--k needs to be at least 1; got {min(ks)}")

@@ -10,7 +10,6 @@ run_2  all three phases          run_3  every measure of run_2's models (trained
 import ast
 import inspect
 import itertools
-import os
 import sys
 import typing
 from collections.abc import Callable
@@ -36,7 +35,7 @@ import runs
 import study
 from commands_language import probe_command
 from runs import Config
-from terminal import fast_memory, one_line_errors
+from terminal import cpu_threads, fast_memory, one_line_errors
 
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {
@@ -103,7 +102,7 @@ def main(
         if scale not in SCALES:
             raise ValueError(f"scale is one of {', '.join(SCALES)}; got {scale!r}")
         config = Config(**SCALES[scale] | {key: value for key, value in options.items() if value is not None})
-        torch.set_num_threads(config.threads or os.cpu_count() or 1)
+        torch.set_num_threads(cpu_threads(config.threads))
         fast_memory()
         (study.run if runs.plan_of(out_dir) == "run_3" else runs.run)(out_dir, config)
 
@@ -117,7 +116,7 @@ def tradeoff_command(
 ) -> None:
     """Train a TSAE at each bridge strength and draw reconstruction against stability."""
     with one_line_errors():
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(cpu_threads())
         fast_memory()
         out = runs.tradeoff(out_dir, dataset, [float(beta) for beta in betas.split(",")], seed)
         table = Table("model", "FVE", "Jaccard", "L0", "TSS, lag 1", title=f"{dataset}, seed {seed}")

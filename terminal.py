@@ -1,6 +1,7 @@
 """What the user sees: progress, tables, errors of one line; and the process's memory."""
 
 import ctypes
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -132,6 +133,12 @@ def fast_memory() -> None:
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
     except (OSError, AttributeError):
         return
+
+
+def cpu_threads(wanted: int = 0) -> int:
+    """Threads to use: those wanted, else what OMP_NUM_THREADS says, else all cores."""
+    set_by_user = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return wanted or (int(set_by_user) if set_by_user.isdigit() else 0) or os.cpu_count() or 1
 
 
 def release_memory() -> None:
