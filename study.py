@@ -168,7 +168,7 @@ def run_unit(
     """Numbers and intervals of every section for one text and seed; sections that are there already are read."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = sections_of(config)
-    missing = [section for section in wanted if not (folder / f"{section}.json").exists()]
+    missing = [section for section in wanted if read_section(folder / f"{section}.json") is None]
     if missing:
         label = f"{name}, seed {seed}"
         context = _context(models, config, lm, name, seed, open_store(), label)
@@ -177,7 +177,16 @@ def run_unit(
             write_section(folder, section, SECTIONS[section](context))
             took = time.perf_counter() - began
             console.print(f"{label}: {section} took {took:.0f} s ({at}/{len(missing)})", highlight=False)
-    return [json.loads((folder / f"{section}.json").read_text()) for section in wanted]
+    return [read_section(folder / f"{section}.json") or {} for section in wanted]
+
+
+def read_section(path: Path) -> dict[str, Any] | None:
+    """The numbers and intervals of a section; None where its file is missing or damaged, so that it is made again."""
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"numbers", "intervals"} <= found.keys() else None
 
 
 def _context(

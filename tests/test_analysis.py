@@ -442,16 +442,17 @@ def test_run_3_trains_run_2_beside_it_and_writes_its_measures_tables_and_figures
     assert float(rows["jaccard"]["tsae_mean"]) == info["means"]["jaccard_mean"]
 
 
-def test_a_section_that_is_missing_is_made_again_and_no_other(finished):
+def test_a_section_that_is_missing_or_damaged_is_made_again_and_no_other(finished):
     folder = finished / "iambic" / "seed_0"
     before = {path.name: path.read_bytes() for path in folder.glob("*.json")}
     times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")}
     (folder / "lifetimes.json").unlink()
+    (folder / "stability.json").write_text(before["stability.json"].decode()[:-40])
     done = run_3(finished)
     assert done.returncode == 0, done.stderr[-2000:]
     assert {path.name: path.read_bytes() for path in folder.glob("*.json")} == before
     after = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")}
-    assert {name for name in times if after[name] != times[name]} == {"lifetimes.json"}
+    assert {name for name in times if after[name] != times[name]} == {"lifetimes.json", "stability.json"}
 
 
 def test_run_3_refuses_models_of_another_configuration_in_one_line(finished, tmp_path):
