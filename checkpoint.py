@@ -177,6 +177,16 @@ def _check_sae(where: Path, sae: Mapping[str, Tensor], d_in: int, d_sae: int, k:
         raise ValueError(f"{where} needs 0 < k <= d_sae; got k={k}, d_sae={d_sae}")
 
 
+def check_outputs(files: Sequence[Path | None], figures: Sequence[Path | None]) -> None:
+    """ValueError, before any work, for an output whose folder does not exist, or a figure that is no .png or .svg."""
+    for path in (*files, *figures):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
+    for path in figures:
+        if path is not None and path.suffix not in (".png", ".svg"):
+            raise ValueError(f"a figure is written as .png or .svg; got {path}")
+
+
 def _write_all(writers: Mapping[Path, Writer]) -> None:
     """All files or none: written under temporary names and synced, then moved into place, the last one last."""
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}

@@ -83,12 +83,7 @@ class Opened:
 
 def opened(ask: Ask) -> Opened:
     """The model, its names and the text. Raises ValueError for a bad request."""
-    for path in ask.outputs:
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
-    figures = [path for path in ask.outputs[2:] if path is not None]
-    if odd := [path for path in figures if path.suffix not in (".png", ".svg")]:
-        raise ValueError(f"a figure is written as .png or .svg; got {odd[0]}")
+    checkpoint.check_outputs(ask.outputs[:2], ask.outputs[2:])
     weights, dials, cfg = study.load_model(ask.model)
     metadata = {**cfg, **(cfg.get("metadata") or {})}
     lm, hook = ask.lm or metadata.get("model_name"), ask.hook or metadata.get("hook_name")

@@ -129,6 +129,7 @@ def intervene(
 ) -> None:
     """Edit features at token positions; print what it does to logit(good) - logit(bad) at the verb."""
     with one_line_errors():
+        checkpoint.check_outputs((), (png,))
         found = open_sae(model, lm, hook)
         features = _features(found, feature)
         _check_request(edit, value, text, good, bad, twin, features)

@@ -44,9 +44,7 @@ def probe_command(
         ks = tuple(k or language.probes.KS)
         if min(ks) < 1:
             raise ValueError(f"--k needs to be at least 1; got {min(ks)}")
-        for path in (json_path, csv_path, png_path):
-            if path is not None and not path.absolute().parent.is_dir():
-                raise ValueError(f"{path.parent} does not exist: {path.name} cannot be written there")
+        checkpoint.check_outputs((json_path, csv_path), (png_path,))
         wanted, name, hook = _model(model_dir, variants)
         given = _task(task, seed)
         with console.status(f"loading {lm or name}"):

@@ -74,6 +74,8 @@ def test_minimal_pairs_prints_accuracies_and_names_what_is_absent(folders, tmp_p
         (["intervene", "TSAE", "--text=fox", "--good=xyzzy", "--bad=s", "--feature=1"], "not one token each"),
         (["intervene", "TSAE", "--hook=blocks.7.hook_resid_post"], "unknown hook"),
         (["intervene", "TSAE", "--value=nan"], "value needs to be finite"),
+        (["intervene", "TSAE", "--png=nowhere/x.png"], "there is no folder nowhere"),
+        (["intervene", "TSAE", "--png=x.pdf"], "as .png or .svg; got x.pdf"),
         (["steer", "TSAE", "the"], "steer needs --feature"),
         (["steer", "TSAE", "the", "--feature=1", "--tokens=99"], "positions"),
         (["minimal-pairs", "TSAE", "nowhere"], "does not exist"),

@@ -185,7 +185,7 @@ def test_the_command_prints_a_table_and_writes_its_files(model_dir, tmp_path):
         (["nothing", "MODEL"], "nothing is neither a file nor one of agreement"),
         (["agreement", "EMPTY"], "holds no model: needed is a cfg.json"),
         (["agreement", "MODEL", "--k=0"], "--k needs to be at least 1; got 0"),
-        (["agreement", "MODEL", "--json=EMPTY/no/x.json"], "does not exist: x.json cannot be written there"),
+        (["agreement", "MODEL", "--json=EMPTY/no/x.json"], "x.json cannot be written: there is no folder"),
     ],
 )
 def test_the_command_refuses_bad_input_in_one_line(model_dir, tmp_path, given, said, capfd):
