@@ -21,6 +21,8 @@ from lifetimes import runs
 from metrics import Codes, document_rank, ratio
 
 P_FLOOR = 1e-12  # smaller p-values are below the rounding of the Fourier transform and are set to this
+TINY = 1e-300  # stands for 0 under a logarithm
+CELLS = 4_000_000  # numbers of an intermediate table
 BLOCK = 500_000  # onsets of sources handled at a time; bounds memory
 
 
@@ -94,9 +96,9 @@ def shift_test(events: Onsets, patterns: Patterns) -> ShiftTest:
         count[rows] = np.bincount(which[t - s == lag], minlength=len(block))
         reverse[rows] = np.bincount(which[s - t == lag], minlength=len(block))
         inside = s + lag <= places
-        cell = which[inside], events.chunk[one][inside], ((s + lag - t) % places)[inside], places[inside]
-        expected[rows] = np.bincount(cell[0], 1 / cell[3], minlength=len(block))
-        p_value[rows] = _tail(*cell, count[rows])
+        expected[rows] = np.bincount(which[inside], 1 / places[inside], minlength=len(block))
+        cell = which[inside], events.chunk[one][inside], ((s + lag - t) % places)[inside]
+        p_value[rows] = _tail(*cell, events.places, count[rows])
     return ShiftTest(count, reverse, expected, p_value)
 
 
@@ -128,51 +130,85 @@ def _tail(
     pattern: Int[np.ndarray, " pairs"],
     chunk: Int[np.ndarray, " pairs"],
     shift: Int[np.ndarray, " pairs"],
-    places: Int[np.ndarray, " pairs"],
+    places: Int[np.ndarray, " n_seq"],
     count: Int[np.ndarray, " block"],
 ) -> Float[np.ndarray, " block"]:
     """P(total >= count) of each pattern; 1 where nothing was counted."""
     p_value = np.ones(len(count))
     if len(pattern) == 0:
         return p_value
-    width, deepest = int(places.max()), int(chunk.max()) + 1
-    cell, first, meets = np.unique((pattern * deepest + chunk) * width + shift, return_index=True, return_counts=True)
-    group, begin = np.unique(cell // width, return_index=True)
-    which, n = group // deepest, places[first][begin]
-    index = np.repeat(np.arange(len(group)), np.diff(begin, append=len(cell)))
-    most = int(meets.max())
-    shifts = np.bincount(index * most + meets - 1, minlength=len(group) * most).reshape(-1, most)
-    which, n, shifts, times = _alike(which, n, shifts)
-    moments = [shifts @ np.arange(1, most + 1) ** power / n for power in (1, 2)]
-    mean, variance = (np.bincount(which, times * m, minlength=len(count)) for m in moments)
-    size = 1 << int(np.ceil(np.log2(max(count.max(), (mean + 12 * np.sqrt(variance)).max()) + 16)))
-    omega = np.exp(2j * np.pi * np.arange(size // 2 + 1) / size)
-    step = 1 + max(int(4e6) // size, 1)
-    starts = np.flatnonzero(np.diff(which, prepend=-1))
-    for part in np.array_split(np.arange(len(starts)), -(-len(which) // step)):
-        if len(part) == 0:
-            continue
-        low, high = starts[part[0]], starts[part[-1] + 1] if part[-1] + 1 < len(starts) else len(which)
-        factor = 1 + (shifts[low:high] / n[low:high, None]) @ (omega ** np.arange(1, most + 1)[:, None] - 1)
-        product = np.multiply.reduceat(factor ** times[low:high, None], starts[part] - low)
-        mass = np.fft.irfft(product.conj(), size)
-        rows = which[starts[part]]
-        above = np.where(np.arange(size) >= count[rows][:, None], mass, 0.0).sum(1)
-        p_value[rows] = np.where(count[rows] > 0, np.clip(above, P_FLOOR, 1.0), 1.0)
+    which, n, meets = _met(pattern, chunk, shift, places)
+    kind, n, meets = _kinds(n, meets)
+    often = sparse.csr_array((np.ones(len(which)), (which, kind)), shape=(len(count), len(n)))
+    powers = np.arange(1, meets.shape[1] + 1)
+    mean, variance = (often @ (meets @ powers**power / n) for power in (1, 2))
+    theta = np.geomspace(0.05, min(5.0, 700 / len(powers)), 16)
+    log_moments = np.log1p((meets / n[:, None]) @ np.expm1(powers[:, None] * theta))
+    bound = (often @ log_moments - theta * count[:, None]).min(1)  # Chernoff: ln p is not above it
+    p_value[bound <= np.log(P_FLOOR)] = P_FLOOR
+    open_rows = np.flatnonzero((count > 0) & (bound > np.log(P_FLOOR)))
+    sizes = 1 << np.ceil(np.log2(np.maximum(count, mean + 12 * np.sqrt(variance)) + 16)).astype(int)
+    for size in np.unique(sizes[open_rows]):
+        rows = open_rows[sizes[open_rows] == size]
+        for part in np.array_split(rows, -(-len(rows) * size // CELLS)):
+            mass = _distribution(often[part], n, meets, int(size))
+            above = np.where(np.arange(size) >= count[part][:, None], mass, 0.0).sum(1)
+            p_value[part] = np.clip(above, P_FLOOR, 1.0)
     return p_value
 
 
-def _alike(
-    which: Int[np.ndarray, " group"], n: Int[np.ndarray, " group"], shifts: Int[np.ndarray, "group most"]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Groups of one pattern with one generating function taken together: the same three, and how often each occurs."""
-    label = which * (int(n.max()) + 1) + n
-    for column in shifts.T:
-        label = np.unique(label * (int(column.max()) + 1) + column, return_inverse=True)[1]
-    _, first, times = np.unique(label, return_index=True, return_counts=True)
-    order = np.argsort(which[first], kind="stable")
-    first = first[order]
-    return which[first], n[first], shifts[first], times[order]
+def _distribution(
+    often: sparse.csr_array, n: Int[np.ndarray, " kinds"], meets: Int[np.ndarray, "kinds most"], size: int
+) -> Float[np.ndarray, "rows size"]:
+    """P(total = 0, 1, ..., size - 1) of each row: the product of its kinds' generating functions, inverted."""
+    powers = np.arange(1, meets.shape[1] + 1)
+    circle = np.exp(2j * np.pi * np.arange(size // 2 + 1) / size)
+    product = []
+    for z in np.array_split(circle, -(-len(n) * len(circle) // CELLS)):
+        factor = 1 + (meets / n[:, None]) @ (z ** powers[:, None] - 1)
+        log_factor = np.log(np.where(np.abs(factor) < TINY, TINY, factor)).view(float)
+        product.append(np.exp((often @ log_factor).view(complex)))
+    return np.fft.irfft(np.concatenate(product, axis=1).conj(), size)
+
+
+def _met(
+    pattern: Int[np.ndarray, " pairs"],
+    chunk: Int[np.ndarray, " pairs"],
+    shift: Int[np.ndarray, " pairs"],
+    places: Int[np.ndarray, " n_seq"],
+) -> tuple[Int[np.ndarray, " group"], Int[np.ndarray, " group"], Int[np.ndarray, "group most"]]:
+    """Of each pattern and chunk with pairs: pattern, places, and the number of shifts at which 1, 2, ... pairs meet."""
+    width = int(places.max())
+    cell, meets = _tally((pattern * len(places) + chunk) * width + shift)
+    group, n_cells = _tally(cell // width, ordered=True)
+    most = int(meets.max())
+    at = np.repeat(np.arange(len(group)), n_cells) * most + meets - 1
+    return (
+        group // len(places),
+        places[group % len(places)],
+        np.bincount(at, minlength=len(group) * most).reshape(-1, most),
+    )
+
+
+def _tally(keys: np.ndarray, *, ordered: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct keys in order and how often each occurs."""
+    keys = keys if ordered else np.sort(keys)
+    begin = np.flatnonzero(np.diff(keys, prepend=keys[0] - 1))
+    return keys[begin], np.diff(begin, append=len(keys))
+
+
+def _kinds(
+    n: Int[np.ndarray, " group"], meets: Int[np.ndarray, "group most"]
+) -> tuple[Int[np.ndarray, " group"], Int[np.ndarray, " kinds"], Int[np.ndarray, "kinds most"]]:
+    """Groups with one generating function are of one kind: the kind of each group, then n and meets of each kind."""
+    label = n
+    for column in meets.T:
+        radix = int(column.max()) + 1
+        if int(label.max()) >= 2**62 // radix:
+            label = np.unique(label, return_inverse=True)[1]
+        label = label * radix + column
+    _, first, kind = np.unique(label, return_index=True, return_inverse=True)
+    return kind, n[first], meets[first]
 
 
 # ---------------------------------------------------------------- mining

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy import stats
 from strategies import dense_codes
 
 import metrics
@@ -118,6 +119,19 @@ def test_many_patterns_at_once_are_tested_as_each_alone(monkeypatch):
         assert together.p_value[row] == pytest.approx(alone.p_value[0])
     split = transitions.shift_test(events, transitions.Patterns(*rows.T))
     assert together.p_value == pytest.approx(split.p_value)
+
+
+@pytest.mark.parametrize("places", [2, 5, 40])
+def test_p_values_are_those_of_the_binomial_down_to_the_floor(places):
+    chunks = 30
+    pattern = transitions.Patterns(np.array([0]), np.array([1]), np.array([1]))
+    for met in range(chunks + 1):
+        acts = torch.zeros(chunks, places + 1, 2)
+        acts[:, 1, 0] = acts[:met, 2, 1] = acts[met:, 1, 1] = 1
+        found = transitions.shift_test(transitions.onsets(metrics.codes_from_dense(acts)), pattern)
+        exact = stats.binom.sf(met - 1, chunks, 1 / places)
+        assert found.count[0] == met
+        assert found.p_value[0] == pytest.approx(max(exact, transitions.P_FLOOR), rel=2e-3)
 
 
 @pytest.mark.parametrize("run", [1.2, 8, 30])
