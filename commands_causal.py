@@ -299,10 +299,16 @@ def steer(
 
 def pairs(
     model: ModelFolder,
-    data_dir: Annotated[
-        Path, typer.Argument(help="folder with blimp/*.jsonl, lm_syneval/*.jsonl, winogender/templates.tsv")
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="folder with blimp/*.jsonl, lm_syneval/*.jsonl, winogender/templates.tsv; or one file; or a dataset's "
+            "name on the hub: nyu-mll/blimp:regular_plural_subject_verb_agreement_1, oskarvanderwal/winogender:all"
+        ),
     ],
-    names: Annotated[str, typer.Option("--sets", help="which, separated by commas")] = ",".join(minimal_pairs.SETS),
+    names: Annotated[str, typer.Option("--sets", help="which of a folder's, separated by commas")] = ",".join(
+        minimal_pairs.SETS
+    ),
     each: Annotated[int, typer.Option(min=1, help="pairs of each condition, at most")] = 100,
     seed: Annotated[int, typer.Option(help="of the sample")] = 0,
     lm: LmOption = "",
@@ -312,9 +318,9 @@ def pairs(
     with one_line_errors():
         found = open_sae(model, lm, hook)
         wanted = [name.strip() for name in names.split(",") if name.strip()]
-        sets, absent = minimal_pairs.find_sets(data_dir, each, names=wanted, seed=seed)
+        sets, absent = minimal_pairs.find_sets(source, each, names=wanted, seed=seed)
         if not sets:
-            raise ValueError(f"{data_dir} holds none of {', '.join(absent)}")
+            raise ValueError(f"{source} holds none of {', '.join(absent)}")
         language_model = _load(found)
         label = "TSAE" if found.temporal else "static SAE"
         table = Table("set", "condition", "pairs", "clean", label, title=f"accuracy on minimal pairs, {model}")
@@ -328,7 +334,7 @@ def pairs(
             _say_skipped({f"{name}: {reason}": n for reason, n in scores.skipped.items()})
         Console().print(table)
         for name in absent:
-            console.print(f"absent in {data_dir}: {name}", highlight=False)
+            console.print(f"absent in {source}: {name}", highlight=False)
 
 
 def register(app: typer.Typer) -> None:

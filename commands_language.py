@@ -11,6 +11,7 @@ from rich.table import Table
 
 import activations
 import checkpoint
+import hub
 import language
 import loaders
 import readout
@@ -24,7 +25,13 @@ from terminal import console, cpu_threads, one_line_errors, progress_bar
 
 
 def probe_command(
-    task: Annotated[str, typer.Argument(help="agreement, coreference, disambiguation, unresolvable, or a data file")],
+    task: Annotated[
+        str,
+        typer.Argument(
+            help="agreement, coreference, disambiguation, unresolvable; a data file; or a dataset's name on the hub: "
+            "uclanlp/wino_bias:type1_pro, aps/super_glue:wic"
+        ),
+    ],
     model_dir: Annotated[
         Path, typer.Argument(help="run_2/TEXT/seed_0, its folder tsae or static, or a SAELens folder")
     ],
@@ -81,8 +88,9 @@ def _task(name: str, seed: int) -> Task:
     if name in (*tasks.GENERATORS, "unresolvable"):
         return language.generated(name, seed=seed)
     path = Path(name).expanduser()
-    if not path.exists():
-        raise ValueError(f"{name} is neither a file nor one of {', '.join(tasks.GENERATORS)}, unresolvable")
+    if not path.exists() and not hub.is_name(name):
+        known = ", ".join((*tasks.GENERATORS, "unresolvable"))
+        raise ValueError(f"{name} is neither a file, nor a dataset's name (owner/dataset), nor one of {known}")
     found = loaders.load_items(path)
     for reason, n in found.skipped.items():
         console.print(f"{path.name}: {n} lines left out: {reason}", highlight=False)

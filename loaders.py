@@ -1,38 +1,25 @@
-"""Real probing sets in their public file formats, read from local files: minimal pairs, and items for probes.
+"""Real probing sets in their public formats, from local files or by dataset name: minimal pairs, items for probes.
 
-A malformed file (a truncated line, a missing column, a field of the wrong kind, no usable line at all) raises a
-`ValueError` that names file and line. A well-formed line that cannot serve is left out and counted under its reason
-in `Loaded.skipped`: good and bad form equal, an offset outside the text or not at the word, brackets that mark no
-pronoun, neither name the antecedent, a sense that too few sentences have.
+A source is a file's path, or a dataset's name as in `hub` (`uclanlp/wino_bias:type1_pro`) whose rows have the columns
+that the file would have; rows as JSON Lines serve wherever a table does. A malformed source (a truncated line, a
+missing column, a field of the wrong kind, no usable line at all) raises a `ValueError` that names source and line. A
+well-formed line that cannot serve is left out and counted under its reason in `Loaded.skipped`: good and bad form
+equal, an offset outside the text or not at the word, brackets that mark no pronoun, neither name the antecedent, a
+sense that too few sentences have.
 """
 
-import csv
-import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from types import MappingProxyType
+from typing import Any
 
+import hub
+import records
+from records import Loaded
 from tasks import NUMBERS, Item, Pair
-
-T = TypeVar("T", Item, Pair)
-L = TypeVar("L")
-R = TypeVar("R")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loaded(Generic[T]):
-    """What a file holds, and how many lines were left out, by reason."""
-
-    items: tuple[T, ...]
-    skipped: Mapping[str, int]
-
-
-class _Skip(Exception):
-    """A line that is well formed and cannot serve; its text is the reason."""
-
 
 # -------------------------------------------------------------------------------------- minimal pairs
 
@@ -49,9 +36,11 @@ def load_lm_syneval(path: str | Path) -> Loaded[Pair]:
 
 def _sentence_pairs(path: str | Path, group: str) -> Loaded[Pair]:
     def pair(row: dict[str, Any]) -> Pair:
-        return _pair(_text(row, "sentence_good"), _text(row, "sentence_bad"), _text(row, group))
+        return _pair(
+            records.text_of(row, "sentence_good"), records.text_of(row, "sentence_bad"), records.text_of(row, group)
+        )
 
-    return _loaded(*_jsonl(Path(path), pair))
+    return records.loaded(*records.jsonl(Path(path), pair))
 
 
 def load_linzen_pairs(path: str | Path) -> Loaded[Pair]:
@@ -60,10 +49,10 @@ def load_linzen_pairs(path: str | Path) -> Loaded[Pair]:
 
     def pair(row: dict[str, Any]) -> Pair:
         tokens, at = _tokens(row)
-        good, bad = ([*tokens[:at], _text(row, form), *tokens[at + 1 :]] for form in ("good", "bad"))
+        good, bad = ([*tokens[:at], records.text_of(row, form), *tokens[at + 1 :]] for form in ("good", "bad"))
         return _pair(" ".join(good), " ".join(bad), f"{_attractors(row)} attractors")
 
-    return _loaded(*_jsonl(Path(path), pair))
+    return records.loaded(*records.jsonl(Path(path), pair))
 
 
 def load_winogender_pairs(path: str | Path) -> Loaded[Pair]:
@@ -71,7 +60,11 @@ def load_winogender_pairs(path: str | Path) -> Loaded[Pair]:
 
     The group is the occupation; "good" has the participant that the pronoun means (column `answer`: 0, the
     occupation; 1, the other). The names stand in as "the technician", a possessive as "the technician's".
+    The sentences (`sentid`, `sentence`: `all_sentences.tsv`, or the dataset) serve too: those with a man's pronoun, and
+    two persons that are named.
     """
+    if "sentid" in records.columns_of(Path(path)):
+        return records.loaded(*records.tsv(Path(path), ("sentid", "sentence"), _sentence_pair))
 
     def pair(row: dict[str, str]) -> Pair:
         people = (row["occupation(0)"], row["other-participant(1)"])
@@ -81,22 +74,44 @@ def load_winogender_pairs(path: str | Path) -> Loaded[Pair]:
         found = re.search(r"\$(NOM|ACC|POSS)_PRONOUN", sentence)
         if found is None:
             raise ValueError("the sentence has no $NOM_PRONOUN, $ACC_PRONOUN or $POSS_PRONOUN")
-        ending = "'s" if found[1] == "POSS" else ""
-        forms = [re.sub(r"\$\w+_PRONOUN", f"the {person}{ending}", sentence) for person in people]
-        good = int(row["answer"])
-        return _pair(forms[good], forms[1 - good], people[0])
+        return _person_pair(sentence, found.span(), found[1] == "POSS", people, int(row["answer"]))
 
     columns = ("occupation(0)", "other-participant(1)", "answer", "sentence")
-    return _loaded(*_tsv(Path(path), columns, pair))
+    return records.loaded(*records.tsv(Path(path), columns, pair))
+
+
+def _sentence_pair(row: dict[str, str]) -> Pair:
+    people, answer, gender = _who(row["sentid"])
+    found = re.search(r"\b(he|him|his)\b", row["sentence"], re.IGNORECASE)
+    if gender != "male" or people[1] == "someone":
+        raise records.Skip("the same with another pronoun, or with no second person")
+    if found is None:
+        raise records.Skip("no pronoun is in the sentence")
+    return _person_pair(row["sentence"], found.span(), found[1].lower() == "his", people, answer)
+
+
+def _person_pair(sentence: str, at: tuple[int, int], possessive: bool, people: tuple[str, str], answer: int) -> Pair:
+    """Each person in the place of the pronoun, the group being the first of them."""
+    ending = "'s" if possessive else ""
+    forms = [f"{sentence[: at[0]]}the {person}{ending}{sentence[at[1] :]}" for person in people]
+    return _pair(forms[answer], forms[1 - answer], people[0])
+
+
+def _who(sentid: str) -> tuple[tuple[str, str], int, str]:
+    """The two people of a sentence of Winogender, which of them is meant, and the pronoun's gender."""
+    parts = sentid.split(".")
+    if len(parts) != 5 or parts[2] not in ("0", "1"):
+        raise ValueError(f"sentid needs to be occupation.participant.0 or 1.gender.txt; got {sentid!r}")
+    return (parts[0], parts[1]), int(parts[2]), parts[3]
 
 
 def _pair(good: str, bad: str, group: str) -> Pair:
     """The pair with what the sentences share, word by word, taken to its prefix and suffix."""
     if good == bad:
-        raise _Skip("good and bad form are equal")
+        raise records.Skip("good and bad form are equal")
     ours, theirs = (re.findall(r"\s*\S+", sentence) for sentence in (good, bad))
     if not ours or not theirs:
-        raise _Skip("a sentence is empty")
+        raise records.Skip("a sentence is empty")
     shorter = min(len(ours), len(theirs))
     head = next((i for i in range(shorter) if ours[i] != theirs[i]), shorter)
     head = min(head, shorter - 1)  # a form is never empty: "she smiled" / "she smiled today" differ from "smiled" on
@@ -123,11 +138,11 @@ def load_linzen(path: str | Path) -> Loaded[Item]:
 
     def item(row: dict[str, Any]) -> Item:
         tokens, at = _tokens(row)
-        good, bad = _text(row, "good"), _text(row, "bad")
+        good, bad = records.text_of(row, "good"), records.text_of(row, "bad")
         if good == bad:
-            raise _Skip("good and bad form are equal")
+            raise records.Skip("good and bad form are equal")
         if at == 0:
-            raise _Skip("there is no word before the verb")
+            raise records.Skip("there is no word before the verb")
         label = NUMBERS.index("singular" if _is_singular(good, bad) else "plural")
         text = " ".join(tokens)
         end = len(" ".join(tokens[:at]))
@@ -137,7 +152,7 @@ def load_linzen(path: str | Path) -> Loaded[Item]:
             group=str(row.get("subject") or text), frame=f"{n} attractors", congruent=None if n else True,
         )  # fmt: skip
 
-    return _loaded(*_jsonl(Path(path), item))
+    return records.loaded(*records.jsonl(Path(path), item))
 
 
 SINGULAR = ("is", "was", "has", "does", "isn't", "wasn't", "hasn't", "doesn't")
@@ -151,15 +166,15 @@ def _is_singular(good: str, bad: str) -> bool:
 
 def _attractors(row: dict[str, Any]) -> int:
     """How many there are: a number, or a list of them."""
-    return len(row["attractors"]) if isinstance(row.get("attractors"), list) else _whole(row, "attractors")
+    return len(row["attractors"]) if isinstance(row.get("attractors"), list) else records.whole_of(row, "attractors")
 
 
 def _tokens(row: dict[str, Any]) -> tuple[list[str], int]:
-    tokens, at = row.get("tokens"), _whole(row, "verb_index")
+    tokens, at = row.get("tokens"), records.whole_of(row, "verb_index")
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         raise ValueError(f"tokens needs to be a list of words; got {str(tokens)[:40]!r}")
     if not 0 <= at < len(tokens):
-        raise _Skip("verb_index lies outside the sentence")
+        raise records.Skip("verb_index lies outside the sentence")
     return tokens, at
 
 
@@ -176,20 +191,17 @@ def load_winogender(path: str | Path) -> Loaded[Item]:
     """
 
     def item(row: dict[str, str]) -> Item:
-        parts = row["sentid"].split(".")
-        if len(parts) != 5 or parts[2] not in ("0", "1"):
-            raise ValueError(f"sentid needs to be occupation.participant.0 or 1.gender.txt; got {row['sentid']!r}")
-        people, answer, sentence = parts[:2], int(parts[2]), row["sentence"]
+        (people, answer, gender), sentence = _who(row["sentid"]), row["sentence"]
         at = [sentence.lower().find(person.lower()) for person in people]
         if min(at) < 0:
-            raise _Skip("a participant is not in the sentence")
+            raise records.Skip("a participant is not in the sentence")
         begin, end = _last_word(sentence)
         return Item(
             unit="coreference", text=sentence, begin=begin, end=end, label=int(at[answer] < at[1 - answer]),
-            group=people[0], frame=parts[3],
+            group=people[0], frame=gender,
         )  # fmt: skip
 
-    return _loaded(*_tsv(Path(path), ("sentid", "sentence"), item))
+    return records.loaded(*records.tsv(Path(path), ("sentid", "sentence"), item))
 
 
 def load_winobias(path: str | Path) -> Loaded[Item]:
@@ -197,12 +209,11 @@ def load_winobias(path: str | Path) -> Loaded[Item]:
 
     Lines are "1 [The developer] argued with the designer because [she] ..."; `male_occupations.txt` and
     `female_occupations.txt` in the same folder name the other person. The group is the pair of occupations. (Type 2 is
-    solved by recency: of no use here.)
+    solved by recency: of no use here.) Of a dataset with `tokens` and `coreference_clusters` (first and last word of
+    the person, then of the pronoun) the persons of all its rows are the list of names.
     """
     path = Path(path)
-    names: set[str] = set()
-    for part in ("male", "female"):
-        names |= {line.strip().lower() for line in _lines(path.with_name(f"{part}_occupations.txt")) if line.strip()}
+    lines, names = _marked(path)
     people = re.compile(r"\b(" + "|".join(sorted(map(re.escape, names), key=len, reverse=True)) + r")\b", re.IGNORECASE)
 
     def item(line: str) -> Item:
@@ -211,13 +222,13 @@ def load_winobias(path: str | Path) -> Loaded[Item]:
             raise ValueError(f"a line needs a number and a sentence; got {line[:40]!r}")
         marks = re.findall(r"\[([^][]*)\]", rest)
         if len(marks) < 2 or marks[1].lower() not in PRONOUNS or rest.count("[") != rest.count("]"):
-            raise _Skip("the brackets do not mark a person and then a pronoun")
+            raise records.Skip("the brackets do not mark a person and then a pronoun")
         marked = rest.index(marks[0]) - 1
         named = [(match.start(), match[1].lower()) for match in people.finditer(rest)]
         other = [found for found in named if not marked <= found[0] <= marked + len(marks[0]) + 1]
         ours = [name for at, name in named if marked <= at <= marked + len(marks[0]) + 1]
         if not other or not ours:
-            raise _Skip("a person is not on the lists of occupations")
+            raise records.Skip("a person is not on the lists of occupations")
         text = re.sub(r"[][]", "", rest)
         begin, end = _last_word(text)
         return Item(
@@ -225,7 +236,30 @@ def load_winobias(path: str | Path) -> Loaded[Item]:
             group="/".join(sorted((ours[0], other[0][1]))), frame=marks[1].lower(),
         )  # fmt: skip
 
-    return _loaded(*_collect(path, enumerate(_lines(path), 1), item))
+    return records.loaded(*records.collect(path, enumerate(lines, 1), item))
+
+
+def _marked(path: Path) -> tuple[list[str], set[str]]:
+    """The lines of a WinoBias file, or of a dataset's rows, and the names of occupations in lower case."""
+    if not hub.is_name(path):
+        lists = [records.lines(path.with_name(f"{part}_occupations.txt")) for part in ("male", "female")]
+        return records.lines(path), {line.strip().lower() for part in lists for line in part if line.strip()}
+    lines: list[str] = []
+    names: set[str] = set()
+
+    def mark(row: dict[str, Any]) -> None:
+        words, at = row.get("tokens"), [int(place) for place in row.get("coreference_clusters") or ()]
+        if not isinstance(words, list) or len(at) != 4 or not 0 <= min(at) <= max(at) < len(words):
+            raise ValueError("needs tokens, and in coreference_clusters the first and last word of person and pronoun")
+        marked = list(words)
+        for first, last in (at[:2], at[2:]):
+            marked[first] = f"[{marked[first]}"
+            marked[last] = f"{marked[last]}]"
+        lines.append(f"{len(lines) + 1} {' '.join(marked)}")
+        names.add(re.sub(r"^(the|a|an) ", "", " ".join(words[at[0] : at[1] + 1]).lower()))
+
+    records.collect(path, enumerate(hub.rows(str(path)), 1), mark)
+    return lines, names
 
 
 def load_gap(path: str | Path) -> Loaded[Item]:
@@ -236,29 +270,29 @@ def load_gap(path: str | Path) -> Loaded[Item]:
     columns = ("Text", "Pronoun", "Pronoun-offset", "A", "A-offset", "A-coref", "B", "B-offset", "B-coref", "URL")
 
     def item(row: dict[str, str]) -> Item:
-        at = {name: _number(row, f"{name}-offset") for name in ("Pronoun", "A", "B")}
+        at = {name: records.number_of(row, f"{name}-offset") for name in ("Pronoun", "A", "B")}
         for name, begin in at.items():
             if row["Text"][begin : begin + len(row[name])] != row[name] or begin < 0:
-                raise _Skip("an offset is not at its word")
-        is_antecedent = [_truth(row, f"{name}-coref") for name in "AB"]
+                raise records.Skip("an offset is not at its word")
+        is_antecedent = [records.truth_of(row, f"{name}-coref") for name in "AB"]
         if sum(is_antecedent) != 1:
-            raise _Skip("neither or both names are the antecedent")
+            raise records.Skip("neither or both names are the antecedent")
         if max(at["A"], at["B"]) > at["Pronoun"]:
-            raise _Skip("a name comes after the pronoun")
+            raise records.Skip("a name comes after the pronoun")
         first = "A" if at["A"] < at["B"] else "B"
         return Item(
             unit="coreference", text=row["Text"], begin=at["Pronoun"], end=at["Pronoun"] + len(row["Pronoun"]),
             label=int(is_antecedent["AB".index(first)]), group=row["URL"], frame=row["Pronoun"].lower(),
         )  # fmt: skip
 
-    return _loaded(*_tsv(Path(path), columns, item))
+    return records.loaded(*records.tsv(Path(path), columns, item))
 
 
 def _last_word(sentence: str) -> tuple[int, int]:
     """Begin and end of the last word, without the punctuation after it."""
     found = re.search(r"(\w[\w'-]*)\W*$", sentence)
     if found is None:
-        raise _Skip("the sentence has no word")
+        raise records.Skip("the sentence has no word")
     return found.span(1)
 
 
@@ -273,15 +307,15 @@ def load_homographs(path: str | Path, *, min_items: int = 8) -> Loaded[Item]:
     """
 
     def sense(row: dict[str, str]) -> tuple[Item, str]:
-        raw, start, end = row["sentence"].encode(), _number(row, "start"), _number(row, "end")
+        raw, start, end = row["sentence"].encode(), records.number_of(row, "start"), records.number_of(row, "end")
         word = raw[start:end].decode(errors="replace")
         if not 0 <= start < end <= len(raw) or word.lower() != row["homograph"].lower():
-            raise _Skip("an offset is not at its word")
+            raise records.Skip("an offset is not at its word")
         begin = len(raw[:start].decode())
         return _occurrence(row["homograph"], row["sentence"], begin, begin + len(word)), row["wordid"]
 
     columns = ("homograph", "wordid", "sentence", "start", "end")
-    return _two_senses(*_tsv(Path(path), columns, sense), min_items)
+    return _two_senses(*records.tsv(Path(path), columns, sense), min_items)
 
 
 def load_coarsewsd(path: str | Path, *, min_items: int = 8) -> Loaded[Item]:
@@ -299,19 +333,22 @@ def load_coarsewsd(path: str | Path, *, min_items: int = 8) -> Loaded[Item]:
             )
         tokens, at = sentence.split(), int(position)
         if at >= len(tokens):
-            raise _Skip("the position lies outside the sentence")
+            raise records.Skip("the position lies outside the sentence")
         begin = len(" ".join(tokens[:at])) + (at > 0)
         return _occurrence(path.parent.name, " ".join(tokens), begin, begin + len(tokens[at])), line[1].strip()
 
-    return _two_senses(*_collect(path, _with_gold(path), sense), min_items)
+    return _two_senses(*records.collect(path, records.with_gold(path), sense), min_items)
 
 
 def load_wic(path: str | Path) -> Loaded[Item]:
     """Word in Context (Pilehvar and Camacho-Collados 2019): whether a word means the same in two sentences (1).
 
     `train.data.txt` (word, part of speech, positions "2-5", two tokenized sentences; tabs) and `train.gold.txt` beside
-    it. The group is the word.
+    it; or rows as SuperGLUE has them (`word`, `sentence1`, `start1`, `end1`, the same with 2, `label`; offsets in
+    characters). The group is the word.
     """
+    if not Path(path).name.endswith(".data.txt"):
+        return records.loaded(*records.jsonl(Path(path), _same_sense))
 
     def item(line: tuple[str, str]) -> Item:
         fields, gold = line[0].split("\t"), line[1].strip()
@@ -321,7 +358,7 @@ def load_wic(path: str | Path) -> Loaded[Item]:
         for position, sentence in zip(fields[2].split("-"), fields[3:], strict=True):
             tokens, at = sentence.split(), int(position)
             if at >= len(tokens):
-                raise _Skip("the position lies outside the sentence")
+                raise records.Skip("the position lies outside the sentence")
             begin = len(" ".join(tokens[:at])) + (at > 0)
             spans.append((" ".join(tokens), begin, begin + len(tokens[at])))
         (text, begin, end), other = spans
@@ -331,7 +368,22 @@ def load_wic(path: str | Path) -> Loaded[Item]:
         )  # fmt: skip
 
     path = Path(path)
-    return _loaded(*_collect(path, _with_gold(path), item))
+    return records.loaded(*records.collect(path, records.with_gold(path), item))
+
+
+def _same_sense(row: dict[str, Any]) -> Item:
+    if row.get("label") not in (0, 1):
+        raise records.Skip("there is no label")
+    texts = [records.text_of(row, f"sentence{n}") for n in "12"]
+    begins, ends = ([records.whole_of(row, f"{side}{n}") for n in "12"] for side in ("start", "end"))
+    spans = list(zip(texts, begins, ends, strict=True))
+    if not all(0 <= begin < end <= len(text) and text[begin:end].strip() for text, begin, end in spans):
+        raise records.Skip("an offset is not at its word")
+    (text, begin, end), other = spans
+    word = records.text_of(row, "word")
+    return Item(
+        unit="same sense", text=text, begin=begin, end=end, label=int(row["label"]), group=word, other=other
+    )  # fmt: skip
 
 
 def _occurrence(word: str, text: str, begin: int, end: int) -> Item:
@@ -351,130 +403,44 @@ def _two_senses(path: Path, found: list[tuple[Item, str]], skipped: Counter[str]
         for label, sense in enumerate(reversed(ordered)):
             kept += [replace(item, label=label) for item in list(senses[sense].values())[:n]]
     skipped["a sense is too rare, or has more sentences than the other"] += len(found) - len(kept)
-    return _loaded(path, kept, skipped)
+    return records.loaded(path, kept, skipped)
 
 
 # ------------------------------------------------------------------------------------------- reading
 
 
 def load_items(path: str | Path) -> Loaded[Item]:
-    """The items of a file for probes, by what its name and first line say it is."""
+    """The items of a source for probes, by what its name and its columns or first line say it is."""
     path = Path(path)
-    begin = next(iter(_lines(path)), "")
-    by_header = {"sentid\t": load_winogender, "ID\tText\t": load_gap, "homograph\t": load_homographs}
-    for header, loader in by_header.items():
-        if begin.startswith(header):
-            return loader(path)
     if path.name.endswith(".data.txt"):
-        return load_wic(path) if begin.count("\t") == 4 else load_coarsewsd(path)
-    if re.match(r"\d+ .*\[", begin):
-        return load_winobias(path)
-    if begin.startswith("{") and '"verb_index"' in begin:
-        return load_linzen(path)
-    if begin.startswith("{") and '"sentence_good"' in begin:
+        return load_wic(path) if next(iter(records.lines(path)), "").count("\t") == 4 else load_coarsewsd(path)
+    columns = records.columns_of(path)
+    for column, loader in ITEM_LOADERS.items():
+        if column in columns:
+            return loader(path)
+    if "sentence_good" in columns:
         raise ValueError(
             f"{path} holds minimal pairs: they are compared, not probed (the last noun solves 98 % of some)"
         )
-    raise ValueError(f"{path}: line 1 is of no format known here: {begin[:60]!r}")
+    if columns and re.match(r"\d+ .*\[", columns[0]):
+        return load_winobias(path)
+    raise ValueError(f"{path}: line 1 is of no format known here: {' '.join(columns)[:60]!r}")
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, without their ends and without an empty last one."""
-    try:
-        lines = path.read_bytes().decode().split("\n")  # not splitlines: running text holds other separators
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 at byte {error.start}") from error
-    lines = [line.removesuffix("\r") for line in lines]
-    return lines[:-1] if lines[-1] == "" else lines
+def pair_loader(path: str | Path) -> Callable[[str | Path], Loaded[Pair]]:
+    """The loader for a source of minimal pairs, by its columns."""
+    columns = records.columns_of(Path(path))
+    for column, loader in PAIR_LOADERS.items():
+        if column in columns:
+            return loader
+    raise ValueError(f"{path} holds no minimal pairs known here: its first line has {' '.join(columns)[:60]!r}")
 
 
-def _collect(path: Path, lines: Iterable[tuple[int, L]], parse: Callable[[L], R]) -> tuple[Path, list[R], Counter[str]]:
-    """`parse` of every numbered line; its ValueErrors get file and line, its _Skips are counted."""
-    found: list[R] = []
-    skipped: Counter[str] = Counter()
-    for number, line in lines:
-        try:
-            found.append(parse(line))
-        except _Skip as reason:
-            skipped[str(reason)] += 1
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
-    return path, found, skipped
-
-
-def _loaded(path: Path, items: Sequence[T], skipped: Counter[str]) -> Loaded[T]:
-    if not items:
-        reasons = "; ".join(f"{reason} ({n})" for reason, n in skipped.items() if n) or "it is empty"
-        raise ValueError(f"{path} has no usable line: {reasons}")
-    return Loaded(items=tuple(items), skipped={reason: n for reason, n in skipped.items() if n})
-
-
-def _jsonl(path: Path, parse: Callable[[dict[str, Any]], R]) -> tuple[Path, list[R], Counter[str]]:
-    def parsed(line: str) -> R:
-        row = json.loads(line)  # its error is a ValueError
-        if not isinstance(row, dict):
-            raise ValueError(f"a line needs to be a JSON object; got {line[:40]!r}")
-        return parse(row)
-
-    return _collect(path, enumerate(_lines(path), 1), parsed)
-
-
-def _tsv(
-    path: Path, columns: Sequence[str], parse: Callable[[dict[str, str]], R]
-) -> tuple[Path, list[R], Counter[str]]:
-    """Rows below a header; fields in quotes where the header has them, else taken as they are."""
-    head, *rows = _lines(path) or [""]
-    quoted = head.startswith('"')
-
-    def fields(line: str) -> list[str]:
-        return next(csv.reader([line], delimiter="\t")) if quoted else line.split("\t")
-
-    names = fields(head) if head else []
-    missing = [name for name in columns if name not in names]
-    if missing:
-        raise ValueError(f"{path}, line 1: needs the columns {', '.join(columns)}; missing: {', '.join(missing)}")
-
-    def parsed(line: str) -> R:
-        found = fields(line)
-        if len(found) != len(names):
-            raise ValueError(f"needs {len(names)} fields; got {len(found)}")
-        return parse(dict(zip(names, found, strict=True)))
-
-    return _collect(path, enumerate(rows, 2), parsed)
-
-
-def _with_gold(path: Path) -> list[tuple[int, tuple[str, str]]]:
-    """Numbered lines of `*.data.txt`, each with that of `*.gold.txt` beside it."""
-    if not path.name.endswith(".data.txt"):
-        raise ValueError(f"{path} needs a name that ends in .data.txt, so that its .gold.txt is found")
-    gold = path.with_name(path.name.replace(".data.txt", ".gold.txt"))
-    ours, theirs = _lines(path), _lines(gold)
-    if len(ours) != len(theirs):
-        raise ValueError(f"{path} has {len(ours)} lines and {gold} {len(theirs)}: one is truncated")
-    return list(enumerate(zip(ours, theirs, strict=True), 1))
-
-
-def _text(row: Mapping[str, Any], name: str) -> str:
-    if not isinstance(row.get(name), str) or not row[name]:
-        raise ValueError(f"needs a text {name}; got {row.get(name)!r}")
-    return row[name]
-
-
-def _whole(row: Mapping[str, Any], name: str) -> int:
-    if type(row.get(name)) is not int:
-        raise ValueError(f"needs a whole number {name}; got {row.get(name)!r}")
-    return row[name]
-
-
-def _number(row: Mapping[str, str], name: str) -> int:
-    if not re.fullmatch(r"-?\d+", row[name]):
-        raise ValueError(f"needs a whole number {name}; got {row[name]!r}")
-    return int(row[name])
-
-
-def _truth(row: Mapping[str, str], name: str) -> bool:
-    if row[name] not in ("TRUE", "FALSE"):
-        raise ValueError(f"needs TRUE or FALSE in {name}; got {row[name]!r}")
-    return row[name] == "TRUE"
+ITEM_LOADERS: Mapping[str, Callable[[str | Path], Loaded[Item]]] = MappingProxyType({
+    "sentid": load_winogender, "Pronoun-offset": load_gap, "homograph": load_homographs, "verb_index": load_linzen,
+    "coreference_clusters": load_winobias, "sentence1": load_wic,
+})  # fmt: skip
+PAIR_LOADERS: Mapping[str, Callable[[str | Path], Loaded[Pair]]] = MappingProxyType({
+    "UID": load_blimp, "case": load_lm_syneval, "verb_index": load_linzen_pairs, "sentid": load_winogender_pairs,
+    "occupation(0)": load_winogender_pairs,
+})  # fmt: skip

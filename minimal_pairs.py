@@ -17,13 +17,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+import hub
 import loaders
 from activations import LanguageModel, splice
+from records import Loaded
 from tasks import Pair
 
 Rule = Literal["sentence", "word"]
 # name: files below the data folder, loader, rule
-SETS: Mapping[str, tuple[str, Callable[[Path], loaders.Loaded[Pair]], Rule]] = MappingProxyType({
+SETS: Mapping[str, tuple[str, Callable[[str | Path], Loaded[Pair]], Rule]] = MappingProxyType({
     "blimp": ("**/blimp/*.jsonl", loaders.load_blimp, "sentence"),
     "lm_syneval": ("**/lm_syneval/*.jsonl", loaders.load_lm_syneval, "word"),
     "winogender": ("**/winogender/templates.tsv", loaders.load_winogender_pairs, "sentence"),
@@ -132,13 +134,18 @@ def accuracy(scores: Scores, model: str) -> float:
 
 
 def find_sets(
-    data_dir: str | Path, n_each: int, *, names: Sequence[str] = tuple(SETS), seed: int = 0
+    source: str | Path, n_each: int, *, names: Sequence[str] = tuple(SETS), seed: int = 0
 ) -> tuple[dict[str, tuple[list[Pair], Rule]], tuple[str, ...]]:
-    """The sets found below a folder, by name, at most `n_each` pairs a condition; and the names of those that are not.
+    """The sets in a folder, by name, at most `n_each` pairs a condition; and the names of those that are not there.
 
-    ValueError for a folder that does not exist, an unknown name, or a file that is damaged.
+    A source that is a file, or a dataset's name as in `hub`, is one set of that name. ValueError for what does not
+    exist, an unknown name, or a file that is damaged.
     """
-    folder = Path(data_dir).expanduser()
+    folder = Path(source).expanduser()
+    if hub.is_name(source) or folder.is_file():
+        load = loaders.pair_loader(source)
+        rule: Rule = "word" if load in (loaders.load_lm_syneval, loaders.load_linzen_pairs) else "sentence"
+        return {Path(source).name: (sample(load(folder).items, n_each, seed=seed), rule)}, ()
     if not folder.is_dir():
         raise ValueError(f"data folder {folder} does not exist")
     found, absent = {}, []

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loaders
+import records
 from loaders import Loaded
 from tasks import Item, Pair
 
@@ -69,7 +70,7 @@ words = st.lists(st.sampled_from(["a", "cat", "cats", "sleep", "sleeps", "is", "
 def test_a_pair_puts_both_sentences_together_again_and_its_forms_differ_in_full(ours, theirs):
     good, bad = " ".join(ours), " ".join(theirs)
     if good == bad:
-        with pytest.raises(loaders._Skip):
+        with pytest.raises(records.Skip):
             loaders._pair(good, bad, "g")
         return
     pair = loaders._pair(good, bad, "g")

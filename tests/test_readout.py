@@ -182,7 +182,7 @@ def test_the_command_prints_a_table_and_writes_its_files(model_dir, tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["nothing", "MODEL"], "nothing is neither a file nor one of agreement"),
+        (["nothing", "MODEL"], "nothing is neither a file, nor a dataset's name (owner/dataset), nor one of agreement"),
         (["agreement", "EMPTY"], "holds no model: needed is a cfg.json"),
         (["agreement", "MODEL", "--k=0"], "--k needs to be at least 1; got 0"),
         (["agreement", "MODEL", "--json=EMPTY/no/x.json"], "x.json cannot be written: there is no folder"),

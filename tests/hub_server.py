@@ -1,0 +1,104 @@
+"""A hub of datasets on this machine: what the Hugging Face client asks for, answered from memory."""
+
+import hashlib
+import http.server
+import io
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import pyarrow
+import pyarrow.parquet
+
+Files = Mapping[str, bytes]
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Rows as a Parquet file."""
+    out = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), out)
+    return out.getvalue()
+
+
+def dataset(configurations: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Files:
+    """The files of a repository whose configurations have the given splits of rows."""
+    card, files = ["---", "configs:"], {}
+    for name, splits in configurations.items():
+        card += [f"- config_name: {name}", "  data_files:"]
+        for split, rows in splits.items():
+            card += [f"  - split: {split}", f"    path: {name}/{split}-*"]
+            files[f"{name}/{split}-00000-of-00001.parquet"] = table(rows)
+    return {"README.md": "\n".join([*card, "---", ""]).encode(), **files}
+
+
+@contextmanager
+def serve(repositories: Mapping[tuple[str, str], Files]) -> Iterator[str]:
+    """The address of a hub that holds the files of each (repository, revision)."""
+    commits = {key: hashlib.sha1(repr(key).encode()).hexdigest() for key in repositories}
+    held = {(name, commits[name, revision]): files for (name, revision), files in repositories.items()}
+    held |= repositories
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self.answer()
+
+        def do_GET(self) -> None:
+            self.answer()
+
+        def answer(self) -> None:
+            body, headers = _answer(urlparse(self.path).path, held, commits)
+            self.send_response(404 if body is None else 200)
+            for name, value in {"Content-Length": str(len(body or b"")), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body or b"")
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _answer(
+    path: str, held: Mapping[tuple[str, str], Files], commits: Mapping[tuple[str, str], str]
+) -> tuple[bytes | None, dict[str, str]]:
+    parts = [unquote(part) for part in path.removeprefix("/api").removeprefix("/datasets/").split("/")]
+    repository, (kind, revision, *inside) = "/".join(parts[:2]), (*parts[2:], "", "")[: max(len(parts) - 2, 2)]
+    files = held.get((repository, revision or "main"))
+    if files is None:
+        return None, {"X-Error-Code": "RevisionNotFound" if (repository, "main") in held else "RepoNotFound"}
+    commit = commits.get((repository, revision or "main"), revision)
+    name = "/".join(inside)
+    if kind == "resolve" and name in files:
+        etag = hashlib.sha1(files[name]).hexdigest()
+        return files[name], {"ETag": f'"{etag}"', "X-Repo-Commit": commit}
+    if kind == "tree":
+        return json.dumps(_folder(files, name.rstrip("/"))).encode(), {"Content-Type": "application/json"}
+    if kind in ("", "revision"):
+        siblings = [{"rfilename": file} for file in files]
+        told = {"id": repository, "sha": commit, "private": False, "tags": [], "siblings": siblings}
+        return json.dumps(told).encode(), {"Content-Type": "application/json"}
+    return None, {"X-Error-Code": "EntryNotFound"}
+
+
+def _folder(files: Files, folder: str) -> list[dict[str, Any]]:
+    begin = f"{folder}/" if folder else ""
+    found = {}
+    for file, content in files.items():
+        if file.startswith(begin):
+            first, *deeper = file.removeprefix(begin).split("/")
+            size = 0 if deeper else len(content)
+            kind = "directory" if deeper else "file"
+            oid = hashlib.sha1(file.encode()).hexdigest()
+            found[first] = {"type": kind, "path": begin + first, "oid": oid, "size": size}
+    return list(found.values())
