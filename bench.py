@@ -131,6 +131,29 @@ def product_of(low: torch.dtype) -> str:
     return f"encoder product alone, {name_of(low)}"
 
 
+def lstm_part(job: Job, *weights: Tensor, onward: Tensor | None = None) -> Callable[[], object]:
+    """An LSTM of the job's x, forward and backward; with `onward`, also the product of its states with that."""
+    x = job.x if onward is None else leaf(job.x)
+    leaves, zeros = [leaf(w) for w in weights], job.x.new_zeros(len(job.x), len(weights[1]))
+
+    def part() -> None:
+        hs, _, _ = kernels.lstm(x, zeros, zeros, *leaves, job.low)
+        out = hs if onward is None else kernels.product(hs.flatten(0, 1), leaf(onward), job.low)
+        out.backward(torch.ones_like(out))
+
+    return part
+
+
+def through(kernel: Callable[..., Tensor], *given: Tensor) -> Callable[[], object]:
+    """A kernel, forward and backward."""
+
+    def part() -> None:
+        out = kernel(*given)
+        out.backward(torch.ones_like(out))
+
+    return part
+
+
 def parts_of(job: Job) -> Arms:
     """The parts of a TSAE's step, forward and backward, each by itself."""
     params, recipe = job_params(job), job.recipe
@@ -145,24 +168,6 @@ def parts_of(job: Job) -> Arms:
     for tensor in trainer.named.values():
         tensor.grad = torch.full_like(tensor, 1e-3)
 
-    def lstm(W_x: Tensor, W_h: Tensor, b: Tensor, *, onward: Tensor | None = None) -> Callable[[], object]:
-        x = leaf(job.x) if onward is not None else job.x
-        (w_x, w_h, bias), zeros = [leaf(w) for w in (W_x, W_h, b)], job.x.new_zeros(len(job.x), len(W_h))
-
-        def part() -> None:
-            hs, _, _ = kernels.lstm(x, zeros, zeros, w_x, w_h, bias, job.low)
-            out = hs if onward is None else kernels.product(hs.flatten(0, 1), leaf(onward), job.low)
-            out.backward(torch.ones_like(out))
-
-        return part
-
-    def through(kernel: Callable[..., Tensor], *given: Tensor) -> Callable[[], object]:
-        def part() -> None:
-            out = kernel(*given)
-            out.backward(torch.ones_like(out))
-
-        return part
-
     def update() -> None:
         tsae.tangent(trainer.named["W_dec"], trainer.named["W_dec"])
         torch.nn.utils.clip_grad_norm_([w for w in trainer.named.values() if w.grad is not None], recipe.clip)
@@ -174,10 +179,10 @@ def parts_of(job: Job) -> Arms:
         "top-k, twice": lambda: (kernels.topk_idx(flat_pre, k), kernels.topk_idx(flat_pre, k)),
         "selection (memory and top-k)": lambda: tsae.select(pre, memory, t.bridge, t.scale, dials),
         "kept values": through(kernels.kept_values, flat_pre, idx, flat_x, leaf(static.W_enc), leaf(static.b_enc)),
-        "encoder LSTM": lstm(t.enc_W_x, t.enc_W_h, t.enc_b),
+        "encoder LSTM": lstm_part(job, t.enc_W_x, t.enc_W_h, t.enc_b),
         "gates": through(kernels.gate_values, leaf(hs), leaf(t.W_gate), leaf(t.b_gate), idx),
         "decoder": through(kernels.decode_codes, leaf(vals), idx, leaf(static.W_dec)),
-        "decoder LSTM and its output": lstm(t.dec_W_x, t.dec_W_h, t.dec_b, onward=t.W_out),
+        "decoder LSTM and its output": lstm_part(job, t.dec_W_x, t.dec_W_h, t.dec_b, onward=t.W_out),
         "clipping and Adam": update,
     }
 

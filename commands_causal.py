@@ -134,25 +134,12 @@ def intervene(
         features = _features(found, feature)
         _check_request(edit, value, text, good, bad, twin, features)
         language_model = _load(found)
+        ask = Request(kind=edit, value=value, features=features)
         if text:
-            ask = Request(kind=edit, value=value, features=features)
-            _one_text(
-                found,
-                language_model,
-                ask,
-                Case(text=text, twin=twin or text, good=good, bad=bad, label=0, group=""),
-                position,
-            )
+            case = Case(text=text, twin=twin or text, good=good, bad=bad, label=0, group="")
+            _one_text(found, language_model, ask, case, position)
         else:
-            _many_texts(
-                found,
-                language_model,
-                Request(kind=edit, value=value, features=features),
-                n_features,
-                cases,
-                png,
-                position,
-            )
+            _many_texts(found, language_model, ask, n_features, cases, png, position)
 
 
 def _check_request(edit: str, value: float, text: str, good: str, bad: str, twin: str, features: torch.Tensor) -> None:
