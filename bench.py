@@ -131,13 +131,13 @@ def product_of(low: torch.dtype) -> str:
     return f"encoder product alone, {name_of(low)}"
 
 
-def lstm_part(job: Job, *weights: Tensor, onward: Tensor | None = None) -> Callable[[], object]:
+def lstm_part(job: Job, W_x: Tensor, W_h: Tensor, b: Tensor, *, onward: Tensor | None = None) -> Callable[[], object]:
     """An LSTM of the job's x, forward and backward; with `onward`, also the product of its states with that."""
     x = job.x if onward is None else leaf(job.x)
-    leaves, zeros = [leaf(w) for w in weights], job.x.new_zeros(len(job.x), len(weights[1]))
+    (w_x, w_h, bias), zeros = [leaf(w) for w in (W_x, W_h, b)], job.x.new_zeros(len(job.x), len(W_h))
 
     def part() -> None:
-        hs, _, _ = kernels.lstm(x, zeros, zeros, *leaves, job.low)
+        hs, _, _ = kernels.lstm(x, zeros, zeros, w_x, w_h, bias, job.low)
         out = hs if onward is None else kernels.product(hs.flatten(0, 1), leaf(onward), job.low)
         out.backward(torch.ones_like(out))
 
