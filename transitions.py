@@ -23,7 +23,7 @@ from metrics import Codes, document_rank, ratio
 P_FLOOR = 1e-12  # smaller p-values are below the rounding of the Fourier transform and are set to this
 TINY = 1e-300  # stands for 0 under a logarithm
 CELLS = 4_000_000  # numbers of an intermediate table
-BLOCK = 500_000  # onsets of sources handled at a time; bounds memory
+BLOCK = 2_000_000  # onsets and pairs of onsets handled at a time; bounds memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,8 @@ def shift_test(events: Onsets, patterns: Patterns) -> ShiftTest:
     n = len(patterns)
     count, reverse = np.zeros(n, np.int64), np.zeros(n, np.int64)
     expected, p_value = np.zeros(n), np.ones(n)
-    for rows in _blocks(size[patterns.source]):
+    n_pairs = size[patterns.source] * (1 + size[patterns.target] / max(len(events.places), 1))  # if evenly spread
+    for rows in _blocks(n_pairs):
         block = patterns.take(rows)
         which, one, other = _joined(events, key, begin, size, block)
         s, t, lag = events.place[one], events.place[other], block.lag[which]
@@ -102,9 +103,9 @@ def shift_test(events: Onsets, patterns: Patterns) -> ShiftTest:
     return ShiftTest(count, reverse, expected, p_value)
 
 
-def _blocks(size: Int[np.ndarray, " patterns"]) -> Iterator[Int[np.ndarray, " rows"]]:
-    """Rows in consecutive blocks of about BLOCK onsets."""
-    block = np.cumsum(size) // BLOCK
+def _blocks(n_pairs: Float[np.ndarray, " patterns"]) -> Iterator[Int[np.ndarray, " rows"]]:
+    """Rows in consecutive blocks of about BLOCK onsets and pairs of them."""
+    block = np.cumsum(n_pairs) // BLOCK
     for b in np.unique(block):
         yield np.flatnonzero(block == b)
 
