@@ -16,7 +16,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import hub
 import records
 from records import Loaded
 from tasks import NUMBERS, Item, Pair
@@ -209,8 +208,8 @@ def load_winobias(path: str | Path) -> Loaded[Item]:
 
     Lines are "1 [The developer] argued with the designer because [she] ..."; `male_occupations.txt` and
     `female_occupations.txt` in the same folder name the other person. The group is the pair of occupations. (Type 2 is
-    solved by recency: of no use here.) Of a dataset with `tokens` and `coreference_clusters` (first and last word of
-    the person, then of the pronoun) the persons of all its rows are the list of names.
+    solved by recency: of no use here.) Of rows with `tokens` and `coreference_clusters` (first and last word of
+    the person, then of the pronoun) the persons of all rows are the list of names.
     """
     path = Path(path)
     lines, names = _marked(path)
@@ -240,26 +239,29 @@ def load_winobias(path: str | Path) -> Loaded[Item]:
 
 
 def _marked(path: Path) -> tuple[list[str], set[str]]:
-    """The lines of a WinoBias file, or of a dataset's rows, and the names of occupations in lower case."""
-    if not hub.is_name(path):
+    """The lines of a WinoBias file, or of rows, and the names of occupations in lower case."""
+    if "coreference_clusters" not in records.columns_of(path):
         lists = [records.lines(path.with_name(f"{part}_occupations.txt")) for part in ("male", "female")]
         return records.lines(path), {line.strip().lower() for part in lists for line in part if line.strip()}
-    lines: list[str] = []
-    names: set[str] = set()
+    marked = records.jsonl(path, _marks)[1]
+    return [f"{number} {line}" for number, (line, _) in enumerate(marked, 1)], {name for _, name in marked}
 
-    def mark(row: dict[str, Any]) -> None:
-        words, at = row.get("tokens"), [int(place) for place in row.get("coreference_clusters") or ()]
-        if not isinstance(words, list) or len(at) != 4 or not 0 <= min(at) <= max(at) < len(words):
-            raise ValueError("needs tokens, and in coreference_clusters the first and last word of person and pronoun")
-        marked = list(words)
-        for first, last in (at[:2], at[2:]):
-            marked[first] = f"[{marked[first]}"
-            marked[last] = f"{marked[last]}]"
-        lines.append(f"{len(lines) + 1} {' '.join(marked)}")
-        names.add(re.sub(r"^(the|a|an) ", "", " ".join(words[at[0] : at[1] + 1]).lower()))
 
-    records.collect(path, enumerate(hub.rows(str(path)), 1), mark)
-    return lines, names
+def _marks(row: dict[str, Any]) -> tuple[str, str]:
+    """A row of WinoBias as a line with brackets, and the occupation; a second pronoun is not marked."""
+    words, places = row.get("tokens"), row.get("coreference_clusters")
+    if not (isinstance(words, list) and all(isinstance(word, str) for word in words)) or not (
+        isinstance(places, list) and all(str(place).isdigit() for place in places)
+    ):
+        raise ValueError(f"needs tokens, and in coreference_clusters whole numbers; got {words!r:.40}, {places!r:.40}")
+    at = [int(place) for place in places[:4]]
+    if len(at) < 4 or not at[0] <= at[1] < at[2] <= at[3] < len(words):
+        raise ValueError(f"coreference_clusters need first and last word of person and pronoun; got {places}")
+    line = list(words)
+    for first, last in (at[:2], at[2:]):
+        line[first] = f"[{line[first]}"
+        line[last] = f"{line[last]}]"
+    return " ".join(line), re.sub(r"^(the|a|an) ", "", " ".join(words[at[0] : at[1] + 1]).lower())
 
 
 def load_gap(path: str | Path) -> Loaded[Item]:
@@ -372,8 +374,10 @@ def load_wic(path: str | Path) -> Loaded[Item]:
 
 
 def _same_sense(row: dict[str, Any]) -> Item:
-    if row.get("label") not in (0, 1):
+    if row.get("label") in (None, -1):
         raise records.Skip("there is no label")
+    if type(row["label"]) not in (bool, int) or row["label"] not in (0, 1):
+        raise ValueError(f"label needs to be 0 or 1, false or true; got {row['label']!r}")
     texts = [records.text_of(row, f"sentence{n}") for n in "12"]
     begins, ends = ([records.whole_of(row, f"{side}{n}") for n in "12"] for side in ("start", "end"))
     spans = list(zip(texts, begins, ends, strict=True))

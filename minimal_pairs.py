@@ -138,12 +138,12 @@ def find_sets(
 ) -> tuple[dict[str, tuple[list[Pair], Rule]], tuple[str, ...]]:
     """The sets in a folder, by name, at most `n_each` pairs a condition; and the names of those that are not there.
 
-    A source that is a file, or a dataset's name as in `hub`, is one set of that name. ValueError for what does not
-    exist, an unknown name, or a file that is damaged.
+    A source that is a file, or a dataset's name as in `hub`, is one set of that name, whatever `names` are. ValueError
+    for what does not exist, an unknown name, or a file that is damaged.
     """
     folder = Path(source).expanduser()
     if hub.is_name(source) or folder.is_file():
-        load = loaders.pair_loader(source)
+        load = loaders.pair_loader(folder)
         rule: Rule = "word" if load in (loaders.load_lm_syneval, loaders.load_linzen_pairs) else "sentence"
         return {Path(source).name: (sample(load(folder).items, n_each, seed=seed), rule)}, ()
     if not folder.is_dir():

@@ -49,7 +49,7 @@ def columns_of(path: Path) -> list[str]:
 def lines(path: Path) -> list[str]:
     """The lines of a UTF-8 file, without their ends and without an empty last one."""
     try:
-        found = path.read_bytes().decode().split("\n")  # not splitlines: running text holds other separators
+        found = path.read_bytes().decode("utf-8-sig").split("\n")  # not splitlines: running text holds other separators
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist") from error
     except UnicodeDecodeError as error:
@@ -125,6 +125,9 @@ def _as_text(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, str]:
     missing = [name for name in columns if row.get(name) is None]
     if missing:
         raise ValueError(f"needs the columns {', '.join(columns)}; missing: {', '.join(missing)}")
+    wrong = [name for name in columns if not isinstance(row[name], str | int | float)]
+    if wrong:
+        raise ValueError(f"needs a text or a number in {', '.join(wrong)}; got {row[wrong[0]]!r:.60}")
     return {name: str(row[name]).upper() if isinstance(row[name], bool) else str(row[name]) for name in columns}
 
 

@@ -142,17 +142,19 @@ def _tail(
     kind, n, meets = _kinds(n, meets)
     often = sparse.csr_array((np.ones(len(which)), (which, kind)), shape=(len(count), len(n)))
     powers = np.arange(1, meets.shape[1] + 1)
-    mean, variance = (often @ (meets @ powers**power / n) for power in (1, 2))
-    theta = np.geomspace(0.05, min(5.0, 700 / len(powers)), 16)
+    theta = np.geomspace(min(0.05, 70 / len(powers)), min(5.0, 700 / len(powers)), 16)
     log_moments = np.log1p((meets / n[:, None]) @ np.expm1(powers[:, None] * theta))
-    bound = (often @ log_moments - theta * count[:, None]).min(1)  # Chernoff: ln p is not above it
+    log_moments = often @ log_moments
+    bound = (log_moments - theta * count[:, None]).min(1)  # Chernoff: ln p is not above it
+    reach = ((log_moments + 32) / theta).min(1)  # by the same, P(total >= reach) <= exp(-32)
     p_value[bound <= np.log(P_FLOOR)] = P_FLOOR
     open_rows = np.flatnonzero((count > 0) & (bound > np.log(P_FLOOR)))
-    sizes = 1 << np.ceil(np.log2(np.maximum(count, mean + 12 * np.sqrt(variance)) + 16)).astype(int)
+    sizes = 1 << np.ceil(np.log2(np.maximum(count, reach) + 16)).astype(int)
     for size in np.unique(sizes[open_rows]):
         rows = open_rows[sizes[open_rows] == size]
         for part in np.array_split(rows, -(-len(rows) * size // CELLS)):
-            mass = _distribution(often[part], n, meets, int(size))
+            used = np.unique(often[part].indices)
+            mass = _distribution(often[part][:, used], n[used], meets[used], int(size))
             above = np.where(np.arange(size) >= count[part][:, None], mass, 0.0).sum(1)
             p_value[part] = np.clip(above, P_FLOOR, 1.0)
     return p_value

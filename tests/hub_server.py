@@ -52,7 +52,7 @@ def serve(repositories: Mapping[tuple[str, str], Files]) -> Iterator[str]:
             self.answer()
 
         def answer(self) -> None:
-            body, headers = _answer(urlparse(self.path).path, held, commits)
+            body, headers = _answer(self.path, held, commits)
             self.send_response(404 if body is None else 200)
             for name, value in {"Content-Length": str(len(body or b"")), **headers}.items():
                 self.send_header(name, value)
@@ -72,6 +72,7 @@ def serve(repositories: Mapping[tuple[str, str], Files]) -> Iterator[str]:
 def _answer(
     path: str, held: Mapping[tuple[str, str], Files], commits: Mapping[tuple[str, str], str]
 ) -> tuple[bytes | None, dict[str, str]]:
+    path, query = urlparse(path).path, urlparse(path).query
     parts = [unquote(part) for part in path.removeprefix("/api").removeprefix("/datasets/").split("/")]
     repository, (kind, revision, *inside) = "/".join(parts[:2]), (*parts[2:], "", "")[: max(len(parts) - 2, 2)]
     files = held.get((repository, revision or "main"))
@@ -83,7 +84,9 @@ def _answer(
         etag = hashlib.sha1(files[name]).hexdigest()
         return files[name], {"ETag": f'"{etag}"', "X-Repo-Commit": commit}
     if kind == "tree":
-        return json.dumps(_folder(files, name.rstrip("/"))).encode(), {"Content-Type": "application/json"}
+        return json.dumps(_folder(files, name.rstrip("/"), deep="recursive=true" in query.lower())).encode(), {
+            "Content-Type": "application/json"
+        }
     if kind in ("", "revision"):
         siblings = [{"rfilename": file} for file in files]
         told = {"id": repository, "sha": commit, "private": False, "tags": [], "siblings": siblings}
@@ -91,7 +94,7 @@ def _answer(
     return None, {"X-Error-Code": "EntryNotFound"}
 
 
-def _folder(files: Files, folder: str) -> list[dict[str, Any]]:
+def _folder(files: Files, folder: str, *, deep: bool) -> list[dict[str, Any]]:
     begin = f"{folder}/" if folder else ""
     found = {}
     for file, content in files.items():
@@ -101,4 +104,6 @@ def _folder(files: Files, folder: str) -> list[dict[str, Any]]:
             kind = "directory" if deeper else "file"
             oid = hashlib.sha1(file.encode()).hexdigest()
             found[first] = {"type": kind, "path": begin + first, "oid": oid, "size": size}
+            if deep:
+                found[file] = {"type": "file", "path": file, "oid": oid, "size": len(content)}
     return list(found.values())

@@ -134,6 +134,19 @@ def test_p_values_are_those_of_the_binomial_down_to_the_floor(places):
         assert found.p_value[0] == pytest.approx(max(exact, transitions.P_FLOOR), rel=2e-3)
 
 
+def test_a_heavy_tail_does_not_wrap_round():
+    n, k, rng = 2047, 72, np.random.default_rng(0)
+    places = np.sort(rng.choice(n - 4, k, replace=False)) + 1
+    acts = torch.zeros(1, n + 1, 2)
+    acts[0, places, 0] = acts[0, places + 2, 1] = 1
+    events = transitions.onsets(metrics.codes_from_dense(acts))
+    source, target = (events.place[events.feature == feature] for feature in (0, 1))
+    meets = np.bincount(((source[:, None] + 1 - target) % n).flatten(), minlength=n)
+    found = transitions.shift_test(events, transitions.Patterns(np.array([0]), np.array([1]), np.array([1])))
+    assert meets.max() > 50
+    assert found.p_value[0] == pytest.approx((meets >= found.count[0]).mean(), rel=1e-6)
+
+
 @pytest.mark.parametrize("run", [1.2, 8, 30])
 def test_independent_persistent_features_are_called_significant_as_often_as_the_level_says(run):
     codes, _ = persistent(run, chunks=600, d_sae=60, seed=1)
