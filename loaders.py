@@ -212,7 +212,7 @@ def load_winobias(path: str | Path) -> Loaded[Item]:
     the person, then of the pronoun) the persons of all rows are the list of names.
     """
     path = Path(path)
-    lines, names = _marked(path)
+    lines, names, lost = _marked(path)
     people = re.compile(r"\b(" + "|".join(sorted(map(re.escape, names), key=len, reverse=True)) + r")\b", re.IGNORECASE)
 
     def item(line: str) -> Item:
@@ -235,16 +235,18 @@ def load_winobias(path: str | Path) -> Loaded[Item]:
             group="/".join(sorted((ours[0], other[0][1]))), frame=marks[1].lower(),
         )  # fmt: skip
 
-    return records.loaded(*records.collect(path, enumerate(lines, 1), item))
+    path, found, skipped = records.collect(path, enumerate(lines, 1), item)
+    return records.loaded(path, found, skipped + lost)
 
 
-def _marked(path: Path) -> tuple[list[str], set[str]]:
-    """The lines of a WinoBias file, or of rows, and the names of occupations in lower case."""
+def _marked(path: Path) -> tuple[list[str], set[str], Counter[str]]:
+    """The lines of a WinoBias file, or of rows; the names of occupations in lower case; the rows left out."""
     if "coreference_clusters" not in records.columns_of(path):
         lists = [records.lines(path.with_name(f"{part}_occupations.txt")) for part in ("male", "female")]
-        return records.lines(path), {line.strip().lower() for part in lists for line in part if line.strip()}
-    marked = records.jsonl(path, _marks)[1]
-    return [f"{number} {line}" for number, (line, _) in enumerate(marked, 1)], {name for _, name in marked}
+        names = {line.strip().lower() for part in lists for line in part if line.strip()}
+        return records.lines(path), names, Counter()
+    _, marked, lost = records.jsonl(path, _marks)
+    return [f"{number} {line}" for number, (line, _) in enumerate(marked, 1)], {name for _, name in marked}, lost
 
 
 def _marks(row: dict[str, Any]) -> tuple[str, str]:
@@ -256,7 +258,7 @@ def _marks(row: dict[str, Any]) -> tuple[str, str]:
         raise ValueError(f"needs tokens, and in coreference_clusters whole numbers; got {words!r:.40}, {places!r:.40}")
     at = [int(place) for place in places[:4]]
     if len(at) < 4 or not at[0] <= at[1] < at[2] <= at[3] < len(words):
-        raise ValueError(f"coreference_clusters need first and last word of person and pronoun; got {places}")
+        raise records.Skip("coreference_clusters do not mark a person and then a pronoun in the sentence")
     line = list(words)
     for first, last in (at[:2], at[2:]):
         line[first] = f"[{line[first]}"

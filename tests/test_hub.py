@@ -140,7 +140,16 @@ def test_winobias_by_name_is_winobias_from_its_files(tmp_path):
     assert loaders.load_items(rows_file) == by_name
 
 
-@pytest.mark.parametrize("places", [[[0, 1], [7, 7]], [None, 1, 7, 7], 7, ["x", 1, 3, 3], [0, 1], [0, 1, 9, 9]])
+def test_winobias_rows_that_mark_no_person_and_pronoun_are_skipped_and_counted(tmp_path):
+    words = "The mover paid the baker because he left".split()  # noqa: SIM905
+    places = [[0, 1, 6, 6], [3, 4, 6, 6], [0, 1], [6, 6, 0, 1], [0, 1, 9, 9]]
+    rows = [json.dumps({"tokens": words, "coreference_clusters": at}) for at in places]
+    found = loaders.load_items(write(tmp_path / "rows.jsonl", *rows))
+    assert [item.label for item in found.items] == [1, 0]
+    assert sum(found.skipped.values()) == 3
+
+
+@pytest.mark.parametrize("places", [[[0, 1], [7, 7]], [None, 1, 7, 7], 7, ["x", 1, 3, 3]])
 def test_odd_winobias_rows_are_refused_by_line(tmp_path, places):
     row = {"tokens": ["The", "mover", "saw", "her"], "coreference_clusters": places}
     with pytest.raises(ValueError, match=r"rows.jsonl, line 1: "):
