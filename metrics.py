@@ -1,7 +1,9 @@
-"""Measures of a sparse code: reconstruction, sparsity, temporal stability. Pure functions, any SAE's codes.
+"""Measures of a sparse code: reconstruction, sparsity, temporal stability. Pure functions, any
+SAE's codes.
 
-A code is held as `Codes`: chunks of documents, k values a token. The chunk is the unit of time: no pair and no
-run crosses a chunk, because a recurrent model starts afresh at each; the document is the unit of resampling.
+A code is held as `Codes`: chunks of documents, k values a token. The chunk is the unit of time: no
+pair and no run crosses a chunk, because a recurrent model starts afresh at each; the document is
+the unit of resampling.
 """
 
 from collections.abc import Iterable
@@ -19,14 +21,18 @@ EPS_DISTANCE = 1e-8  # below this distance two activations count as one (smoothn
 
 
 @dataclass(frozen=True, eq=False)
-class Codes:
-    """Sparse codes in chunks. Build with `codes_from_topk` or `codes_from_dense`, which check what they are given."""
+class CodedText:
+    """Sparse codes in chunks. Build with `codes_from_topk` or `codes_from_dense`, which check what
+    they are given.
+    """
 
     vals: Float[Tensor, "n_seq seq k"]  # >= 0; 0 = not active; 0 on padding
     idx: Int[Tensor, "n_seq seq k"]  # feature of each value; means nothing where the value is 0
     valid: Bool[Tensor, "n_seq seq"]  # False on padding, which is only at the end of a chunk
     document: Int[Tensor, " n_seq"]  # id of the document a chunk is from
-    start: Int[Tensor, " n_seq"]  # index in its document of a chunk's first token; 0 = the document's beginning
+    start: Int[
+        Tensor, " n_seq"
+    ]  # index in its document of a chunk's first token; 0 = the document's beginning
     d_sae: int
 
     @property
@@ -42,14 +48,18 @@ def codes_from_topk(
     valid: Bool[Tensor, "n_seq seq"] | None = None,
     document: Int[Tensor, " n_seq"] | None = None,
     start: Int[Tensor, " n_seq"] | None = None,
-) -> Codes:
-    """Codes from the k values and features of each token (by default: all valid, each chunk a whole document).
+) -> CodedText:
+    """Codes from the k values and features of each token (by default: all valid, each chunk a whole
+    document).
 
-    Raises ValueError for a wrong shape, no valid token, padding inside a chunk, a NaN, infinite or negative value,
-    an active feature outside [0, d_sae) or twice in a token. What stands on padding is dropped unseen.
+    Raises ValueError for a wrong shape, no valid token, padding inside a chunk, a NaN, infinite or
+    negative value, an active feature outside [0, d_sae) or twice in a token. What stands on padding
+    is dropped unseen.
     """
     if vals.ndim != 3 or vals.shape != idx.shape:
-        raise ValueError(f"codes need vals and idx (n_seq seq k); got {tuple(vals.shape)} and {tuple(idx.shape)}")
+        raise ValueError(
+            f"codes need vals and idx (n_seq seq k); got {tuple(vals.shape)} and {tuple(idx.shape)}"
+        )
     n_seq, seq, _ = vals.shape
     valid = torch.ones(n_seq, seq, dtype=torch.bool) if valid is None else valid.cpu()
     document = torch.arange(n_seq) if document is None else document.cpu()
@@ -58,7 +68,7 @@ def codes_from_topk(
     kept = vals.detach().cpu().float().masked_fill(~valid[..., None], 0.0)
     features = idx.detach().cpu().to(torch.int64)
     _check_values(kept, features, d_sae)
-    return Codes(kept, features, valid, document, start, d_sae)
+    return CodedText(kept, features, valid, document, start, d_sae)
 
 
 def codes_from_dense(
@@ -68,34 +78,49 @@ def codes_from_dense(
     valid: Bool[Tensor, "doc seq"] | None = None,
     document: Int[Tensor, " doc"] | None = None,
     start: Int[Tensor, " doc"] | None = None,
-) -> Codes:
+) -> CodedText:
     """Codes from dense activations; `lengths` (tokens of each chunk) or `valid` marks the padding.
 
-    k is the largest number of active features in a token, at least 1. Raises ValueError as `codes_from_topk`.
+    k is the largest number of active features in a token, at least 1. Raises ValueError as
+    `codes_from_topk`.
     """
     if acts.ndim != 3 or 0 in acts.shape:
-        raise ValueError(f"codes need acts (doc seq d_sae), none of them 0; got {tuple(acts.shape)}")
+        raise ValueError(
+            f"codes need acts (doc seq d_sae), none of them 0; got {tuple(acts.shape)}"
+        )
     if lengths is not None and valid is not None:
         raise ValueError("codes need lengths or valid, not both")
     if lengths is not None:
-        if lengths.shape != acts.shape[:1] or bool((lengths < 0).any()) or bool((lengths > acts.shape[1]).any()):
-            raise ValueError(f"codes need one length in [0, {acts.shape[1]}] per chunk; got {lengths.tolist()}")
+        if (
+            lengths.shape != acts.shape[:1]
+            or bool((lengths < 0).any())
+            or bool((lengths > acts.shape[1]).any())
+        ):
+            raise ValueError(
+                f"codes need one length in [0, {acts.shape[1]}] per chunk; got {lengths.tolist()}"
+            )
         valid = torch.arange(acts.shape[1]) < lengths.cpu()[:, None]
     dense = acts.detach().cpu()
     if valid is not None and valid.shape == dense.shape[:2]:
         dense = dense.masked_fill(~valid.cpu()[..., None], 0.0)
     k = max(int((dense != 0).sum(-1).max()), 1)
     idx = (dense != 0).to(torch.uint8).topk(k, dim=-1).indices
-    return codes_from_topk(dense.gather(-1, idx), idx, acts.shape[2], valid=valid, document=document, start=start)
+    return codes_from_topk(
+        dense.gather(-1, idx), idx, acts.shape[2], valid=valid, document=document, start=start
+    )
 
 
 def _check_layout(n_seq: int, seq: int, valid: Tensor, document: Tensor, start: Tensor) -> None:
     if valid.shape != (n_seq, seq) or valid.dtype != torch.bool:
-        raise ValueError(f"codes need a bool valid ({n_seq} {seq}); got {valid.dtype} {tuple(valid.shape)}")
+        raise ValueError(
+            f"codes need a bool valid ({n_seq} {seq}); got {valid.dtype} {tuple(valid.shape)}"
+        )
     if not valid.any():
         raise ValueError("codes need at least one valid token; got none")
     if (valid[:, 1:] & ~valid[:, :-1]).any():
-        raise ValueError("codes need padding only at the end of a chunk; got a valid token after padding")
+        raise ValueError(
+            "codes need padding only at the end of a chunk; got a valid token after padding"
+        )
     for name, ids in (("document", document), ("start", start)):
         if ids.shape != (n_seq,):
             raise ValueError(f"codes need one {name} per chunk ({n_seq}); got {tuple(ids.shape)}")
@@ -118,22 +143,28 @@ def _check_values(vals: Tensor, idx: Tensor, d_sae: int) -> None:
         raise ValueError("codes need each feature at most once a token; got one twice")
 
 
-def select(codes: Codes, chunks: Bool[Tensor, " n_seq"]) -> Codes:
+def select(codes: CodedText, chunks: Bool[Tensor, " n_seq"]) -> CodedText:
     """The marked chunks only. Raises ValueError if no valid token is left."""
     if not codes.valid[chunks].any():
         raise ValueError("select needs at least one valid token; got none")
     fields = (codes.vals, codes.idx, codes.valid, codes.document, codes.start)
-    return Codes(*(field[chunks] for field in fields), d_sae=codes.d_sae)
+    return CodedText(*(field[chunks] for field in fields), d_sae=codes.d_sae)
 
 
-def token_matrix(codes: Codes, dec_norm: Float[Tensor, " d_sae"] | None = None) -> sparse.csr_array:
-    """(n_seq * seq, d_sae) sparse matrix, float64, padding as empty rows; columns times `dec_norm` if given."""
+def token_matrix(
+    codes: CodedText, dec_norm: Float[Tensor, " d_sae"] | None = None
+) -> sparse.csr_array:
+    """(n_seq * seq, d_sae) sparse matrix, float64, padding as empty rows; columns times `dec_norm`
+    if given.
+    """
     vals, idx = codes.vals.numpy(), codes.idx.numpy()
     active = vals > 0
     indptr = np.concatenate([[0], np.cumsum(active.sum(-1).ravel())])
     scale = np.ones(codes.d_sae) if dec_norm is None else dec_norm.detach().cpu().double().numpy()
     if scale.shape != (codes.d_sae,) or not (np.isfinite(scale).all() and (scale >= 0).all()):
-        raise ValueError(f"dec_norm needs {codes.d_sae} finite values >= 0; got shape {scale.shape}")
+        raise ValueError(
+            f"dec_norm needs {codes.d_sae} finite values >= 0; got shape {scale.shape}"
+        )
     features = idx[active].astype(np.int32)
     data = vals[active] * scale[features]
     shape = (len(indptr) - 1, codes.d_sae)
@@ -142,14 +173,14 @@ def token_matrix(codes: Codes, dec_norm: Float[Tensor, " d_sae"] | None = None) 
     return matrix
 
 
-def _support(codes: Codes) -> sparse.csr_array:
+def _support(codes: CodedText) -> sparse.csr_array:
     """`token_matrix` with 1 for every active entry."""
     matrix = token_matrix(codes)
     matrix.data = np.ones_like(matrix.data)
     return matrix
 
 
-def document_rank(codes: Codes) -> Int[np.ndarray, " n_seq"]:
+def document_rank(codes: CodedText) -> Int[np.ndarray, " n_seq"]:
     """Documents renumbered 0..n_doc-1 in ascending order of their ids, one entry a chunk."""
     return np.unique(codes.document.numpy(), return_inverse=True)[1]
 
@@ -159,7 +190,9 @@ def document_rank(codes: Codes) -> Int[np.ndarray, " n_seq"]:
 
 @dataclass(frozen=True, eq=False)
 class FveSums:
-    """Running float64 sums for `fve` over batches; start with `fve_start`, `fve_add` each batch, end `fve_value`."""
+    """Running float64 sums for `fve` over batches; start with `fve_start`, `fve_add` each batch,
+    end `fve_value`.
+    """
 
     n_tokens: int
     mean: Float[Tensor, " d_in"]  # mean of the x seen
@@ -173,10 +206,16 @@ def fve_start(d_in: int) -> FveSums:
     return FveSums(0, torch.zeros(d_in, dtype=torch.float64), zero, zero)
 
 
-def fve_add(sums: FveSums, x: Float[Tensor, "*batch d_in"], x_hat: Float[Tensor, "*batch d_in"]) -> FveSums:
-    """The sums with one batch more, by the pairwise update of Chan et al. (1983): no cancellation at large norms."""
+def fve_add(
+    sums: FveSums, x: Float[Tensor, "*batch d_in"], x_hat: Float[Tensor, "*batch d_in"]
+) -> FveSums:
+    """The sums with one batch more, by the pairwise update of Chan et al. (1983): no cancellation
+    at large norms.
+    """
     if x.shape != x_hat.shape or x.shape[-1] != len(sums.mean):
-        raise ValueError(f"fve needs x and x_hat (... {len(sums.mean)}); got {tuple(x.shape)}, {tuple(x_hat.shape)}")
+        raise ValueError(
+            f"fve needs x and x_hat (... {len(sums.mean)}); got {tuple(x.shape)}, {tuple(x_hat.shape)}"
+        )
     rows, guess = (t.detach().double().cpu().reshape(-1, x.shape[-1]) for t in (x, x_hat))
     if len(rows) == 0:
         return sums
@@ -192,7 +231,9 @@ def fve_add(sums: FveSums, x: Float[Tensor, "*batch d_in"], x_hat: Float[Tensor,
 
 
 def fve_value(sums: FveSums) -> float:
-    """`1 - error / scatter`, in (-inf, 1]. Raises ValueError if x does not vary (no token, one token, a constant)."""
+    """`1 - error / scatter`, in (-inf, 1]. Raises ValueError if x does not vary (no token, one
+    token, a constant).
+    """
     if not sums.scatter > 0:
         raise ValueError(f"fve needs x that varies; got {sums.n_tokens} tokens with no variance")
     return float(1 - sums.error / sums.scatter)
@@ -201,14 +242,16 @@ def fve_value(sums: FveSums) -> float:
 def fve(x: Float[Tensor, "*batch d_in"], x_hat: Float[Tensor, "*batch d_in"]) -> float:
     """Fraction of variance explained, `1 - sum (x - x_hat)^2 / sum (x - mean)^2`, in (-inf, 1].
 
-    Both sums run over all tokens and dimensions in float64, with one mean vector over all tokens, so that predicting
-    the mean scores exactly 0 (a mean of per-token or per-dimension ratios would not). Drop padding beforehand.
+    Both sums run over all tokens and dimensions in float64, with one mean vector over all tokens,
+    so that predicting the mean scores exactly 0 (a mean of per-token or per-dimension ratios would
+    not). Drop padding beforehand.
     """
     return fve_value(fve_add(fve_start(x.shape[-1]), x, x_hat))
 
 
 def ce_recovered(ce_clean: float, ce_spliced: float, ce_ablated: float) -> float:
-    """`(ablated - spliced) / (ablated - clean)` of cross-entropies in nats a token, at most about 1.
+    """`(ablated - spliced) / (ablated - clean)` of cross-entropies in nats a token, at most about
+    1.
 
     1 = nothing lost, 0 = as bad as the mean-ablated model; `delta CE` is `ce_spliced - ce_clean`.
     Raises ValueError unless ablating costs something.
@@ -227,25 +270,33 @@ def l0(vals: Float[Tensor, "*batch k"], valid: Bool[Tensor, "*batch"] | None = N
     return float(kept.double().mean())
 
 
-def firing_rate(codes: Codes) -> Float[Tensor, " d_sae"]:
+def firing_rate(codes: CodedText) -> Float[Tensor, " d_sae"]:
     """Share of the valid tokens at which each feature is active, in [0, 1]."""
-    return torch.bincount(codes.idx[codes.vals > 0], minlength=codes.d_sae).double() / codes.n_tokens
+    return (
+        torch.bincount(codes.idx[codes.vals > 0], minlength=codes.d_sae).double() / codes.n_tokens
+    )
 
 
-def alive_frac(codes: Codes) -> float:
-    """Share of the d_sae features that are active on at least one valid token; dead fraction = 1 - this."""
+def alive_frac(codes: CodedText) -> float:
+    """Share of the d_sae features that are active on at least one valid token; dead fraction = 1 -
+    this.
+    """
     return float((firing_rate(codes) > 0).double().mean())
 
 
 # ---------------------------------------------------------------- similarity of pairs of tokens
 
 
-def _pairs(codes: Codes, lag: int) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]:
+def _pairs(
+    codes: CodedText, lag: int
+) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]:
     """Rows of `token_matrix` that are `lag` apart in one chunk, both valid: (earlier, later)."""
     valid = codes.valid.numpy()
     longest = int(valid.sum(1).max())
     if not 0 < lag < longest:
-        raise ValueError(f"pairs need 0 < lag < longest chunk; got lag={lag}, longest chunk={longest}")
+        raise ValueError(
+            f"pairs need 0 < lag < longest chunk; got lag={lag}, longest chunk={longest}"
+        )
     later = np.flatnonzero(np.pad(valid[:, lag:], ((0, 0), (lag, 0))))
     return later - lag, later
 
@@ -261,30 +312,40 @@ def _similarity(
 
 def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     """top / bottom, and 0 where the bottom is 0."""
-    return np.divide(top, bottom, out=np.zeros(np.broadcast_shapes(top.shape, bottom.shape)), where=bottom > 0)
+    return np.divide(
+        top, bottom, out=np.zeros(np.broadcast_shapes(top.shape, bottom.shape)), where=bottom > 0
+    )
 
 
-def jaccard(codes: Codes, lag: int = 1) -> float:
+def jaccard(codes: CodedText, lag: int = 1) -> float:
     """Mean Jaccard overlap of the active sets of tokens `lag` apart in a chunk, in [0, 1].
 
-    Two empty sets count as overlap 0: silence is not persistence. Raises ValueError if no two tokens are `lag` apart.
+    Two empty sets count as overlap 0: silence is not persistence. Raises ValueError if no two
+    tokens are `lag` apart.
     """
     return float(_similarity(_support(codes), *_pairs(codes, lag)).mean())
 
 
-def jaccard_by_document(codes: Codes, lag: int = 1) -> tuple[Float[np.ndarray, " n_doc"], Int[np.ndarray, " n_doc"]]:
-    """Summed overlap and number of pairs of each document, ids ascending: what `jaccard` is the ratio of sums of."""
+def jaccard_by_document(
+    codes: CodedText, lag: int = 1
+) -> tuple[Float[np.ndarray, " n_doc"], Int[np.ndarray, " n_doc"]]:
+    """Summed overlap and number of pairs of each document, ids ascending: what `jaccard` is the
+    ratio of sums of.
+    """
     first, second = _pairs(codes, lag)
     document = np.repeat(document_rank(codes), codes.valid.shape[1])[first]
     n_pairs = np.bincount(document, minlength=int(document_rank(codes).max()) + 1)
     return _sums(document, _similarity(_support(codes), first, second), len(n_pairs)), n_pairs
 
 
-def jaccard_kappa(codes: Codes, lag: int = 1, generator: torch.Generator | None = None) -> float:
+def jaccard_kappa(
+    codes: CodedText, lag: int = 1, generator: torch.Generator | None = None
+) -> float:
     """Chance-corrected overlap, `(J - J0) / (1 - J0)`, at most 1: 0 for codes in random order.
 
-    J0 is the mean over as many random pairs of distinct valid tokens, at least 10,000, drawn with `generator`
-    (None: seed 0). A code that is the same at every token gives 0: there is nothing above chance to show.
+    J0 is the mean over as many random pairs of distinct valid tokens, at least 10,000, drawn with
+    `generator` (None: seed 0). A code that is the same at every token gives 0: there is nothing
+    above chance to show.
     """
     matrix, (first, second) = _support(codes), _pairs(codes, lag)
     rows = np.flatnonzero(codes.valid.numpy())
@@ -315,7 +376,9 @@ class Stability:
     eligible: Bool[np.ndarray, " d_sae"]
     eligible_frac: float  # eligible features / d_sae
     macro_by_lag: Float[np.ndarray, " lags"]  # TSS_j: mean of max(0, kappa)
-    weighted_by_lag: Float[np.ndarray, " lags"]  # the same, weighted by each feature's summed contribution
+    weighted_by_lag: Float[
+        np.ndarray, " lags"
+    ]  # the same, weighted by each feature's summed contribution
     macro: float  # TSS: mean of macro_by_lag
     weighted: float
     macro_replicates: Float[np.ndarray, " n_boot"]  # TSS of each bootstrap sample of documents
@@ -325,7 +388,7 @@ class Stability:
 
 
 def tss(
-    codes: Codes,
+    codes: CodedText,
     dec_norm: Float[Tensor, " d_sae"] | None = None,
     lags: Iterable[int] = range(1, 17),
     null: Null = "global",
@@ -336,15 +399,17 @@ def tss(
     min_documents: int = 5,
     max_chance: float = 0.95,
 ) -> Stability:
-    """Temporal stability score: per lag j the mean over eligible features of `max(0, kappa)`, in [0, 1].
+    """Temporal stability score: per lag j the mean over eligible features of `max(0, kappa)`, in
+    [0, 1].
 
-    `p(j) = sum_t min(a_t, a_{t+j}) / sum_t max(a_t, a_{t+j})` over the pairs inside chunks, a = acts * dec_norm;
-    `p0 = sum_i (N-i) a_(i) / sum_i (i-1) a_(i)` over the N ascending values of all tokens (null "global": the ratio
-    of expectations over all orders of the tokens) or of each document's, weighted by its pairs at that lag
-    ("document": orders inside documents, so that a topic is chance); `kappa = (p - p0) / (1 - p0)`.
-    Eligible: active at `min_tokens` tokens in `min_documents` documents, and p0 <= `max_chance` at all lags.
-    `n_boot` bootstrap samples of documents hold p0 and eligibility fixed; equal seeds pair the samples of two models.
-    Raises ValueError for a lag that no chunk is long enough for.
+    `p(j) = sum_t min(a_t, a_{t+j}) / sum_t max(a_t, a_{t+j})` over the pairs inside chunks, a =
+    acts * dec_norm; `p0 = sum_i (N-i) a_(i) / sum_i (i-1) a_(i)` over the N ascending values of all
+    tokens (null "global": the ratio of expectations over all orders of the tokens) or of each
+    document's, weighted by its pairs at that lag ("document": orders inside documents, so that a
+    topic is chance); `kappa = (p - p0) / (1 - p0)`. Eligible: active at `min_tokens` tokens in
+    `min_documents` documents, and p0 <= `max_chance` at all lags. `n_boot` bootstrap samples of
+    documents hold p0 and eligibility fixed; equal seeds pair the samples of two models. Raises
+    ValueError for a lag that no chunk is long enough for.
     """
     lags = tuple(lags)
     if not lags:
@@ -360,11 +425,15 @@ def tss(
         p.append(ratio(low.sum(0), high.sum(0)))
         p0.append(_chance_level(chance, n_pairs, codes.d_sae))
         boot = ratio((low.T @ weights.T).T, (high.T @ weights.T).T)
-        resampled += np.maximum(_kappa(boot, p0[-1]), 0) / len(lags)
+        resampled += np.maximum(_above_chance(boot, p0[-1]), 0) / len(lags)
     level = np.stack(p0)
     n_active, n_documents = _activity(codes, matrix, rank)
-    eligible = (n_active >= min_tokens) & (n_documents >= min_documents) & (level.max(0) <= max_chance)
-    return _stability(lags, np.stack(p), level, eligible, matrix.sum(0), resampled, int(rank.max()) + 1)
+    eligible = (
+        (n_active >= min_tokens) & (n_documents >= min_documents) & (level.max(0) <= max_chance)
+    )
+    return _stability(
+        lags, np.stack(p), level, eligible, matrix.sum(0), resampled, int(rank.max()) + 1
+    )
 
 
 def _stability(
@@ -376,10 +445,14 @@ def _stability(
     resampled: Float[np.ndarray, "n_boot d_sae"],
     n_doc: int,
 ) -> Stability:
-    kappa = _kappa(p, p0)
+    kappa = _above_chance(p, p0)
     even, by_activity = eligible.astype(float), eligible * contribution
-    macro_by_lag, weighted_by_lag = (_mean(np.maximum(kappa, 0), w) for w in (even, by_activity))
-    macro_replicates, weighted_replicates = (_mean(resampled, w) for w in (even, by_activity))
+    macro_by_lag, weighted_by_lag = (
+        _weighted_mean(np.maximum(kappa, 0), w) for w in (even, by_activity)
+    )
+    macro_replicates, weighted_replicates = (
+        _weighted_mean(resampled, w) for w in (even, by_activity)
+    )
     return Stability(
         lags=lags,
         p=p,
@@ -398,19 +471,23 @@ def _stability(
     )
 
 
-def _mean(values: Float[np.ndarray, "rows d_sae"], weight: Float[np.ndarray, " d_sae"]) -> Float[np.ndarray, " rows"]:
+def _weighted_mean(
+    values: Float[np.ndarray, "rows d_sae"], weight: Float[np.ndarray, " d_sae"]
+) -> Float[np.ndarray, " rows"]:
     """Weighted mean of each row; 0 where nothing has weight."""
     return values @ weight / weight.sum() if weight.sum() > 0 else np.zeros(len(values))
 
 
-def _kappa(p: np.ndarray, p0: np.ndarray) -> np.ndarray:
+def _above_chance(p: np.ndarray, p0: np.ndarray) -> np.ndarray:
     return ratio(p - p0, np.broadcast_to(1 - p0, p.shape))
 
 
 def _overlap_sums(
-    codes: Codes, matrix: sparse.csr_array, rank: Int[np.ndarray, " n_seq"], lag: int
+    codes: CodedText, matrix: sparse.csr_array, rank: Int[np.ndarray, " n_seq"], lag: int
 ) -> tuple[sparse.csr_array, sparse.csr_array, Int[np.ndarray, " n_doc"]]:
-    """Sums of min and of max over each document's pairs at `lag`, both (n_doc, d_sae), and the number of pairs."""
+    """Sums of min and of max over each document's pairs at `lag`, both (n_doc, d_sae), and the
+    number of pairs.
+    """
     first, second = _pairs(codes, lag)
     document = np.repeat(rank, codes.valid.shape[1])[first]
     n_doc = int(rank.max()) + 1
@@ -423,7 +500,9 @@ def _overlap_sums(
 
 @dataclass(frozen=True, eq=False)
 class ChanceSums:
-    """Per group (feature, document) the sums of `p0`; with the global null all documents are one group."""
+    """Per group (feature, document) the sums of `p0`; with the global null all documents are one
+    group.
+    """
 
     feature: Int[np.ndarray, " group"]
     document: Int[np.ndarray, " group"]
@@ -433,7 +512,9 @@ class ChanceSums:
     pooled: bool
 
 
-def _chance_sums(codes: Codes, matrix: sparse.csr_array, rank: Int[np.ndarray, " n_seq"], null: Null) -> ChanceSums:
+def _chance_sums(
+    codes: CodedText, matrix: sparse.csr_array, rank: Int[np.ndarray, " n_seq"], null: Null
+) -> ChanceSums:
     pooled = null == "global"
     chunk_rank = np.zeros_like(rank) if pooled else rank
     n_tokens = np.bincount(chunk_rank, weights=codes.valid.numpy().sum(1)).astype(np.int64)
@@ -441,20 +522,32 @@ def _chance_sums(codes: Codes, matrix: sparse.csr_array, rank: Int[np.ndarray, "
     document = chunk_rank[entries.coords[0] // codes.valid.shape[1]]
     group = entries.coords[1].astype(np.int64) * len(n_tokens) + document
     order = np.lexsort((entries.data, group))
-    value, (ids, first, size) = entries.data[order], np.unique(group[order], return_index=True, return_counts=True)
+    value, (ids, first, size) = (
+        entries.data[order],
+        np.unique(group[order], return_index=True, return_counts=True),
+    )
     n = n_tokens[ids % len(n_tokens)]
-    above = np.repeat(first + size, size) - 1 - np.arange(len(value))  # N - i, for the i-th of N with the zeros first
+    above = (
+        np.repeat(first + size, size) - 1 - np.arange(len(value))
+    )  # N - i, for the i-th of N with the zeros first
     below = np.repeat(n, size) - 1 - above  # i - 1
     member = np.repeat(np.arange(len(ids)), size)
     low, high = (_sums(member, value * times, len(ids)) for times in (above, below))
     return ChanceSums(ids // len(n_tokens), ids % len(n_tokens), low, high, n_tokens, pooled)
 
 
-def _chance_level(chance: ChanceSums, n_pairs: Int[np.ndarray, " n_doc"], d_sae: int) -> Float[np.ndarray, " d_sae"]:
-    """`p0` of each feature: a document's expected min and max, times its number of pairs at the lag."""
+def _chance_level(
+    chance: ChanceSums, n_pairs: Int[np.ndarray, " n_doc"], d_sae: int
+) -> Float[np.ndarray, " d_sae"]:
+    """`p0` of each feature: a document's expected min and max, times its number of pairs at the
+    lag.
+    """
     n = chance.n_tokens
     weight = np.ones(1) if chance.pooled else ratio(n_pairs, n * (n - 1.0))
-    low, high = (_sums(chance.feature, part * weight[chance.document], d_sae) for part in (chance.low, chance.high))
+    low, high = (
+        _sums(chance.feature, part * weight[chance.document], d_sae)
+        for part in (chance.low, chance.high)
+    )
     return ratio(low, high)
 
 
@@ -464,35 +557,51 @@ def _sums(group: np.ndarray, values: np.ndarray, n_groups: int) -> np.ndarray:
 
 
 def _activity(
-    codes: Codes, matrix: sparse.csr_array, rank: Int[np.ndarray, " n_seq"]
+    codes: CodedText, matrix: sparse.csr_array, rank: Int[np.ndarray, " n_seq"]
 ) -> tuple[Int[np.ndarray, " d_sae"], Int[np.ndarray, " d_sae"]]:
     """Active tokens and documents with at least one, of each feature."""
     token, feature = matrix.nonzero()
     n_doc = int(rank.max()) + 1
     seen = np.unique(feature.astype(np.int64) * n_doc + rank[token // codes.valid.shape[1]])
-    return np.bincount(feature, minlength=codes.d_sae), np.bincount(seen // n_doc, minlength=codes.d_sae)
+    return np.bincount(feature, minlength=codes.d_sae), np.bincount(
+        seen // n_doc, minlength=codes.d_sae
+    )
 
 
-def resamples(n_doc: int, n_boot: int, generator: torch.Generator | None) -> Float[np.ndarray, "n_boot n_doc"]:
+def resamples(
+    n_doc: int, n_boot: int, generator: torch.Generator | None
+) -> Float[np.ndarray, "n_boot n_doc"]:
     """How often each document is drawn in each bootstrap sample; no sample of a single document."""
     if n_doc < 2:
         return np.zeros((0, n_doc))
     draws = _randint(n_doc, (n_boot, n_doc), generator)
-    return np.stack([np.bincount(d, minlength=n_doc) for d in draws]).astype(float) if n_boot else np.zeros((0, n_doc))
+    return (
+        np.stack([np.bincount(d, minlength=n_doc) for d in draws]).astype(float)
+        if n_boot
+        else np.zeros((0, n_doc))
+    )
 
 
 def interval(
-    value: float, replicates: Float[np.ndarray, " n_boot"], n_doc: int, least: float = 0.0, most: float = 1.0
+    value: float,
+    replicates: Float[np.ndarray, " n_boot"],
+    n_doc: int,
+    least: float = 0.0,
+    most: float = 1.0,
 ) -> tuple[float, float]:
-    """95 % interval `value +- t sd(replicates) sqrt(n / (n - 1))`, cut to [least, most], t of n - 1 degrees of freedom.
+    """95 % interval `value +- t sd(replicates) sqrt(n / (n - 1))`, cut to [least, most], t of n - 1
+    degrees of freedom.
 
-    n documents were resampled; without two replicates and two documents it is [least, most], nothing known.
-    Not percentile: a ratio of sums has a bias of order 1 / n that every bootstrap sample repeats, so that a
-    percentile interval of a mean over thousands of features can miss the very value it is of.
+    n documents were resampled; without two replicates and two documents it is [least, most],
+    nothing known. Not percentile: a ratio of sums has a bias of order 1 / n that every bootstrap
+    sample repeats, so that a percentile interval of a mean over thousands of features can miss the
+    very value it is of.
     """
     if len(replicates) < 2 or n_doc < 2:
         return least, most
-    half = float(stats.t.ppf(0.975, n_doc - 1) * replicates.std(ddof=1) * np.sqrt(n_doc / (n_doc - 1)))
+    half = float(
+        stats.t.ppf(0.975, n_doc - 1) * replicates.std(ddof=1) * np.sqrt(n_doc / (n_doc - 1))
+    )
     return max(value - half, least), min(value + half, most)
 
 
@@ -509,14 +618,16 @@ class Responsiveness:
     n_splices: int
 
 
-def splice(
+def splice_documents(
     x: Float[Tensor, "n_seq seq d_in"], document: Int[Tensor, " n_seq"], at: int
 ) -> tuple[Float[Tensor, "n_spliced seq d_in"], Int[Tensor, " n_spliced"]]:
-    """Chunks that begin as one document and go on, from position `at`, as another: (x, index of the chunk begun with).
+    """Chunks that begin as one document and go on, from position `at`, as another: (x, index of the
+    chunk begun with).
 
-    Encode the result and give it to `responsiveness`. Each chunk is continued by one of another document (the chunks
-    in order of document, moved on by the size of the largest); chunks that cannot be are left out. `x` may be the
-    activations, or anything else by token. Raises ValueError for a seam outside the chunk or a single document.
+    Encode the result and give it to `responsiveness`. Each chunk is continued by one of another
+    document (the chunks in order of document, moved on by the size of the largest); chunks that
+    cannot be are left out. `x` may be the activations, or anything else by token. Raises ValueError
+    for a seam outside the chunk or a single document.
     """
     if not 0 < at < x.shape[1]:
         raise ValueError(f"splice needs 0 < at < {x.shape[1]}; got {at}")
@@ -530,28 +641,36 @@ def splice(
 
 
 def responsiveness(
-    codes: Codes, at: int | None = None, dec_norm: Float[Tensor, " d_sae"] | None = None
+    codes: CodedText, at: int | None = None, dec_norm: Float[Tensor, " d_sae"] | None = None
 ) -> Responsiveness:
-    """`within - across`: does the code let go when the text changes? In [-1, 1]; high TSS with a low value is a lag.
+    """`within - across`: does the code let go when the text changes? In [-1, 1]; high TSS with a
+    low value is a lag.
 
-    Similarity of two tokens is `sum_f min(a, b) / sum_f max(a, b)` of their contributions (0 for two empty codes).
-    With `at`, `codes` are of chunks spliced by `splice` at that position: the state is carried over the seam, and
-    across is the pair (at - 1, at). Without, across is the last token of a chunk and the first of the next of another
-    document: what similarity two texts have when nothing is carried. Raises ValueError if there is no such pair.
+    Similarity of two tokens is `sum_f min(a, b) / sum_f max(a, b)` of their contributions (0 for
+    two empty codes). With `at`, `codes` are of chunks spliced by `splice` at that position: the
+    state is carried over the seam, and across is the pair (at - 1, at). Without, across is the last
+    token of a chunk and the first of the next of another document: what similarity two texts have
+    when nothing is carried. Raises ValueError if there is no such pair.
     """
     matrix, seq = token_matrix(codes, dec_norm), codes.valid.shape[1]
     first, second = _pairs(codes, 1)
     seam = second % seq == at if at is not None else np.zeros(len(second), bool)
     across = (first[seam], second[seam]) if at is not None else _document_ends(codes)
     if len(across[0]) == 0 or seam.all():
-        raise ValueError("responsiveness needs pairs of neighbours inside a document and across a seam; got none")
+        raise ValueError(
+            "responsiveness needs pairs of neighbours inside a document and across a seam; got none"
+        )
     inside = float(_similarity(matrix, first[~seam], second[~seam]).mean())
     outside = float(_similarity(matrix, *across).mean())
     return Responsiveness(inside, outside, inside - outside, len(across[0]))
 
 
-def _document_ends(codes: Codes) -> tuple[Int[np.ndarray, " splices"], Int[np.ndarray, " splices"]]:
-    """Rows of the last token of a chunk and of the first of the next chunk, where that is of another document."""
+def _document_ends(
+    codes: CodedText,
+) -> tuple[Int[np.ndarray, " splices"], Int[np.ndarray, " splices"]]:
+    """Rows of the last token of a chunk and of the first of the next chunk, where that is of
+    another document.
+    """
     length = codes.valid.sum(1).numpy()
     chunk = np.flatnonzero(length > 0)
     before, after = chunk[:-1], chunk[1:]
@@ -560,15 +679,19 @@ def _document_ends(codes: Codes) -> tuple[Int[np.ndarray, " splices"], Int[np.nd
     return before[differ] * seq + length[before[differ]] - 1, after[differ] * seq
 
 
-def smoothness(codes: Codes, x: Float[Tensor, "n_seq seq d_in"]) -> float:
-    """`max_t |a_t - a_{t-1}| / |x_t - x_{t-1}|_2`, the mean over the features active in a chunk and over chunks.
+def smoothness(codes: CodedText, x: Float[Tensor, "n_seq seq d_in"]) -> float:
+    """`max_t |a_t - a_{t-1}| / |x_t - x_{t-1}|_2`, the mean over the features active in a chunk and
+    over chunks.
 
-    Our reading of T-SAE's smoothness (Bhalla et al. 2025, arXiv 2511.05541): lower is smoother; >= 0, in units of
-    activation by norm of x. It depends on the scale of the code and rewards silence: never a headline. Pairs whose x
-    are closer than 1e-8 are left out. Raises ValueError if no pair or no active feature is left.
+    Our reading of T-SAE's smoothness (Bhalla et al. 2025, arXiv 2511.05541): lower is smoother; >=
+    0, in units of activation by norm of x. It depends on the scale of the code and rewards silence:
+    never a headline. Pairs whose x are closer than 1e-8 are left out. Raises ValueError if no pair
+    or no active feature is left.
     """
     if x.shape[:2] != codes.valid.shape:
-        raise ValueError(f"smoothness needs x {tuple(codes.valid.shape)} + (d_in,); got {tuple(x.shape)}")
+        raise ValueError(
+            f"smoothness needs x {tuple(codes.valid.shape)} + (d_in,); got {tuple(x.shape)}"
+        )
     first, second = _pairs(codes, 1)
     distance = _distance(x.detach().cpu().reshape(-1, x.shape[-1]), first, second)
     apart = distance > EPS_DISTANCE
@@ -577,9 +700,13 @@ def smoothness(codes: Codes, x: Float[Tensor, "n_seq seq d_in"]) -> float:
     slope = abs(matrix[first] - matrix[second]).tocoo()
     token, feature = matrix.nonzero()
     compared = np.isin(token, np.union1d(first, second))
-    groups = np.unique(feature[compared].astype(np.int64) * len(codes.valid) + token[compared] // seq)
+    groups = np.unique(
+        feature[compared].astype(np.int64) * len(codes.valid) + token[compared] // seq
+    )
     if len(groups) == 0:
-        raise ValueError("smoothness needs an active feature and two different neighbouring x; got none")
+        raise ValueError(
+            "smoothness needs an active feature and two different neighbouring x; got none"
+        )
     group = slope.coords[1].astype(np.int64) * len(codes.valid) + first[slope.coords[0]] // seq
     steepest = np.zeros(len(groups))
     np.maximum.at(steepest, np.searchsorted(groups, group), slope.data / distance[slope.coords[0]])
@@ -587,9 +714,14 @@ def smoothness(codes: Codes, x: Float[Tensor, "n_seq seq d_in"]) -> float:
 
 
 def _distance(
-    flat: Float[Tensor, "n_tokens d_in"], first: Int[np.ndarray, " pairs"], second: Int[np.ndarray, " pairs"]
+    flat: Float[Tensor, "n_tokens d_in"],
+    first: Int[np.ndarray, " pairs"],
+    second: Int[np.ndarray, " pairs"],
 ) -> Float[np.ndarray, " pairs"]:
     """Euclidean distance of each pair of rows, in blocks so that no copy of all rows is made."""
     blocks = range(0, len(first), 16_384)
-    parts = [(flat[first[b : b + 16_384]] - flat[second[b : b + 16_384]]).double().norm(dim=-1) for b in blocks]
+    parts = [
+        (flat[first[b : b + 16_384]] - flat[second[b : b + 16_384]]).double().norm(dim=-1)
+        for b in blocks
+    ]
     return torch.cat(parts).numpy()

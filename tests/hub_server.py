@@ -1,4 +1,6 @@
-"""A hub of datasets on this machine: what the Hugging Face client asks for, answered from memory."""
+"""A hub of datasets on this machine: what the Hugging Face client asks for, answered from
+memory.
+"""
 
 import hashlib
 import http.server
@@ -38,7 +40,9 @@ def dataset(configurations: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]
 def serve(repositories: Mapping[tuple[str, str], Files]) -> Iterator[str]:
     """The address of a hub that holds the files of each (repository, revision)."""
     commits = {key: hashlib.sha1(repr(key).encode()).hexdigest() for key in repositories}
-    held = {(name, commits[name, revision]): files for (name, revision), files in repositories.items()}
+    held = {
+        (name, commits[name, revision]): files for (name, revision), files in repositories.items()
+    }
     held |= repositories
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -73,20 +77,27 @@ def _answer(
     path: str, held: Mapping[tuple[str, str], Files], commits: Mapping[tuple[str, str], str]
 ) -> tuple[bytes | None, dict[str, str]]:
     path, query = urlparse(path).path, urlparse(path).query
-    parts = [unquote(part) for part in path.removeprefix("/api").removeprefix("/datasets/").split("/")]
-    repository, (kind, revision, *inside) = "/".join(parts[:2]), (*parts[2:], "", "")[: max(len(parts) - 2, 2)]
+    parts = [
+        unquote(part) for part in path.removeprefix("/api").removeprefix("/datasets/").split("/")
+    ]
+    repository, (kind, revision, *inside) = (
+        "/".join(parts[:2]),
+        (*parts[2:], "", "")[: max(len(parts) - 2, 2)],
+    )
     files = held.get((repository, revision or "main"))
     if files is None:
-        return None, {"X-Error-Code": "RevisionNotFound" if (repository, "main") in held else "RepoNotFound"}
+        return None, {
+            "X-Error-Code": "RevisionNotFound" if (repository, "main") in held else "RepoNotFound"
+        }
     commit = commits.get((repository, revision or "main"), revision)
     name = "/".join(inside)
     if kind == "resolve" and name in files:
         etag = hashlib.sha1(files[name]).hexdigest()
         return files[name], {"ETag": f'"{etag}"', "X-Repo-Commit": commit}
     if kind == "tree":
-        return json.dumps(_folder(files, name.rstrip("/"), deep="recursive=true" in query.lower())).encode(), {
-            "Content-Type": "application/json"
-        }
+        return json.dumps(
+            _folder(files, name.rstrip("/"), deep="recursive=true" in query.lower())
+        ).encode(), {"Content-Type": "application/json"}
     if kind in ("", "revision"):
         siblings = [{"rfilename": file} for file in files]
         told = {"id": repository, "sha": commit, "private": False, "tags": [], "siblings": siblings}

@@ -15,7 +15,9 @@ finite = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
 grid = st.integers(-8, 8).map(float)  # sums and products of these are exact in float32
 
 
-def tensors(*shape: int, elements: st.SearchStrategy[float] = finite) -> st.SearchStrategy[torch.Tensor]:
+def tensors(
+    *shape: int, elements: st.SearchStrategy[float] = finite
+) -> st.SearchStrategy[torch.Tensor]:
     return hnp.arrays(np.float32, shape, elements=elements).map(torch.from_numpy)
 
 
@@ -33,11 +35,19 @@ def cut(data: st.DataObject, seq: int) -> list[tuple[int, int]]:
 
 
 @st.composite
-def dense_codes(draw: st.DrawFn, max_doc: int = 4, max_seq: int = 7, max_sae: int = 5) -> dict[str, torch.Tensor]:
-    """Arguments of `codes_from_dense`: small whole activations, many of them 0, ragged chunks of shared documents."""
+def dense_codes(
+    draw: st.DrawFn, max_doc: int = 4, max_seq: int = 7, max_sae: int = 5
+) -> dict[str, torch.Tensor]:
+    """Arguments of `codes_from_dense`: small whole activations, many of them 0, ragged chunks of
+    shared documents.
+    """
     doc, seq, d_sae = (draw(st.integers(1, top)) for top in (max_doc, max_seq, max_sae))
     return {
-        "acts": draw(tensors(doc, seq, d_sae, elements=st.sampled_from([0.0, 0.0, 0.0, 1.0, 1.0, 2.0, 3.0, 5.0]))),
+        "acts": draw(
+            tensors(
+                doc, seq, d_sae, elements=st.sampled_from([0.0, 0.0, 0.0, 1.0, 1.0, 2.0, 3.0, 5.0])
+            )
+        ),
         "lengths": torch.tensor([seq, *(draw(st.integers(0, seq)) for _ in range(doc - 1))]),
         "document": torch.tensor([draw(st.integers(0, 2)) for _ in range(doc)]),
         "start": torch.tensor([draw(st.sampled_from([0, 7])) for _ in range(doc)]),

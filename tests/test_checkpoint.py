@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from strategies import grid, sizes, tensors
 
-import checkpoint
+from tsae_lab import files
+from tsae_lab.jobs import checkpoint
 
 DTYPES = (
     torch.float64,
@@ -41,13 +42,19 @@ def temporary_files(folder):
 
 
 def bits(tensor):
-    """Dtype, shape and bytes, read element by element where it lies: equal for equal NaNs, unlike for 0.0 and -0.0."""
+    """Dtype, shape and bytes, read element by element where it lies: equal for equal NaNs, unlike
+    for 0.0 and -0.0.
+    """
     whole = tensor.contiguous().reshape(-1).view(torch.uint8)
     return tensor.dtype, tuple(tensor.shape), bytes(whole.tolist())
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -55,7 +62,9 @@ json_values = st.recursive(
 
 @st.composite
 def any_tensors(draw):
-    """Tensors of any bits (NaN payloads, infinities), dtype and up to 3 axes, some of length 0, some not contiguous."""
+    """Tensors of any bits (NaN payloads, infinities), dtype and up to 3 axes, some of length 0,
+    some not contiguous.
+    """
     dtype = draw(st.sampled_from(DTYPES))
     shape = draw(st.lists(st.integers(0, 3), max_size=3))
     n_bytes = torch.empty(shape, dtype=dtype).nbytes
@@ -72,12 +81,17 @@ names = st.text(min_size=1, max_size=5).filter(lambda name: name != "__metadata_
 
 
 @on_disk
-@given(st.dictionaries(names, any_tensors(), max_size=4), st.dictionaries(st.text(), json_values, max_size=3))
+@given(
+    st.dictionaries(names, any_tensors(), max_size=4),
+    st.dictionaries(st.text(), json_values, max_size=3),
+)
 def test_what_is_saved_is_loaded_bit_for_bit(folder, given_tensors, meta):
     path = folder / "any.safetensors"
     checkpoint.save_tensors(path, given_tensors, meta)
     loaded, loaded_meta = checkpoint.load_tensors(path)
-    assert {name: bits(t) for name, t in loaded.items()} == {name: bits(t) for name, t in given_tensors.items()}
+    assert {name: bits(t) for name, t in loaded.items()} == {
+        name: bits(t) for name, t in given_tensors.items()
+    }
     assert loaded_meta == meta
 
 
@@ -86,7 +100,9 @@ def test_what_is_saved_is_loaded_bit_for_bit(folder, given_tensors, meta):
 def test_a_saved_file_is_what_the_safetensors_library_reads(folder, given_tensors):
     path = folder / "library.safetensors"
     checkpoint.save_tensors(path, given_tensors, {})
-    assert {name: bits(t) for name, t in load_file(path).items()} == {n: bits(t) for n, t in given_tensors.items()}
+    assert {name: bits(t) for name, t in load_file(path).items()} == {
+        n: bits(t) for n, t in given_tensors.items()
+    }
 
 
 def test_loaded_tensors_are_aligned_and_do_not_change_with_the_file(tmp_path):
@@ -119,7 +135,11 @@ def test_the_same_content_gives_the_same_bytes_in_any_order(tmp_path):
 @pytest.fixture(scope="module")
 def small_file(folder):
     path = folder / "small.safetensors"
-    kept = {"a": torch.tensor([1.0, -0.0]), "b": torch.tensor(True), "d": torch.ones(1, dtype=torch.int64)}
+    kept = {
+        "a": torch.tensor([1.0, -0.0]),
+        "b": torch.tensor(True),
+        "d": torch.ones(1, dtype=torch.int64),
+    }
     checkpoint.save_tensors(path, kept, {"step": 100, "word": "é"})
     return path.read_bytes()
 
@@ -128,7 +148,9 @@ def test_a_flipped_bit_in_any_byte_is_refused(folder, small_file):
     path = folder / "flipped.safetensors"
     for at in range(len(small_file)):
         for bit in {at % 8, (at + 3) % 8}:
-            path.write_bytes(small_file[:at] + bytes([small_file[at] ^ 1 << bit]) + small_file[at + 1 :])
+            path.write_bytes(
+                small_file[:at] + bytes([small_file[at] ^ 1 << bit]) + small_file[at + 1 :]
+            )
             with pytest.raises(ValueError, match=r"flipped\.safetensors") as caught:
                 checkpoint.load_tensors(path)
             assert "\n" not in str(caught.value)
@@ -138,7 +160,9 @@ def test_every_truncated_or_longer_file_is_refused(folder, small_file):
     path = folder / "cut.safetensors"
     for content in (*(small_file[:n] for n in range(len(small_file))), small_file + b"\0"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"cut\.safetensors is truncated, damaged or no safetensors file"):
+        with pytest.raises(
+            ValueError, match=r"cut\.safetensors is truncated, damaged or no safetensors file"
+        ):
             checkpoint.load_tensors(path)
 
 
@@ -162,7 +186,9 @@ def test_a_missing_file_or_a_folder_is_an_error_with_its_name(tmp_path, name):
         checkpoint.load_tensors(tmp_path / name)
 
 
-@pytest.mark.parametrize("odd", [{"a": torch.zeros(2, dtype=torch.complex64)}, {"__metadata__": torch.zeros(2)}])
+@pytest.mark.parametrize(
+    "odd", [{"a": torch.zeros(2, dtype=torch.complex64)}, {"__metadata__": torch.zeros(2)}]
+)
 def test_what_the_format_cannot_hold_is_not_saved(tmp_path, odd):
     with pytest.raises(ValueError, match="has no place in the format"):
         checkpoint.save_tensors(tmp_path / "a", odd, {})
@@ -182,15 +208,24 @@ def half_then(error):
 
 @pytest.mark.parametrize("before", [None, b"old"])
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), ValueError("two\nlines"), KeyboardInterrupt()]
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        ValueError("two\nlines"),
+        KeyboardInterrupt(),
+    ],
 )
-def test_a_write_that_fails_half_way_leaves_what_was_there_and_no_other_file(tmp_path, before, error):
+def test_a_write_that_fails_half_way_leaves_what_was_there_and_no_other_file(
+    tmp_path, before, error
+):
     path = tmp_path / "a.json"
     if before is not None:
         path.write_bytes(before)
     with pytest.raises(type(error)) as caught:
-        checkpoint.write_atomic(path, half_then(error))
-    assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == ([] if before is None else [("a.json", before)])
+        files.write_atomic(path, half_then(error))
+    assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == (
+        [] if before is None else [("a.json", before)]
+    )
     if isinstance(error, OSError):
         assert caught.value.errno == errno.ENOSPC
     if not isinstance(error, KeyboardInterrupt):
@@ -225,41 +260,49 @@ def test_a_process_killed_in_the_middle_of_a_write_leaves_the_old_file(tmp_path)
     path = tmp_path / "a"
     path.write_bytes(b"old")
     env = {**os.environ, "PYTHONPATH": str(Path(checkpoint.__file__).parent)}
-    with subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, env=env) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, env=env
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"half\n"
         process.send_signal(signal.SIGKILL)
     assert path.read_bytes() == b"old"
     [left] = temporary_files(tmp_path)
-    checkpoint.write_atomic(path, lambda temporary: temporary.write_bytes(b"new"))
-    assert temporary_files(tmp_path) == [left]  # so young that it might be of a process that still writes
+    files.write_atomic(path, lambda temporary: temporary.write_bytes(b"new"))
+    assert temporary_files(tmp_path) == [
+        left
+    ]  # so young that it might be of a process that still writes
     long_ago = time.time() - 7200
     os.utime(tmp_path / left, (long_ago, long_ago))
-    checkpoint.write_atomic(path, lambda temporary: temporary.write_bytes(b"newer"))
+    files.write_atomic(path, lambda temporary: temporary.write_bytes(b"newer"))
     assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == [("a", b"newer")]
 
 
 def test_a_missing_folder_is_an_error_with_the_name_of_the_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"b/c\.json not written: No such file"):
-        checkpoint.write_json(tmp_path / "b" / "c.json", {})
+        files.write_json(tmp_path / "b" / "c.json", {})
 
 
 @on_disk
 @given(json_values)
 def test_json_is_read_back_as_it_was_written(folder, obj):
-    checkpoint.write_json(folder / "any.json", obj)
+    files.write_json(folder / "any.json", obj)
     assert json.loads((folder / "any.json").read_text()) == obj
 
 
 def test_csv_is_read_back_as_it_was_written(tmp_path):
-    rows = [{"word": 'a "quoted", one', "n": 1}, {"word": "two\nlines", "n": -2}, {"word": "[東]", "n": 3}]
-    checkpoint.write_csv(tmp_path / "rows.csv", rows)
+    rows = [
+        {"word": 'a "quoted", one', "n": 1},
+        {"word": "two\nlines", "n": -2},
+        {"word": "[東]", "n": 3},
+    ]
+    files.write_csv(tmp_path / "rows.csv", rows)
     with (tmp_path / "rows.csv").open(newline="", encoding="utf-8") as file:
         assert [{**row, "n": int(row["n"])} for row in csv.DictReader(file)] == rows
     with pytest.raises(ValueError, match=r"rows\.csv"):
-        checkpoint.write_csv(tmp_path / "rows.csv", [{"a": 1}, {"b": 2}])
+        files.write_csv(tmp_path / "rows.csv", [{"a": 1}, {"b": 2}])
     assert "quoted" in (tmp_path / "rows.csv").read_text()
-    checkpoint.write_csv(tmp_path / "rows.csv", [])
+    files.write_csv(tmp_path / "rows.csv", [])
     assert (tmp_path / "rows.csv").read_text() == ""
 
 
@@ -268,23 +311,25 @@ def test_json_with_nan_or_infinity_is_refused_with_its_place(tmp_path, odd):
     path = tmp_path / "a.json"
     path.write_text("old")
     with pytest.raises(ValueError, match=rf"a\.json not written: means\.loss\.1 is {odd}"):
-        checkpoint.write_json(path, {"n": 1, "means": {"loss": [0.5, odd]}})
+        files.write_json(path, {"n": 1, "means": {"loss": [0.5, odd]}})
     with pytest.raises(ValueError, match="not written: step is"):
         checkpoint.save_tensors(path, {}, {"step": odd})
     with pytest.raises(ValueError, match="not written: it is"):
-        checkpoint.write_json(path, odd)
+        files.write_json(path, odd)
     assert path.read_text() == "old"
 
 
 def test_an_object_that_json_does_not_know_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a\.json not written: Object of type Tensor"):
-        checkpoint.write_json(tmp_path / "a.json", {"loss": torch.tensor(1.0)})
+        files.write_json(tmp_path / "a.json", {"loss": torch.tensor(1.0)})
 
 
 def test_too_little_space_is_an_error_with_needed_and_free_bytes(tmp_path):
-    checkpoint.require_space(tmp_path / "not" / "yet" / "there", 1)
-    with pytest.raises(OSError, match=r"a needs 1,000,000,000,000,000,000 bytes of disk, [\d,]+ are free") as caught:
-        checkpoint.require_space(tmp_path / "a", 10**18)
+    files.require_space(tmp_path / "not" / "yet" / "there", 1)
+    with pytest.raises(
+        OSError, match=r"a needs 1,000,000,000,000,000,000 bytes of disk, [\d,]+ are free"
+    ) as caught:
+        files.require_space(tmp_path / "a", 10**18)
     assert caught.value.errno == errno.ENOSPC
 
 
@@ -304,48 +349,89 @@ def save(folder, sae, k=2, **metadata):
 def edit(folder, **changes):
     """Writes `changes` into cfg.json; None takes the key away."""
     cfg = json.loads((folder / "cfg.json").read_text()) | changes
-    (folder / "cfg.json").write_text(json.dumps({name: value for name, value in cfg.items() if value is not None}))
+    (folder / "cfg.json").write_text(
+        json.dumps({name: value for name, value in cfg.items() if value is not None})
+    )
 
 
 def rewrite(folder, **changes):
-    """Writes `changes` into the weights as another program would, without a checksum; None takes the tensor away."""
+    """Writes `changes` into the weights as another program would, without a checksum; None takes
+    the tensor away.
+    """
     weights = load_file(folder / "sae_weights.safetensors") | changes
     kept = {name: tensor for name, tensor in weights.items() if tensor is not None}
     save_file(kept, folder / "sae_weights.safetensors")
 
 
 def codes_by_loop(x, sae, cfg):
-    """Codes and reconstruction of one token as SAELens defines them, feature by feature in Python floats."""
-    W_enc, b_enc, W_dec, b_dec = (sae[name].double().tolist() for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
-    norm = [sum(w * w for w in row) ** 0.5 if cfg.get("rescale_acts_by_decoder_norm") else 1.0 for row in W_dec]
-    centred = [a - b if cfg.get("apply_b_dec_to_input", True) else a for a, b in zip(x.tolist(), b_dec, strict=True)]
-    pre = [(sum(a * W_enc[i][f] for i, a in enumerate(centred)) + b_enc[f]) * norm[f] for f in range(len(b_enc))]
+    """Codes and reconstruction of one token as SAELens defines them, feature by feature in Python
+    floats.
+    """
+    W_enc, b_enc, W_dec, b_dec = (
+        sae[name].double().tolist() for name in ("W_enc", "b_enc", "W_dec", "b_dec")
+    )
+    norm = [
+        sum(w * w for w in row) ** 0.5 if cfg.get("rescale_acts_by_decoder_norm") else 1.0
+        for row in W_dec
+    ]
+    centred = [
+        a - b if cfg.get("apply_b_dec_to_input", True) else a
+        for a, b in zip(x.tolist(), b_dec, strict=True)
+    ]
+    pre = [
+        (sum(a * W_enc[i][f] for i, a in enumerate(centred)) + b_enc[f]) * norm[f]
+        for f in range(len(b_enc))
+    ]
     chosen = sorted(range(len(pre)), key=lambda f: -pre[f])[: cfg["k"]]
     acts = [max(pre[f], 0.0) if f in chosen else 0.0 for f in range(len(pre))]
-    x_hat = [sum(acts[f] / norm[f] * W_dec[f][i] for f in range(len(pre))) + b for i, b in enumerate(b_dec)]
+    x_hat = [
+        sum(acts[f] / norm[f] * W_dec[f][i] for f in range(len(pre))) + b
+        for i, b in enumerate(b_dec)
+    ]
     return acts, x_hat
 
 
 @on_disk
 @given(st.data(), sizes("d_in", "d_sae"))
 def test_an_sae_comes_back_bit_for_bit_with_its_configuration(folder, data, n):
-    shapes = {"W_enc": ("d_in", "d_sae"), "b_enc": ("d_sae",), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
+    shapes = {
+        "W_enc": ("d_in", "d_sae"),
+        "b_enc": ("d_sae",),
+        "W_dec": ("d_sae", "d_in"),
+        "b_dec": ("d_in",),
+    }
     sae = {name: data.draw(tensors(*(n[axis] for axis in axes))) for name, axes in shapes.items()}
     k = data.draw(st.integers(1, n["d_sae"]))
     save(folder / "sae", sae, k=k, n_tokens=7)
     loaded, cfg = checkpoint.load_saelens(folder / "sae", d_in=n["d_in"], d_sae=n["d_sae"])
-    assert {name: bits(t) for name, t in loaded.items()} == {name: bits(t) for name, t in sae.items()}
+    assert {name: bits(t) for name, t in loaded.items()} == {
+        name: bits(t) for name, t in sae.items()
+    }
     assert (cfg["k"], cfg["d_in"], cfg["d_sae"]) == (k, n["d_in"], n["d_sae"])
-    assert cfg["metadata"] == {"sae_lens_version": "6.0.0", "model_name": "lm", "hook_name": "h", "n_tokens": 7}
+    assert cfg["metadata"] == {
+        "sae_lens_version": "6.0.0",
+        "model_name": "lm",
+        "hook_name": "h",
+        "n_tokens": 7,
+    }
 
 
 def test_the_files_hold_what_saelens_asks_for_and_nothing_else(tmp_path):
     sae = {name: tensor.bfloat16() for name, tensor in an_sae().items()}
     save(tmp_path / "new" / "sae", sae)
     weights = load_file(tmp_path / "new" / "sae" / "sae_weights.safetensors")
-    assert {name: bits(t) for name, t in weights.items()} == {name: bits(t.float()) for name, t in sae.items()}
+    assert {name: bits(t) for name, t in weights.items()} == {
+        name: bits(t.float()) for name, t in sae.items()
+    }
     assert json.loads((tmp_path / "new" / "sae" / "cfg.json").read_text()) == {
-        **{"architecture": "topk", "d_in": 3, "d_sae": 5, "k": 2, "dtype": "float32", "device": "cpu"},
+        **{
+            "architecture": "topk",
+            "d_in": 3,
+            "d_sae": 5,
+            "k": 2,
+            "dtype": "float32",
+            "device": "cpu",
+        },
         **{"apply_b_dec_to_input": True, "normalize_activations": "none"},
         "metadata": {"sae_lens_version": "6.0.0", "model_name": "lm", "hook_name": "h"},
     }
@@ -363,7 +449,9 @@ def test_options_are_turned_into_weights_with_the_same_codes(folder, rescale, b_
     edit(path, rescale_acts_by_decoder_norm=rescale, apply_b_dec_to_input=b_dec_to_input)
     raw = json.loads((path / "cfg.json").read_text())
     loaded, cfg = checkpoint.load_saelens(path)
-    for ours, theirs in zip(codes_by_loop(x, loaded, {"k": cfg["k"]}), codes_by_loop(x, sae, raw), strict=True):
+    for ours, theirs in zip(
+        codes_by_loop(x, loaded, {"k": cfg["k"]}), codes_by_loop(x, sae, raw), strict=True
+    ):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
     assert torch.equal(loaded["W_dec"], sae["W_dec"]) is not bool(rescale)
     assert (cfg["apply_b_dec_to_input"], cfg["rescale_acts_by_decoder_norm"]) == (True, False)
@@ -391,7 +479,9 @@ def test_half_precision_weights_are_loaded_as_float32(tmp_path):
     save(tmp_path, an_sae())
     rewrite(tmp_path, **{name: tensor.half() for name, tensor in an_sae().items()})
     loaded, _ = checkpoint.load_saelens(tmp_path)
-    assert all(torch.equal(loaded[name], tensor.half().float()) for name, tensor in an_sae().items())
+    assert all(
+        torch.equal(loaded[name], tensor.half().float()) for name, tensor in an_sae().items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -399,9 +489,15 @@ def test_half_precision_weights_are_loaded_as_float32(tmp_path):
     [
         ({"architecture": "jumprelu"}, "cfg.json needs architecture='topk'; got 'jumprelu'"),
         ({"architecture": None}, "cfg.json needs architecture='topk'; got 'standard'"),
-        ({"normalize_activations": "layer_norm"}, "cfg.json needs normalize_activations='none'; got 'layer_norm'"),
+        (
+            {"normalize_activations": "layer_norm"},
+            "cfg.json needs normalize_activations='none'; got 'layer_norm'",
+        ),
         ({"normalize_activations": True}, "cfg.json needs normalize_activations='none'; got True"),
-        ({"reshape_activations": "hook_z"}, "cfg.json needs reshape_activations='none'; got 'hook_z'"),
+        (
+            {"reshape_activations": "hook_z"},
+            "cfg.json needs reshape_activations='none'; got 'hook_z'",
+        ),
         ({"d_sae": None}, "cfg.json needs a whole number d_sae; got None"),
         ({"k": 2.0}, "cfg.json needs a whole number k; got 2.0"),
         ({"activation_fn": "topk"}, "cfg.json needs a whole number k; got None"),
@@ -480,7 +576,11 @@ def test_a_flipped_byte_in_our_own_weights_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "k", "message"),
-    [({}, 6, "got k=6, d_sae=5"), ({}, 0, "got k=0"), ({"b_dec": torch.full((3,), float("nan"))}, 2, "NaN")],
+    [
+        ({}, 6, "got k=6, d_sae=5"),
+        ({}, 0, "got k=0"),
+        ({"b_dec": torch.full((3,), float("nan"))}, 2, "NaN"),
+    ],
 )
 def test_an_sae_that_could_not_be_loaded_is_not_saved(tmp_path, changes, k, message):
     save(tmp_path, an_sae())

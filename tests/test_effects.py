@@ -6,25 +6,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_activations import ENDS, SIZES, save_model, save_tokenizer
+from test_language_model import ENDS, SIZES, save_model, save_tokenizer
 from test_tsae import random_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import activations
-import effects
-import interventions as iv
-import tasks
 import tsae
-from effects import SPAN, Batch, Case
-from interventions import Sae
 from tsae import Dials
+from tsae_lab.data import language_model, tasks
+from tsae_lab.measures import effects, interventions
+from tsae_lab.measures.effects import SPAN, Batch, Case
+from tsae_lab.measures.interventions import Sae
 
 HOOK = "blocks.1.hook_resid_post"
 
 
 @pytest.fixture(scope="module")
-def lm(tmp_path_factory) -> activations.LanguageModel:
-    return activations.load_lm(save_model(tmp_path_factory.mktemp("llama"), "llama"), device="cpu", dtype=torch.float32)
+def lm(tmp_path_factory) -> language_model.LanguageModel:
+    return language_model.load_lm(
+        save_model(tmp_path_factory.mktemp("llama"), "llama"), device="cpu", dtype=torch.float32
+    )
 
 
 def save_wide(folder: Path) -> Path:
@@ -32,12 +32,16 @@ def save_wide(folder: Path) -> Path:
     vocab_size = save_tokenizer(folder)
     torch.manual_seed(0)
     sizes = {**SIZES, **ENDS, "hidden_size": 120, "num_attention_heads": 3, "intermediate_size": 80}
-    LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, initializer_range=0.2, **sizes)).save_pretrained(folder)
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=vocab_size, initializer_range=0.2, **sizes)
+    ).save_pretrained(folder)
     return folder
 
 
 def toy_batch(lm, n=24, seq=5, seed=0) -> Batch:
-    """Random texts whose second token is one of two words, the twin having the other: the toy's number."""
+    """Random texts whose second token is one of two words, the twin having the other: the toy's
+    number.
+    """
     generator = torch.Generator().manual_seed(seed)
     text = torch.randint(20, 250, (n, seq), generator=generator)
     label = torch.arange(n) % 2
@@ -48,13 +52,15 @@ def toy_batch(lm, n=24, seq=5, seed=0) -> Batch:
     ids, twin = torch.cat([prefix, ids], 1), torch.cat([prefix, twin], 1)
     forms = torch.tensor([30, 40])
     return Batch(
-        ids=ids, hidden=iv.residual(lm, ids, HOOK), twin=iv.residual(lm, twin, HOOK)[:, len(lm.prefix) :],
+        ids=ids, hidden=language_model.residual(lm, ids, HOOK), twin=language_model.residual(lm, twin, HOOK)[:, len(lm.prefix) :],
         good=forms[label], bad=forms[1 - label], label=label, subject=torch.full((n,), 1),
     )  # fmt: skip
 
 
 def planted(lm, batch: Batch) -> tuple[Sae, int]:
-    """A static SAE of random features, one of which fires at the plural subject and pushes the verb's plural logit."""
+    """A static SAE of random features, one of which fires at the plural subject and pushes the
+    verb's plural logit.
+    """
     generator = torch.Generator().manual_seed(1)
     static = tsae.init_static(torch.zeros(lm.d_in), 512, generator=generator)
     planted = 77
@@ -75,12 +81,14 @@ def planted(lm, batch: Batch) -> tuple[Sae, int]:
     W_dec[planted] = push / push.norm()
     W_enc[:, planted] = 200 * apart
     b_enc[planted] = -200 * float(apart @ (plural + singular) / 2)
-    return iv.static_sae(replace(static, W_dec=W_dec, W_enc=W_enc, b_enc=b_enc), 8), planted
+    return interventions.static_sae(
+        replace(static, W_dec=W_dec, W_enc=W_enc, b_enc=b_enc), 8
+    ), planted
 
 
 def test_a_planted_causal_feature_is_found_and_a_hundred_random_features_are_not(tmp_path):
-    lm = activations.load_lm(save_wide(tmp_path), device="cpu", dtype=torch.float32)
-    above = iv.layers_above(lm, HOOK)
+    lm = language_model.load_lm(save_wide(tmp_path), device="cpu", dtype=torch.float32)
+    above = language_model.layers_above(lm, HOOK)
     train, test = toy_batch(lm), toy_batch(lm, seed=5)
     sae, feature = planted(lm, train)
     ranked, difference = effects.number_features(sae, [train])
@@ -96,7 +104,11 @@ def test_a_planted_causal_feature_is_found_and_a_hundred_random_features_are_not
     found = []
     for stand_ins in draws:
         push = effects.matched_push(
-            sae, ranked[:1], stand_ins, lambda b: effects.swap_amounts(sae, ranked[:1], b), propagated=False
+            sae,
+            ranked[:1],
+            stand_ins,
+            lambda b: effects.swap_amounts(sae, ranked[:1], b),
+            propagated=False,
         )
         found.append(effects.profile(above, [test], push, [SPAN])[0].mean())
     assert abs(own) > np.abs(found).max()
@@ -106,14 +118,18 @@ def test_a_planted_causal_feature_is_found_and_a_hundred_random_features_are_not
 def test_a_matched_push_has_the_swaps_contribution_at_its_positions(lm):
     batch = toy_batch(lm, n=6)
     sae = Sae(params=random_model(d_in=lm.d_in, d_sae=96), dials=Dials(k=6))
-    features = iv.codes_of(sae, batch.twin).idx[0, 1, :1]
+    features = interventions.codes_of(sae, batch.twin).idx[0, 1, :1]
     at = torch.stack([effects.where(batch, offset) for offset in (SPAN, -4, -1)])
     swap = effects.swap_features(sae, features, propagated=False)(batch, at)
     pushed = effects.swap_amounts(sae, features, batch)
-    push = effects.matched_push(sae, features, (features + 1) % 96, lambda _: pushed, propagated=False)(batch, at)
+    push = effects.matched_push(
+        sae, features, (features + 1) % 96, lambda _: pushed, propagated=False
+    )(batch, at)
     torch.testing.assert_close(push.norm(dim=-1), swap.norm(dim=-1))
     assert (swap[:, 0, 1] != 0).any()
-    direction = effects.random_direction(effects.swap_features(sae, features, propagated=False), 0)(batch, at)
+    direction = effects.random_direction(effects.swap_features(sae, features, propagated=False), 0)(
+        batch, at
+    )
     torch.testing.assert_close(direction.norm(dim=-1), swap.norm(dim=-1))
     moved = effects.elsewhere(effects.swap_features(sae, features, propagated=False))(batch, at)
     torch.testing.assert_close(moved[:, :, 0], swap.sum(2))
@@ -123,7 +139,7 @@ def test_a_matched_push_has_the_swaps_contribution_at_its_positions(lm):
 def test_variants_in_one_call_are_what_they_are_alone(lm):
     batch = toy_batch(lm, n=6)
     sae = Sae(params=random_model(d_in=lm.d_in, d_sae=96), dials=Dials(k=6))
-    features = iv.codes_of(sae, batch.x).idx[0, 1, :2]
+    features = interventions.codes_of(sae, batch.x).idx[0, 1, :2]
     at = torch.stack([effects.where(batch, offset) for offset in (SPAN, -4, -2)])
     for change in (
         effects.swap_features(sae, features, propagated=True),
@@ -137,7 +153,7 @@ def test_variants_in_one_call_are_what_they_are_alone(lm):
 
 
 def test_the_full_patch_of_the_whole_text_gives_the_twins_logits(lm):
-    batch, above = toy_batch(lm, n=6), iv.layers_above(lm, HOOK)
+    batch, above = toy_batch(lm, n=6), language_model.layers_above(lm, HOOK)
     twin = replace(batch, hidden=torch.cat([batch.hidden[:, : -batch.seq], batch.twin], 1))
     found = effects.profile(above, [batch], effects.full_patch, [SPAN, -1, -9])
     goal = effects.clean_differences(above, [twin]) - effects.clean_differences(above, [batch])
@@ -147,7 +163,11 @@ def test_the_full_patch_of_the_whole_text_gives_the_twins_logits(lm):
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.tuples(st.integers(-5, 5), st.integers(1, 5), st.booleans()), min_size=1, max_size=9))
+@given(
+    st.lists(
+        st.tuples(st.integers(-5, 5), st.integers(1, 5), st.booleans()), min_size=1, max_size=9
+    )
+)
 def test_the_normalised_effect_is_a_ratio_of_sums_over_the_cases_that_have_the_position(rows):
     effect = np.array([np.nan if missing else float(e) for e, _, missing in rows])
     patch = np.array([float(p) for _, p, _ in rows])
@@ -184,7 +204,9 @@ def test_unusable_cases_are_skipped_and_counted(lm):
     base = {"text": "a fox", "twin": "a dog", "good": "s", "bad": "t", "label": 0, "group": ""}
     bad = ({"bad": "s"}, {"good": "xyzzy"}, {"twin": "a lazy dog"}, {"twin": "a fox"}, {"text": "", "twin": ""},
            {"text": "a" * 99, "twin": "b" + "a" * 98})  # fmt: skip
-    found, skipped = effects.batches(lm, HOOK, [Case(**base), *(Case(**{**base, **change}) for change in bad)])
+    found, skipped = effects.batches(
+        lm, HOOK, [Case(**base), *(Case(**{**base, **change}) for change in bad)]
+    )
     assert sum(len(batch.ids) for batch in found) == 1
     assert sum(skipped.values()) == len(bad)
     assert skipped["good and bad forms are equal or not one token each"] == 2
@@ -199,11 +221,15 @@ def test_stand_ins_have_rates_near_those_of_the_features_and_are_never_named_twi
     assert not set(draws.flatten().tolist()) & {0, *features.tolist()}
     assert ((draws[:, 2] - 50).abs() <= 25).all()
     with pytest.raises(ValueError, match="3 stand-ins are needed; 1 other"):
-        effects.matched_features(rates[:4] * 0 + torch.tensor([1.0, 1, 1, 1]), torch.tensor([0, 1, 2]), 5, seed=0)
+        effects.matched_features(
+            rates[:4] * 0 + torch.tensor([1.0, 1, 1, 1]), torch.tensor([0, 1, 2]), 5, seed=0
+        )
 
 
 def test_one_number_alone_tells_no_features(lm):
     batch = toy_batch(lm, n=2)
     one = Batch(**{name: value[:1] for name, value in vars(batch).items()})
     with pytest.raises(ValueError, match="both numbers"):
-        effects.number_features(Sae(params=random_model(d_in=lm.d_in, d_sae=96), dials=Dials(k=6)), [one])
+        effects.number_features(
+            Sae(params=random_model(d_in=lm.d_in, d_sae=96), dials=Dials(k=6)), [one]
+        )

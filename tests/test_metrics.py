@@ -14,7 +14,12 @@ ALL = {"min_tokens": 1, "min_documents": 1, "max_chance": 1.0}
 
 def chunks_of(case):
     """The valid tokens of each chunk as a plain (length, d_sae) array, with its document."""
-    rows = zip(case["acts"].numpy().astype(float), case["lengths"].tolist(), case["document"].tolist(), strict=True)
+    rows = zip(
+        case["acts"].numpy().astype(float),
+        case["lengths"].tolist(),
+        case["document"].tolist(),
+        strict=True,
+    )
     return [(acts[:length], document) for acts, length, document in rows]
 
 
@@ -30,7 +35,9 @@ def overlap_by_loop(case, lag):
 
 
 def chance_by_loop(case, lag, null):
-    """Expected sums over all orders of the tokens, by going through every ordered pair of distinct tokens."""
+    """Expected sums over all orders of the tokens, by going through every ordered pair of distinct
+    tokens.
+    """
     d_sae = case["acts"].shape[2]
     pools, n_pairs = {}, {}
     for acts, document in chunks_of(case):
@@ -50,8 +57,14 @@ def random_codes(density, *, n_seq, seq=50, d_sae=10, amplitude="exponential", s
     g = torch.Generator().manual_seed(seed)
     on = torch.rand(n_seq, seq, d_sae, generator=g) < density
     size = torch.rand(n_seq, seq, d_sae, generator=g)
-    size = {"exponential": -(1 - size).log() + 1e-6, "uniform": size + 1e-6, "binary": torch.ones_like(size)}[amplitude]
-    return metrics.codes_from_topk(torch.where(on, size, 0.0), torch.arange(d_sae).expand(n_seq, seq, d_sae), d_sae)
+    size = {
+        "exponential": -(1 - size).log() + 1e-6,
+        "uniform": size + 1e-6,
+        "binary": torch.ones_like(size),
+    }[amplitude]
+    return metrics.codes_from_topk(
+        torch.where(on, size, 0.0), torch.arange(d_sae).expand(n_seq, seq, d_sae), d_sae
+    )
 
 
 def binary(*documents):
@@ -85,7 +98,9 @@ def test_the_order_of_the_k_values_and_what_stands_on_padding_change_nothing(cas
 @given(dense_codes(), st.data())
 def test_select_keeps_the_marked_chunks(case, data):
     codes = metrics.codes_from_dense(**case)
-    kept = torch.tensor(data.draw(st.lists(st.booleans(), min_size=len(codes.valid), max_size=len(codes.valid))))
+    kept = torch.tensor(
+        data.draw(st.lists(st.booleans(), min_size=len(codes.valid), max_size=len(codes.valid)))
+    )
     assume(codes.valid[kept].any())
     part = metrics.select(codes, kept)
     assert torch.equal(part.vals, codes.vals[kept])
@@ -114,7 +129,9 @@ def test_codes_refuse_what_is_no_code():
     with pytest.raises(ValueError, match="none of them 0"):
         metrics.codes_from_dense(torch.zeros(0, 3, 1))
     with pytest.raises(ValueError, match="not both"):
-        metrics.codes_from_dense(good, lengths=torch.tensor([1, 1]), valid=torch.ones(2, 3, dtype=torch.bool))
+        metrics.codes_from_dense(
+            good, lengths=torch.tensor([1, 1]), valid=torch.ones(2, 3, dtype=torch.bool)
+        )
 
 
 # ---------------------------------------------------------------- reconstruction and sparsity
@@ -128,12 +145,16 @@ def test_predicting_the_mean_explains_exactly_nothing():
 
 def test_fve_of_three_numbers_by_hand():
     # mean 1, scatter 1 + 0 + 1 = 2, error 0 + 0.25 + 0.25
-    assert metrics.fve(torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.0], [1.5], [1.5]])) == pytest.approx(0.75)
+    assert metrics.fve(
+        torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.0], [1.5], [1.5]])
+    ) == pytest.approx(0.75)
 
 
 @given(st.data(), sizes("batch", "d_in"), st.integers(1, 3))
 def test_fve_of_batches_is_fve_of_the_whole(data, n, pieces):
-    x, x_hat = (data.draw(tensors(n["batch"] + 1, n["d_in"], elements=grid)) + 100 for _ in range(2))
+    x, x_hat = (
+        data.draw(tensors(n["batch"] + 1, n["d_in"], elements=grid)) + 100 for _ in range(2)
+    )
     scatter = float((x.double() - x.double().mean(0)).square().sum())
     assume(scatter > 0)
     sums = metrics.fve_start(n["d_in"])
@@ -206,7 +227,9 @@ def test_jaccard_above_chance_is_zero_for_shuffled_and_for_frozen_codes():
 
 def test_jaccard_above_chance_by_hand():
     # 1100 in 200 documents: J = 1/3; a random pair of tokens is both on in about a quarter of all cases
-    assert metrics.jaccard_kappa(binary(*["1100"] * 200)) == pytest.approx((1 / 3 - 0.25) / 0.75, abs=0.02)
+    assert metrics.jaccard_kappa(binary(*["1100"] * 200)) == pytest.approx(
+        (1 / 3 - 0.25) / 0.75, abs=0.02
+    )
 
 
 # ---------------------------------------------------------------- temporal stability
@@ -218,7 +241,9 @@ def test_overlap_and_chance_are_those_of_the_loops(case, lag, null):
     score = metrics.tss(metrics.codes_from_dense(**case), lags=[lag], null=null, **ALL)
     assert score.p[0] == pytest.approx(overlap_by_loop(case, lag))
     assert score.p0[0] == pytest.approx(chance_by_loop(case, lag, null))
-    kappa = [(p - c) / (1 - c) if c < 1 else 0.0 for p, c in zip(score.p[0], score.p0[0], strict=True)]
+    kappa = [
+        (p - c) / (1 - c) if c < 1 else 0.0 for p, c in zip(score.p[0], score.p0[0], strict=True)
+    ]
     assert score.kappa[0] == pytest.approx(kappa, abs=1e-9)
 
 
@@ -234,11 +259,13 @@ def test_stability_ignores_scale_direction_of_time_and_order_of_features(case, s
     backwards = torch.zeros_like(case["acts"])
     for row, length in enumerate(case["lengths"]):
         backwards[row, :length] = case["acts"][row, :length].flip(0)
-    assert metrics.tss(metrics.codes_from_dense(**{**case, "acts": backwards}), lags=lags).kappa == pytest.approx(
-        base.kappa
-    )
+    assert metrics.tss(
+        metrics.codes_from_dense(**{**case, "acts": backwards}), lags=lags
+    ).kappa == pytest.approx(base.kappa)
     order = random.sample(range(d_sae), d_sae)
-    moved = metrics.tss(metrics.codes_from_dense(**{**case, "acts": case["acts"][..., order]}), lags=lags)
+    moved = metrics.tss(
+        metrics.codes_from_dense(**{**case, "acts": case["acts"][..., order]}), lags=lags
+    )
     assert moved.kappa == pytest.approx(base.kappa[:, order])
 
 
@@ -257,15 +284,18 @@ def test_an_alternating_feature_has_overlap_zero_at_lag_one_and_one_at_lag_two()
 
 @pytest.mark.parametrize("gap", [1, 2, 3])
 def test_filling_the_gap_between_two_runs_raises_the_overlap(gap):
-    apart, filled = (metrics.tss(binary("00111" + c * gap + "11100"), lags=[1]).p[0, 0] for c in "01")
+    apart, filled = (
+        metrics.tss(binary("00111" + c * gap + "11100"), lags=[1]).p[0, 0] for c in "01"
+    )
     assert filled > apart
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7])
 def test_interior_runs_of_one_length_give_overlap_and_implied_length(length):
-    p = metrics.tss(binary("00" + "1" * length + "000", "0" + "1" * length + "00" + "1" * length + "0"), lags=[1]).p[
-        0, 0
-    ]
+    p = metrics.tss(
+        binary("00" + "1" * length + "000", "0" + "1" * length + "00" + "1" * length + "0"),
+        lags=[1],
+    ).p[0, 0]
     assert p == pytest.approx((length - 1) / (length + 1))
     assert (1 + p) / (1 - p) == pytest.approx(length)
 
@@ -275,12 +305,19 @@ def test_pooled_documents_are_pooled_sums(one, two):
     seq, d_sae = (max(c["acts"].shape[axis] for c in (one, two)) for axis in (1, 2))
     assume(max(int(c["lengths"].max()) for c in (one, two)) > 1)
     pad = [
-        torch.nn.functional.pad(c["acts"], (0, d_sae - c["acts"].shape[2], 0, seq - c["acts"].shape[1]))
+        torch.nn.functional.pad(
+            c["acts"], (0, d_sae - c["acts"].shape[2], 0, seq - c["acts"].shape[1])
+        )
         for c in (one, two)
     ]
-    both = {"acts": torch.cat(pad), **{k: torch.cat([one[k], two[k]]) for k in ("lengths", "document", "start")}}
+    both = {
+        "acts": torch.cat(pad),
+        **{k: torch.cat([one[k], two[k]]) for k in ("lengths", "document", "start")},
+    }
     both["document"] = torch.arange(len(both["document"]))
-    assert metrics.tss(metrics.codes_from_dense(**both), lags=[1]).p[0] == pytest.approx(overlap_by_loop(both, 1))
+    assert metrics.tss(metrics.codes_from_dense(**both), lags=[1]).p[0] == pytest.approx(
+        overlap_by_loop(both, 1)
+    )
 
 
 @pytest.mark.parametrize("amplitude", ["binary", "uniform", "exponential"])
@@ -290,12 +327,16 @@ def test_features_without_memory_have_mean_kappa_zero_at_every_density(amplitude
     score = metrics.tss(codes, lags=(1, 4), max_chance=1.0)
     assert score.eligible.all()
     assert np.abs(score.kappa).max() < 0.02  # of each feature, so of every mean
-    assert score.p[:, -1].min() > 0.3  # the raw overlap of a feature that remembers nothing; 0.9 if binary
+    assert (
+        score.p[:, -1].min() > 0.3
+    )  # the raw overlap of a feature that remembers nothing; 0.9 if binary
 
 
 def test_the_document_null_counts_a_topic_as_chance():
     on = torch.rand(40, 60, 4, generator=torch.Generator().manual_seed(0)) < 0.5
-    acts = on.float() * (torch.arange(40) % 4 == 0)[:, None, None]  # on half the time, in a quarter of the documents
+    acts = (
+        on.float() * (torch.arange(40) % 4 == 0)[:, None, None]
+    )  # on half the time, in a quarter of the documents
     codes = metrics.codes_from_dense(acts)
     assert metrics.tss(codes, lags=[1]).kappa.mean() > 0.15
     assert abs(metrics.tss(codes, lags=[1], null="document").kappa.mean()) < 0.05
@@ -332,7 +373,9 @@ def test_the_bootstrap_interval_holds_the_truth_about_as_often_as_it_says():
     truth = metrics.tss(sticky_codes(documents=20_000, seed=0), lags=[1]).macro
     inside = 0
     for seed in range(1, 61):
-        low, high = metrics.tss(sticky_codes(documents=60, seed=seed), lags=[1], n_boot=60).macro_interval
+        low, high = metrics.tss(
+            sticky_codes(documents=60, seed=seed), lags=[1], n_boot=60
+        ).macro_interval
         assert 0 <= low < high <= 1
         inside += low <= truth <= high
     assert 50 <= inside <= 60  # binomial(60, 0.95) is within this 99.9 % of the time
@@ -361,7 +404,12 @@ def test_bootstrap_replicates_are_scores_of_resampled_documents():
 
 def test_degenerate_codes_give_documented_values_and_never_nan():
     silent = metrics.tss(metrics.codes_from_dense(torch.zeros(3, 20, 2)), n_boot=5)
-    assert (silent.macro, silent.weighted, silent.eligible_frac, silent.kappa.any()) == (0.0, 0.0, 0.0, False)
+    assert (silent.macro, silent.weighted, silent.eligible_frac, silent.kappa.any()) == (
+        0.0,
+        0.0,
+        0.0,
+        False,
+    )
     assert silent.macro_interval == (0.0, 0.0)
     single = metrics.tss(binary("0011100110"), lags=[1], n_boot=5, **ALL)
     assert single.macro_interval == (0.0, 1.0)
@@ -403,7 +451,9 @@ def test_responsiveness_is_the_difference_of_two_means(case):
 
 
 def test_a_carried_state_is_seen_at_the_seam_of_spliced_chunks():
-    codes = metrics.codes_from_dense(torch.tensor([[1.0, 1, 0, 0], [1, 1, 0, 0]])[..., None].repeat(1, 1, 2))
+    codes = metrics.codes_from_dense(
+        torch.tensor([[1.0, 1, 0, 0], [1, 1, 0, 0]])[..., None].repeat(1, 1, 2)
+    )
     found = metrics.responsiveness(codes, at=2)
     assert (found.across, found.n_splices) == (0.0, 2)
     assert found.within == pytest.approx(0.5)  # (0, 1) overlap fully, (2, 3) are both empty
@@ -416,7 +466,7 @@ def test_splice_joins_chunks_of_two_documents(data, n_seq, seq):
     document = torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=n_seq, max_size=n_seq)))
     assume(len(document.unique()) > 1)
     x = torch.arange(n_seq)[:, None, None].expand(n_seq, seq, 1) + 0.0
-    spliced, begun = metrics.splice(x, document, at=1)
+    spliced, begun = metrics.splice_documents(x, document, at=1)
     assert torch.equal(spliced[:, 0, 0].long(), begun)
     assert (spliced[:, 1:] == spliced[:, 1:2]).all()
     assert (document[spliced[:, 1, 0].long()] != document[begun]).all()
@@ -424,9 +474,9 @@ def test_splice_joins_chunks_of_two_documents(data, n_seq, seq):
 
 def test_splice_refuses_one_document_and_a_seam_outside():
     with pytest.raises(ValueError, match="two documents"):
-        metrics.splice(torch.zeros(2, 3, 1), torch.zeros(2, dtype=torch.int64), at=1)
+        metrics.splice_documents(torch.zeros(2, 3, 1), torch.zeros(2, dtype=torch.int64), at=1)
     with pytest.raises(ValueError, match="0 < at < 3; got 3"):
-        metrics.splice(torch.zeros(2, 3, 1), torch.arange(2), at=3)
+        metrics.splice_documents(torch.zeros(2, 3, 1), torch.arange(2), at=3)
 
 
 @given(dense_codes(), st.data())
@@ -439,7 +489,10 @@ def test_smoothness_is_the_mean_steepest_slope(case, data):
         for f in range(acts.shape[1]):
             if any(acts[t, f] or acts[t - 1, f] for t in steps):
                 slopes.append(
-                    max(abs(acts[t, f] - acts[t - 1, f]) / np.linalg.norm(inputs[t] - inputs[t - 1]) for t in steps)
+                    max(
+                        abs(acts[t, f] - acts[t - 1, f]) / np.linalg.norm(inputs[t] - inputs[t - 1])
+                        for t in steps
+                    )
                 )
     codes = metrics.codes_from_dense(**case)
     if slopes:

@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_activations import save_model
+from test_language_model import save_model
 
-import activations
-import minimal_pairs
-from tasks import Pair
+from probes import Pair
+from tsae_lab.data import language_model, public_sets
+from tsae_lab.measures import minimal_pairs
 
 HOOK = "blocks.1.hook_resid_post"
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -27,12 +27,16 @@ PAIRS = (
 
 
 @pytest.fixture(scope="module")
-def lm(tmp_path_factory) -> activations.LanguageModel:
-    return activations.load_lm(save_model(tmp_path_factory.mktemp("llama"), "llama"), device="cpu", dtype=torch.float32)
+def lm(tmp_path_factory) -> language_model.LanguageModel:
+    return language_model.load_lm(
+        save_model(tmp_path_factory.mktemp("llama"), "llama"), device="cpu", dtype=torch.float32
+    )
 
 
 def log_probability(lm, text: str, replacement=None, begin: int = 0) -> float:
-    """Of a sentence's tokens from `begin` on, by a full run of the bridge with the residual stream replaced."""
+    """Of a sentence's tokens from `begin` on, by a full run of the bridge with the residual stream
+    replaced.
+    """
     ids = torch.tensor([[*lm.prefix, *lm.tokenizer(text)["input_ids"]]])
     n = len(lm.prefix)
 
@@ -62,7 +66,9 @@ def test_by_the_rule_word_the_word_alone_counts_given_what_is_before_it(lm):
     one = [p for p in PAIRS if all(len(lm.tokenizer(w)["input_ids"]) == 1 for w in (p.good, p.bad))]
     scores = minimal_pairs.score(lm, HOOK, PAIRS, {}, "word")
     assert scores.pairs == tuple(one)
-    assert scores.skipped == ({"a word is not one token": len(PAIRS) - len(one)} if len(one) < len(PAIRS) else {})
+    assert scores.skipped == (
+        {"a word is not one token": len(PAIRS) - len(one)} if len(one) < len(PAIRS) else {}
+    )
     for p, margin in zip(one, scores.margin["clean"], strict=True):
         begin = len(lm.tokenizer(p.prefix)["input_ids"]) if p.prefix else 0
         good, bad = (log_probability(lm, p.prefix + word, begin=begin) for word in (p.good, p.bad))
@@ -70,7 +76,11 @@ def test_by_the_rule_word_the_word_alone_counts_given_what_is_before_it(lm):
 
 
 def test_unusable_pairs_are_skipped_and_counted(lm):
-    bad = [pair("a", " fox", " fox"), pair("a fox " * 30, " the", " dog"), pair("a", " xyzzy", " the")]
+    bad = [
+        pair("a", " fox", " fox"),
+        pair("a fox " * 30, " the", " dog"),
+        pair("a", " xyzzy", " the"),
+    ]
     scores = minimal_pairs.score(lm, HOOK, [*bad, pair("a", "b", "c")], {}, "word")
     assert sum(scores.skipped.values()) == 3 + (1 - len(scores.pairs))
     assert scores.skipped["good and bad are equal"] == 1
@@ -82,36 +92,40 @@ def test_rows_give_each_conditions_accuracy_with_its_standard_error(lm):
     rows = minimal_pairs.accuracy_rows("set", scores)
     assert [(row["group"], row["pairs"]) for row in rows] == [("g", 3), ("h", 1), ("all", 4)]
     share = rows[-1]["clean"]
-    assert share == minimal_pairs.accuracy(scores, "clean") == scores.right["clean"].mean()
+    assert share == minimal_pairs.pair_accuracy(scores, "clean") == scores.right["clean"].mean()
     assert rows[-1]["clean_stderr"] == pytest.approx((share * (1 - share) / 4) ** 0.5)
 
 
 def test_a_sample_has_at_most_so_many_of_each_condition_in_their_order():
     many = [pair("a", f" {i}", " x", group=str(i % 3)) for i in range(20)]
-    some = minimal_pairs.sample(many, 4, seed=1)
+    some = public_sets.sample(many, 4, seed=1)
     assert [p.group for p in some].count("0") == 4
     assert len(some) == 12
     assert [many.index(p) for p in some] == sorted(many.index(p) for p in some)
-    assert some != minimal_pairs.sample(many, 4, seed=2)
+    assert some != public_sets.sample(many, 4, seed=2)
 
 
 def test_sets_are_found_below_a_folder_and_absent_ones_are_named(tmp_path):
     (tmp_path / "agreement" / "blimp").mkdir(parents=True)
-    row = {"sentence_good": "Ann sees herself.", "sentence_bad": "Ann sees himself.", "UID": "anaphor"}
+    row = {
+        "sentence_good": "Ann sees herself.",
+        "sentence_bad": "Ann sees himself.",
+        "UID": "anaphor",
+    }
     (tmp_path / "agreement" / "blimp" / "a.jsonl").write_text(json.dumps(row) + "\n")
-    found, absent = minimal_pairs.find_sets(tmp_path, 5)
+    found, absent = public_sets.find_sets(tmp_path, 5)
     assert list(found) == ["blimp"]
     assert found["blimp"][0][0].bad == " himself"
     assert absent == ("lm_syneval", "winogender")
     with pytest.raises(ValueError, match="does not exist"):
-        minimal_pairs.find_sets(tmp_path / "nowhere", 5)
+        public_sets.find_sets(tmp_path / "nowhere", 5)
     with pytest.raises(ValueError, match="unknown minimal pairs 'blump'"):
-        minimal_pairs.find_sets(tmp_path, 5, names=["blump"])
+        public_sets.find_sets(tmp_path, 5, names=["blump"])
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real sets are not here")
 def test_the_real_sets_load():
-    found, absent = minimal_pairs.find_sets(DATA, 3)
+    found, absent = public_sets.find_sets(DATA, 3)
     assert not absent
     assert {name: rule for name, (_, rule) in found.items()} == {
         "blimp": "sentence", "lm_syneval": "word", "winogender": "sentence"

@@ -1,4 +1,6 @@
-"""Probes: planted features are found, controls are at chance, no group leaks; and the real model knows the tasks."""
+"""Probes: planted features are found, controls are at chance, no group leaks; and the real model
+knows the tasks.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,14 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-import language
 import probes
-import report_language
-from tasks import Item
+from probes import Item
+from tsae_lab.data import tasks
+from tsae_lab.sections import figures
 
 
 def planted(
-    n_groups: int = 20, n_each: int = 8, width: int = 30, at: Sequence[int] = (7,), strength: float = 3.0, seed: int = 0
+    n_groups: int = 20,
+    n_each: int = 8,
+    width: int = 30,
+    at: Sequence[int] = (7,),
+    strength: float = 3.0,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Noise, in which features `at` carry the label; balanced within every group."""
     rng = np.random.default_rng(seed)
@@ -45,7 +52,9 @@ def test_folds_keep_groups_whole_and_even(members, n_folds, seed):
             probes.folds(groups, labels, n_folds, seed=seed)
         return
     fold = probes.folds(groups, labels, n_folds, seed=seed)
-    sizes = [len({g for g, f in zip(groups, fold, strict=True) if f == at}) for at in range(n_folds)]
+    sizes = [
+        len({g for g, f in zip(groups, fold, strict=True) if f == at}) for at in range(n_folds)
+    ]
     assert sum(sizes) == n
     assert max(sizes) - min(sizes) <= 1
 
@@ -84,7 +93,9 @@ def test_a_planted_feature_is_found_in_every_fold_and_predicts(form):
 
 def test_more_features_help_where_several_carry_the_label():
     features, labels, groups = planted(at=(1, 4, 9, 12, 20), strength=1.2)
-    one, five, all_ = (probes.probe(features, labels, groups, k=k).correct.mean() for k in (1, 5, None))
+    one, five, all_ = (
+        probes.probe(features, labels, groups, k=k).correct.mean() for k in (1, 5, None)
+    )
     assert one + 0.05 < five
     assert abs(five - all_) < 0.1
 
@@ -126,7 +137,11 @@ def test_with_few_an_item_is_tested_by_all_folds_but_its_own():
 
 def test_constant_features_are_at_chance_exactly():
     _, labels, groups = planted()
-    for features in (np.ones((160, 3)), sparse.csr_array(np.ones((160, 3))), sparse.csr_array((160, 3))):
+    for features in (
+        np.ones((160, 3)),
+        sparse.csr_array(np.ones((160, 3))),
+        sparse.csr_array((160, 3)),
+    ):
         assert probes.probe(features, labels, groups).correct.mean() == 0.5
 
 
@@ -188,7 +203,12 @@ def toy_items() -> tuple[Item, ...]:
     made = []
     for i in range(160):
         congruent = None if i % 40 < 20 else bool(i % 4 < 2)
-        rest = {"unit": "ab"[i % 40 < 20], "label": i % 2, "group": f"g{i // 8}", "congruent": congruent}
+        rest = {
+            "unit": "ab"[i % 40 < 20],
+            "label": i % 2,
+            "group": f"g{i // 8}",
+            "congruent": congruent,
+        }
         made.append(Item(text=f"a b {i}", begin=0, end=1, distance=1 + i % 40 // 20, **rest))
     return tuple(made)
 
@@ -202,7 +222,9 @@ def test_scores_train_one_probe_a_unit():
         at = [i for i, item in enumerate(items) if item.unit == unit]
         labels, groups = np.array([items[i].label for i in at]), [items[i].group for i in at]
         assert np.array_equal(found[at], probes.probe(features[at], labels, groups, k=1).correct)
-    with pytest.raises(ValueError, match=r"unit 'b' \(20 items\): a probe needs items of both classes"):
+    with pytest.raises(
+        ValueError, match=r"unit 'b' \(20 items\): a probe needs items of both classes"
+    ):
         probes.scores(features[:20], [replace(item, label=0) for item in items[:20]], k=1)
 
 
@@ -221,7 +243,7 @@ def test_breakdown_parts_partition_the_items():
 def rows() -> list[dict]:
     features, labels, _ = planted()
     codes = as_codes(features)
-    task = language.Task(name="toy", items=toy_items())
+    task = probes.Task(name="toy", items=toy_items())
     found = {
         "embedding": np.zeros((160, 2)),
         "tsae": codes,
@@ -229,7 +251,7 @@ def rows() -> list[dict]:
         "resid": features,
     }
     assert np.array_equal(labels, [item.label for item in task.items])
-    return language.task_rows(task, found, ks=(1, 5))
+    return probes.task_rows(task, found, ks=(1, 5))
 
 
 def test_rows_hold_accuracy_interval_and_control_of_every_code_and_part(rows):
@@ -243,7 +265,7 @@ def test_rows_hold_accuracy_interval_and_control_of_every_code_and_part(rows):
 
 
 def test_numbers_are_the_rows_under_their_names(rows):
-    numbers = language.row_numbers(rows)
+    numbers = probes.row_numbers(rows)
     by = {(row["model"], row["k"], row["items"]): row["accuracy"] for row in rows}
     assert numbers["probe_toy_k5"] == by["tsae", 5, "all"]
     assert numbers["static_probe_toy_incongruent_k1"] == by["static", 1, "incongruent"]
@@ -254,16 +276,17 @@ def test_numbers_are_the_rows_under_their_names(rows):
 
 
 def test_figures_show_every_code(rows):
-    for figure in (report_language.accuracy_figure(rows), report_language.distance_figure(rows, 5)):
+    for figure in (figures.accuracy_figure(rows), figures.distance_figure(rows, 5)):
         (axes,) = figure.axes
         labels = {text.get_text() for text in axes.get_legend().get_texts()}
         assert {"TSAE", "static SAE", "residual stream"} <= labels
     with pytest.raises(ValueError, match="at least one row"):
-        report_language.distance_figure([], 5)
+        figures.distance_figure([], 5)
 
 
 def test_a_task_without_a_generator_is_refused():
     with pytest.raises(
-        ValueError, match="a task is one of agreement, coreference, disambiguation, unresolvable; got 'x'"
+        ValueError,
+        match="a task is one of agreement, coreference, disambiguation, unresolvable; got 'x'",
     ):
-        language.generated("x")
+        tasks.generated("x")

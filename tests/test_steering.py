@@ -1,22 +1,21 @@
 import pytest
 import torch
-from test_activations import save_model
+from test_language_model import save_model
 from test_tsae import random_model
 
-import activations
-import interventions as iv
-import steering
-from interventions import Sae
 from tsae import Dials
+from tsae_lab.data import language_model
+from tsae_lab.measures import interventions
+from tsae_lab.measures.interventions import Sae
 
 HOOK = "blocks.1.hook_resid_post"
 PROMPT = "the quick"
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt_neox", "gpt2"])
-def lm(request, tmp_path_factory) -> activations.LanguageModel:
+def lm(request, tmp_path_factory) -> language_model.LanguageModel:
     folder = save_model(tmp_path_factory.mktemp(request.param), request.param)
-    return activations.load_lm(folder, device="cpu", dtype=torch.float32)
+    return language_model.load_lm(folder, device="cpu", dtype=torch.float32)
 
 
 def ids_of(lm, text: str) -> list[int]:
@@ -32,7 +31,7 @@ def test_without_an_edit_it_is_the_models_own_greedy_continuation(lm):
         if token == lm.tokenizer.eos_token_id:
             break
         written.append(token)
-    assert steering.continuation(lm, HOOK, PROMPT, 8) == lm.tokenizer.decode(written)
+    assert interventions.continuation(lm, HOOK, PROMPT, 8) == lm.tokenizer.decode(written)
 
 
 @torch.no_grad()
@@ -40,29 +39,37 @@ def test_without_an_edit_it_is_the_models_own_greedy_continuation(lm):
 def test_a_steered_text_written_token_by_token_is_that_of_full_runs_with_the_edit(lm, propagated):
     sae = Sae(params=random_model(d_in=lm.d_in, d_sae=96), dials=Dials(k=6))
     features = torch.tensor([5, 9])
-    make_edit = steering.steer_edit(features, 6.0, begin=1)
+    make_edit = interventions.steer_edit(features, 6.0, begin=1)
     written: list[int] = []
     for _ in range(6):
         ids = torch.tensor([[*lm.prefix, *ids_of(lm, PROMPT), *written]])
         seq = ids.shape[1] - len(lm.prefix)
-        edit = iv.steer(features, torch.arange(seq)[None] >= 1, 6.0)
-        token = int(iv.edited_logits(lm, ids, HOOK, sae, edit, propagated=propagated)[0, -1].argmax())
+        edit = interventions.steer(features, torch.arange(seq)[None] >= 1, 6.0)
+        token = int(
+            interventions.edited_logits(lm, ids, HOOK, sae, edit, propagated=propagated)[
+                0, -1
+            ].argmax()
+        )
         if token == lm.tokenizer.eos_token_id:
             break
         written.append(token)
-    got = steering.continuation(lm, HOOK, PROMPT, 6, sae=sae, make_edit=make_edit, propagated=propagated)
+    got = interventions.continuation(
+        lm, HOOK, PROMPT, 6, sae=sae, make_edit=make_edit, propagated=propagated
+    )
     assert got == lm.tokenizer.decode(written)
     assert not any(module._forward_hooks for module in lm.model.modules())
-    none = steering.steer_edit(features, 0.0)
-    assert steering.continuation(lm, HOOK, PROMPT, 6, sae=sae, make_edit=none) == steering.continuation(
-        lm, HOOK, PROMPT, 6
-    )
+    none = interventions.steer_edit(features, 0.0)
+    assert interventions.continuation(
+        lm, HOOK, PROMPT, 6, sae=sae, make_edit=none
+    ) == interventions.continuation(lm, HOOK, PROMPT, 6)
 
 
 def test_sampling_follows_its_generator(lm):
     def draw(seed: int) -> str:
         generator = torch.Generator().manual_seed(seed)
-        return steering.continuation(lm, HOOK, PROMPT, 12, temperature=1.5, generator=generator)
+        return interventions.continuation(
+            lm, HOOK, PROMPT, 12, temperature=1.5, generator=generator
+        )
 
     assert draw(1) == draw(1)
     assert len({draw(seed) for seed in range(6)}) > 1
@@ -70,8 +77,8 @@ def test_sampling_follows_its_generator(lm):
 
 def test_bad_requests_are_refused(lm):
     with pytest.raises(ValueError, match="at least one token"):
-        steering.continuation(lm, HOOK, "", 3)
+        interventions.continuation(lm, HOOK, "", 3)
     with pytest.raises(ValueError, match=r"take \d+ positions; .* has 32"):
-        steering.continuation(lm, HOOK, PROMPT, 60)
+        interventions.continuation(lm, HOOK, PROMPT, 60)
     with pytest.raises(ValueError, match="temperature >= 0"):
-        steering.continuation(lm, HOOK, PROMPT, 3, temperature=-1.0)
+        interventions.continuation(lm, HOOK, PROMPT, 3, temperature=-1.0)

@@ -1,4 +1,6 @@
-"""The generators: balance, crossing, twins, and no way to the label but through what came before."""
+"""The generators: balance, crossing, twins, and no way to the label but through what came
+before.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -8,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import lexicon
 import probes
-import tasks
-from tasks import Item
+from probes import Item
+from tsae_lab.data import tasks
 
 MAKERS = {**tasks.GENERATORS, "unresolvable": tasks.unresolvable}
 ITEMS = {name: make() for name, make in MAKERS.items()}
@@ -33,7 +34,9 @@ def factors(item: Item) -> dict[str, str]:
 def test_the_label_is_independent_of_every_other_single_factor_in_every_unit_and_group(name):
     counts: dict[tuple, Counter] = defaultdict(Counter)
     for item in ITEMS[name]:
-        if name != "disambiguation":  # there a group is a cue, which has one label: groups are balanced below
+        if (
+            name != "disambiguation"
+        ):  # there a group is a cue, which has one label: groups are balanced below
             counts[item.unit, item.group, "any", ""][item.label] += 1
         for factor, value in factors(item).items():
             counts[item.unit, "", factor, value][item.label] += 1
@@ -63,7 +66,9 @@ def test_agreement_crosses_all_its_factors_fully_and_equally():
     cells: dict[str, Counter] = defaultdict(Counter)
     for item in ITEMS["agreement"]:
         cells[item.unit][item.label, *sorted(item.factors.items())] += 1
-    sizes = {unit: 2 * 2**n * len(lexicon.FILLERS) * len(lexicon.ADVERBS) for unit, n in tasks.FRAMES.items()}
+    sizes = {
+        unit: 2 * 2**n * len(tasks.FILLERS) * len(tasks.ADVERBS) for unit, n in tasks.FRAMES.items()
+    }
     assert {unit: len(found) for unit, found in cells.items()} == sizes
     assert all(len(set(found.values())) == 1 for found in cells.values())
 
@@ -71,28 +76,36 @@ def test_agreement_crosses_all_its_factors_fully_and_equally():
 def test_coreference_crosses_order_pronoun_verb_place_length_and_adverb():
     for unit, verbs in (("gender", 5), ("number", 5)):
         ours = [item for item in ITEMS["coreference"] if item.unit == unit]
-        cells = Counter((item.factors["verb"], item.distance, item.word, item.label) for item in ours)
-        assert len(cells) == verbs * len(lexicon.PLACES) * len(lexicon.AFTER_PRONOUN) * 2
+        cells = Counter(
+            (item.factors["verb"], item.distance, item.word, item.label) for item in ours
+        )
+        assert len(cells) == verbs * len(tasks.PLACES) * len(tasks.AFTER_PRONOUN) * 2
         assert len(set(cells.values())) == 1
 
 
-@pytest.mark.parametrize(("name", "n"), [("agreement", 100), ("coreference", 30), ("disambiguation", 500)])
+@pytest.mark.parametrize(
+    ("name", "n"), [("agreement", 100), ("coreference", 30), ("disambiguation", 500)]
+)
 def test_there_are_enough_groups_to_hold_some_out(name, n):
     assert len({item.group for item in ITEMS[name]}) >= n
 
 
 def test_the_vocabulary_is_large_and_its_parts_are_disjoint():
-    assert len(set(lexicon.SUBJECTS)) >= 100
-    assert len(set(lexicon.ATTRACTORS)) >= 40
+    assert len(set(tasks.SUBJECTS)) >= 100
+    assert len(set(tasks.ATTRACTORS)) >= 40
     forms = [
-        form(noun) for noun in (*lexicon.SUBJECTS, *lexicon.ATTRACTORS) for form in (lexicon.singular, lexicon.plural)
+        form(noun)
+        for noun in (*tasks.SUBJECTS, *tasks.ATTRACTORS)
+        for form in (tasks.singular, tasks.plural)
     ]
-    assert len(forms) == len(set(forms))  # no form is both a subject and an attractor, or both numbers
-    assert not set(lexicon.WOMEN) & set(lexicon.MEN)
+    assert len(forms) == len(
+        set(forms)
+    )  # no form is both a subject and an attractor, or both numbers
+    assert not set(tasks.WOMEN) & set(tasks.MEN)
 
 
 def test_verbs_in_relative_clauses_show_no_number():
-    assert all(verb.endswith("ed") for verb in lexicon.PAST_VERBS)
+    assert all(verb.endswith("ed") for verb in tasks.PAST_VERBS)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -105,19 +118,23 @@ def test_the_read_out_word_is_a_whole_word_and_the_last(name):
 
 def test_the_label_of_agreement_is_the_number_of_its_subject():
     numbers = {
-        form(noun): at for noun in lexicon.SUBJECTS for at, form in enumerate((lexicon.singular, lexicon.plural))
+        form(noun): at
+        for noun in tasks.SUBJECTS
+        for at, form in enumerate((tasks.singular, tasks.plural))
     }
     for item in ITEMS["agreement"]:
         words = item.text.split()
         assert item.label == numbers[words[1]]
         assert item.distance == len(words) - 2
-        assert lexicon.singular(item.group) in words[1] or words[1] in ("women", "men", "wives", "thieves", "fishermen",
+        assert tasks.singular(item.group) in words[1] or words[1] in ("women", "men", "wives", "thieves", "fishermen",
                                                                        "secretaries")  # fmt: skip
 
 
 def test_congruent_says_whether_the_last_noun_has_the_number_of_the_subject():
     forms = {
-        form(noun): at for noun in lexicon.ATTRACTORS for at, form in enumerate((lexicon.singular, lexicon.plural))
+        form(noun): at
+        for noun in tasks.ATTRACTORS
+        for at, form in enumerate((tasks.singular, tasks.plural))
     }
     for item in ITEMS["agreement"]:
         nouns = [forms[word] for word in item.text.split()[2:] if word in forms]
@@ -127,7 +144,7 @@ def test_congruent_says_whether_the_last_noun_has_the_number_of_the_subject():
 
 def referent(item: Item) -> int:
     """Which mention, 0 or 1, the pronoun means, worked out from the words alone."""
-    kinds = {name: "she" for name in lexicon.WOMEN} | {name: "he" for name in lexicon.MEN}
+    kinds = {name: "she" for name in tasks.WOMEN} | {name: "he" for name in tasks.MEN}
     words = item.text.split()
     mentions = [kinds.get(word, "they" if word.lower() == "the" else "") for word in words[:5]]
     mentions = [kind for kind in mentions if kind][:2]
@@ -143,7 +160,7 @@ def test_in_the_control_the_pronoun_may_mean_either_and_orders_are_twins():
     twins: dict[frozenset[str], list[int]] = defaultdict(list)
     for item in ITEMS["unresolvable"]:
         words = item.text.split()
-        assert {words[0], words[2]} <= set(lexicon.WOMEN) or {words[0], words[2]} <= set(lexicon.MEN)
+        assert {words[0], words[2]} <= set(tasks.WOMEN) or {words[0], words[2]} <= set(tasks.MEN)
         twins[frozenset((words[0], words[2], *item.text.split(" ", 3)[3:]))].append(item.label)
     assert all(sorted(labels) in ([0, 1], [0, 0, 1, 1]) for labels in twins.values())
 
@@ -156,7 +173,7 @@ def test_the_cue_comes_5_to_11_words_before_its_homonym_and_nowhere_else():
         assert words[-1] == target == item.unit
         assert item.distance == len(words) - 1 - at
         assert 5 <= item.distance <= 11
-        assert cue in lexicon.HOMONYMS[target][item.label]
+        assert cue in tasks.HOMONYMS[target][item.label]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -194,7 +211,7 @@ def test_splits_share_no_group_and_every_fold_has_both_labels(name, n_folds, see
 
 
 def test_names_are_held_out_with_their_group():
-    names = lexicon.WOMEN + lexicon.MEN
+    names = tasks.WOMEN + tasks.MEN
     where: dict[str, set[str]] = defaultdict(set)
     for item in (*ITEMS["coreference"], *ITEMS["unresolvable"]):
         for word in item.text.split():

@@ -6,12 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import bench
-import checkpoint
-import training
 import tsae
-from training import Recipe
 from tsae import Dials, Phases, Static
+from tsae_lab.jobs import bench, checkpoint, training
+from tsae_lab.jobs.training import Recipe
 
 ALONE = Phases(pretrain=10**6, distil=0, introduce=0, refine=0)
 FOUR = Phases(pretrain=2, distil=2, introduce=3, refine=4)
@@ -33,7 +31,9 @@ def planted(n_true, d_in, shape, k, g, noise=0.01):
 
 
 def small_trainer(*, temporal, recipe=SMALL, d_in=6, seed=0):
-    """A trainer of a random small model; a TSAE with gates and output weights that are not at their start."""
+    """A trainer of a random small model; a TSAE with gates and output weights that are not at their
+    start.
+    """
     g = generator(seed)
     static = tsae.init_static(torch.randn(d_in, generator=g), recipe.d_sae, generator=g)
     if not temporal:
@@ -52,7 +52,9 @@ def batch(step, *, rows=4, seq=5, d_in=6):
 def steps(trainer, numbers, phases, recipe=SMALL, low=FP32):
     for step in numbers:
         begins = step % 3 == 0
-        trainer, info = training.train_step(trainer, *batch(step), step, recipe, phases, low, begins=begins)
+        trainer, info = training.train_step(
+            trainer, *batch(step), step, recipe, phases, low, begins=begins
+        )
         assert all(value == value for value in info.values())
     return trainer
 
@@ -67,7 +69,9 @@ def test_a_static_sae_recovers_planted_features_and_its_loss_falls():
     start = tsae.init_static(x.mean((0, 1, 2)), recipe.d_sae, generator=generator(1))
     trainer, losses = training.start_trainer(tsae.tensors(start), recipe), []
     for step in range(phases.total):
-        trainer, info = training.train_step(trainer, x[step % 80], torch.ones(8, 8), step, recipe, phases, FP32)
+        trainer, info = training.train_step(
+            trainer, x[step % 80], torch.ones(8, 8), step, recipe, phases, FP32
+        )
         losses.append(info["loss"])
     found = (directions @ trainer.named["W_dec"].detach().t()).max(1).values
     assert sum(losses[-10:]) < 0.3 * sum(losses[:10])
@@ -88,10 +92,16 @@ def test_memory_finds_persistent_features_in_noise_and_keeps_them():
     g, slow, fast, k = generator(), 6, 30, 5
     directions = torch.linalg.qr(torch.randn(40, 40, generator=g)).Q[: slow + fast]
     truth = markov((16, 60), slow, 0.95, g)
-    passing = torch.zeros(16, 60, fast).scatter(-1, torch.rand(16, 60, fast, generator=g).topk(2).indices, 1.2)
+    passing = torch.zeros(16, 60, fast).scatter(
+        -1, torch.rand(16, 60, fast, generator=g).topk(2).indices, 1.2
+    )
     strength = 1 + 0.5 * torch.randn(16, 60, slow, generator=g)
-    x = torch.cat([truth * strength, passing], -1) @ directions + 0.1 * torch.randn(16, 60, 40, generator=g)
-    static = Static(W_enc=directions.t(), b_enc=torch.zeros(36), W_dec=directions, b_dec=torch.zeros(40))
+    x = torch.cat([truth * strength, passing], -1) @ directions + 0.1 * torch.randn(
+        16, 60, 40, generator=g
+    )
+    static = Static(
+        W_enc=directions.t(), b_enc=torch.zeros(36), W_dec=directions, b_dec=torch.zeros(40)
+    )
     params = tsae.from_static(static, scale=0.3, hidden_enc=2, hidden_dec=3, generator=g)
     overlap, recall = [], []
     for beta in (0.0, 0.5, 1.5):
@@ -106,18 +116,27 @@ def test_memory_finds_persistent_features_in_noise_and_keeps_them():
 
 
 def test_the_lstms_learn_what_the_past_tells_of_the_present_while_the_static_sae_is_frozen():
-    g, recipe = generator(), replace(SMALL, k=2, d_sae=16, beta=0.3, hidden_enc=8, hidden_dec=24, lr=1e-2, clip=5.0)
+    g, recipe = (
+        generator(),
+        replace(SMALL, k=2, d_sae=16, beta=0.3, hidden_enc=8, hidden_dec=24, lr=1e-2, clip=5.0),
+    )
     directions = torch.linalg.qr(torch.randn(20, 20, generator=g)).Q[:16]
     on = torch.rand(8, 32, 10, 16, generator=g).topk(2).indices
     acts = torch.zeros(8, 32, 10, 16).scatter(-1, on, 1 + torch.rand(8, 32, 10, 2, generator=g))
     x = acts @ directions
-    x[:, :, 1:] += acts[:, :, :-1] @ torch.randn(16, 20, generator=g) * 0.4  # what fired a token ago adds to this one
-    static = Static(W_enc=directions.t(), b_enc=torch.zeros(16), W_dec=directions, b_dec=torch.zeros(20))
+    x[:, :, 1:] += (
+        acts[:, :, :-1] @ torch.randn(16, 20, generator=g) * 0.4
+    )  # what fired a token ago adds to this one
+    static = Static(
+        W_enc=directions.t(), b_enc=torch.zeros(16), W_dec=directions, b_dec=torch.zeros(20)
+    )
     params = tsae.from_static(static, scale=0.5, hidden_enc=8, hidden_dec=24, generator=g)
     trainer, weight = training.start_trainer(tsae.tensors(params), recipe), torch.ones(32, 10)
     phases, fve = Phases(pretrain=0, distil=0, introduce=70, refine=0), []
     for step in range(70):
-        trainer, info = training.train_step(trainer, x[step % 8], weight, step, recipe, phases, FP32)
+        trainer, info = training.train_step(
+            trainer, x[step % 8], weight, step, recipe, phases, FP32
+        )
         fve.append(info["fve"])
     assert torch.equal(trainer.named["W_dec"], directions)
     assert sum(fve[-8:]) / 8 > sum(fve[:8]) / 8 + 0.02  # at its start it is the static SAE
@@ -133,7 +152,9 @@ def test_the_auxiliary_loss_revives_dead_features():
         trainer = training.start_trainer(tsae.tensors(start), recipe)
         for step in range(120):
             one = replace(recipe, aux=aux)
-            trainer, _ = training.train_step(trainer, x[step % 60], torch.ones(8, 4), step, one, ALONE, FP32)
+            trainer, _ = training.train_step(
+                trainer, x[step % 60], torch.ones(8, 4), step, one, ALONE, FP32
+            )
         fired[aux] = int((trainer.idle < 1_000).sum())
     assert fired[recipe.aux] > fired[0.0] + 4
 
@@ -154,7 +175,9 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("temporal", "step", "encoders"), [(False, 0, 1), (True, 2, 2), (True, 6, 1), (True, 8, 1)])
+@pytest.mark.parametrize(
+    ("temporal", "step", "encoders"), [(False, 0, 1), (True, 2, 2), (True, 6, 1), (True, 8, 1)]
+)
 def test_no_dense_code_is_multiplied_by_a_weight_in_a_step(temporal, step, encoders):
     trainer = small_trainer(temporal=temporal)
     with Products() as seen:
@@ -174,7 +197,9 @@ def test_each_phase_trains_its_own_tensors():
     for step in range(2, 11):
         before = {name: tensor.detach().clone() for name, tensor in trainer.named.items()}
         trainer, info = training.train_step(trainer, *batch(step), step, SMALL, FOUR, FP32)
-        moved = {name for name, tensor in trainer.named.items() if not torch.equal(tensor, before[name])}
+        moved = {
+            name for name, tensor in trainer.named.items() if not torch.equal(tensor, before[name])
+        }
         seen[info["phase"]] = seen.get(info["phase"], set()) | moved
     everything = {*training.STATIC, *training.TEMPORAL} - {"scale"}
     assert seen["introduce"] == everything - set(training.STATIC)
@@ -199,7 +224,9 @@ def test_rows_of_the_decoder_have_unit_norm_after_every_step(temporal):
     trainer = small_trainer(temporal=temporal)
     for step in range(0 if not temporal else 2, 11):
         trainer = steps(trainer, [step], FOUR if temporal else ALONE)
-        torch.testing.assert_close(trainer.named["W_dec"].norm(dim=1), torch.ones(24), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            trainer.named["W_dec"].norm(dim=1), torch.ones(24), rtol=0, atol=1e-6
+        )
 
 
 def test_the_dials_of_a_step_follow_the_schedules_and_end_at_the_recipe():
@@ -232,7 +259,11 @@ def test_the_gradient_is_clipped():
     trainer = small_trainer(temporal=True)
     x, weight = batch(8)
     _, info = training.train_step(trainer, 50 * x, weight, 8, SMALL, FOUR, FP32)
-    norm = sum(t.grad.square().sum() for t in trainer.named.values() if t.grad is not None).sqrt().item()
+    norm = (
+        sum(t.grad.square().sum() for t in trainer.named.values() if t.grad is not None)
+        .sqrt()
+        .item()
+    )
     assert info["grad_norm"] > 10
     assert norm == pytest.approx(1, abs=1e-3)
 
@@ -244,7 +275,9 @@ def test_the_gradient_is_clipped():
     ("temporal", "first", "cut", "last"),
     [(False, 0, 3, 6), (True, 2, 3, 6), (True, 2, 4, 9), (True, 2, 7, 9), (True, 2, 2, 4)],
 )
-def test_a_run_continued_from_its_checkpoint_has_the_same_bits(temporal, first, cut, last, tmp_path):
+def test_a_run_continued_from_its_checkpoint_has_the_same_bits(
+    temporal, first, cut, last, tmp_path
+):
     recipe, phases = replace(SMALL, dead_after=40), FOUR if temporal else ALONE
     whole = steps(small_trainer(temporal=temporal), range(first, cut), phases, recipe)
     checkpoint.save_tensors(tmp_path / "at", training.snapshot(whole), {"step": cut})
@@ -253,12 +286,16 @@ def test_a_run_continued_from_its_checkpoint_has_the_same_bits(temporal, first, 
     again = steps(training.restore(saved, recipe), range(meta["step"], last), phases, recipe)
     expected, got = training.snapshot(whole), training.snapshot(again)
     assert expected.keys() == got.keys()
-    assert list(whole.named) == list(again.named)  # the order in which the gradient's norm is summed
+    assert list(whole.named) == list(
+        again.named
+    )  # the order in which the gradient's norm is summed
     assert all(torch.equal(tensor, got[name]) for name, tensor in expected.items())
     assert cut == first or any(name.startswith("adam.") for name in saved)
 
 
-def test_a_teacher_with_its_encoder_transposed_in_memory_gives_the_same_bits_after_a_checkpoint(tmp_path):
+def test_a_teacher_with_its_encoder_transposed_in_memory_gives_the_same_bits_after_a_checkpoint(
+    tmp_path,
+):
     trainer = small_trainer(temporal=True)
     transposed = replace(trainer.teacher, W_enc=trainer.teacher.W_enc.t().contiguous().t())
     for teacher in (trainer.teacher, transposed):
@@ -277,29 +314,45 @@ def test_a_tsae_takes_over_the_moments_and_idle_tokens_of_its_static_sae():
     named = {n.removeprefix("param."): t for n, t in start.items() if n.startswith("param.")}
     ours = training.snapshot(training.start_trainer(named, SMALL, before=static))
     theirs = training.snapshot(static)
-    assert {n for n in ours if n.startswith("adam.")} == {n for n in theirs if n.startswith("adam.")}
-    assert all(torch.equal(ours[n], theirs[n]) and ours[n] is not theirs[n] for n in ours if n.startswith("adam."))
+    assert {n for n in ours if n.startswith("adam.")} == {
+        n for n in theirs if n.startswith("adam.")
+    }
+    assert all(
+        torch.equal(ours[n], theirs[n]) and ours[n] is not theirs[n]
+        for n in ours
+        if n.startswith("adam.")
+    )
     assert torch.equal(ours["idle"], theirs["idle"])
     assert all(torch.equal(ours[f"param.{n}"], named[n]) for n in named)
 
 
 @pytest.mark.parametrize("step", [2, 6, 8])
 def test_a_sequence_read_in_pieces_is_seen_as_one_read_at_once(step):
-    """At a rate of 0, each phase: the second piece's reconstruction is that of the whole sequence."""
+    """At a rate of 0, each phase: the second piece's reconstruction is that of the whole
+    sequence.
+    """
     frozen = replace(SMALL, lr=0.0)
     x, weight = batch(0, seq=9)
     trainer = small_trainer(temporal=True)
     whole, whole_info = training.train_step(trainer, x, weight, step, frozen, FOUR, FP32)
     trainer, first = training.train_step(trainer, x[:, :5], weight[:, :5], step, frozen, FOUR, FP32)
-    carried, second = training.train_step(trainer, x[:, 5:], weight[:, 5:], step, frozen, FOUR, FP32, begins=False)
-    assert whole_info["loss"] == pytest.approx((5 * first["loss"] + 4 * second["loss"]) / 9, rel=1e-4)
+    carried, second = training.train_step(
+        trainer, x[:, 5:], weight[:, 5:], step, frozen, FOUR, FP32, begins=False
+    )
+    assert whole_info["loss"] == pytest.approx(
+        (5 * first["loss"] + 4 * second["loss"]) / 9, rel=1e-4
+    )
     assert carried.state.memory.pushed == whole.state.memory.pushed == 9
     for name in ("enc_h", "enc_c", "dec_h", "dec_c"):
         torch.testing.assert_close(getattr(carried.state, name), getattr(whole.state, name))
         assert not getattr(carried.state, name).requires_grad
-    forgetful, anew = training.train_step(trainer, x[:, 5:], weight[:, 5:], step, frozen, FOUR, FP32)
+    forgetful, anew = training.train_step(
+        trainer, x[:, 5:], weight[:, 5:], step, frozen, FOUR, FP32
+    )
     assert forgetful.state.memory.pushed == 4
-    assert step == 2 or anew["loss"] != pytest.approx(second["loss"], rel=1e-4)  # before the introduction mix is 0
+    assert step == 2 or anew["loss"] != pytest.approx(
+        second["loss"], rel=1e-4
+    )  # before the introduction mix is 0
 
 
 def test_a_trainer_works_on_copies():
@@ -309,7 +362,10 @@ def test_a_trainer_works_on_copies():
     x, weight = batch(0)
     x_before = x.clone()
     training.train_step(trainer, x, weight, 0, SMALL, ALONE, FP32)
-    assert all(torch.equal(named[name], tensor) and not named[name].requires_grad for name, tensor in before.items())
+    assert all(
+        torch.equal(named[name], tensor) and not named[name].requires_grad
+        for name, tensor in before.items()
+    )
     assert torch.equal(x, x_before)
 
 
@@ -321,11 +377,15 @@ def test_a_trainer_works_on_copies():
 def test_padding_has_no_influence_on_a_step(temporal, step, dead_after):
     recipe, phases = replace(SMALL, dead_after=dead_after), FOUR if temporal else ALONE
     x, weight = batch(step)
-    padded, padded_weight = (torch.nn.functional.pad(t, p) for t, p in ((x, (0, 0, 0, 3)), (weight, (0, 3))))
+    padded, padded_weight = (
+        torch.nn.functional.pad(t, p) for t, p in ((x, (0, 0, 0, 3)), (weight, (0, 3)))
+    )
     grads, infos, idle = [], [], []
     for one, mask in ((x, weight), (padded, padded_weight)):
         trainer = small_trainer(temporal=temporal)
-        trainer = replace(trainer, idle=torch.arange(24) % 2)  # every other feature is dead where dead_after is 1
+        trainer = replace(
+            trainer, idle=torch.arange(24) % 2
+        )  # every other feature is dead where dead_after is 1
         trainer, info = training.train_step(trainer, one, mask, step, recipe, phases, FP32)
         grads.append({name: t.grad for name, t in trainer.named.items() if t.grad is not None})
         infos.append(info)
@@ -377,9 +437,26 @@ def test_the_log_says_what_the_codes_are():
 
 def test_the_benchmark_runs_at_a_tiny_size(capsys, monkeypatch):
     monkeypatch.setattr(bench, "fast_memory", lambda: None)
-    bench.main(batch=2, seq=3, d_in=8, d_sae=64, k=2, window=2, hidden_enc=3, hidden_dec=5, repeats=1, threads=1)
+    bench.bench_command(
+        batch=2,
+        seq=3,
+        d_in=8,
+        d_sae=64,
+        k=2,
+        window=2,
+        hidden_enc=3,
+        hidden_dec=5,
+        repeats=1,
+        threads=1,
+    )
     shown = " ".join(capsys.readouterr().out.split())
-    for name in ("one step of 6 tokens, 1 threads", "tokens/s", "parts of the TSAE step", "gates", "memory"):
+    for name in (
+        "one step of 6 tokens, 1 threads",
+        "tokens/s",
+        "parts of the TSAE step",
+        "gates",
+        "memory",
+    ):
         assert name in shown
 
 

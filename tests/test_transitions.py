@@ -9,7 +9,7 @@ from scipy import stats
 from strategies import dense_codes
 
 import metrics
-import transitions
+from tsae_lab.measures import transitions
 
 
 def grid_of(on):
@@ -24,14 +24,18 @@ def grid_of(on):
 
 
 def persistent(run, *, n_plant=0, chunks=3175, seq=63, d_sae=500, lift=5.0, seed=0):
-    """Two-state features (onset rates 0.5-2 %) and the patterns planted: after the source's onset the target's at `lag`
-    is `lift` times as likely as ever. 200,000 tokens by default, six chunks a document."""
+    """Two-state features (onset rates 0.5-2 %) and the patterns planted: after the source's onset
+    the target's at `lag` is `lift` times as likely as ever. 200,000 tokens by default, six chunks a
+    document.
+    """
     rng = np.random.default_rng(seed)
     rate = rng.uniform(0.005, 0.02, d_sae).astype(np.float32)
     share = rate * run
     off = (1 - share) / rate
     pairs, lags = rng.permutation(d_sae)[: 2 * n_plant].reshape(-1, 2), rng.integers(1, 17, n_plant)
-    extra = np.minimum(lift * rate[pairs[:, 1]] / (1 - share[pairs[:, 1]]) - 1 / off[pairs[:, 1]], 1)
+    extra = np.minimum(
+        lift * rate[pairs[:, 1]] / (1 - share[pairs[:, 1]]) - 1 / off[pairs[:, 1]], 1
+    )
     state = rng.random((chunks, d_sae), dtype=np.float32) < share
     on, onset = (np.zeros((seq, chunks, d_sae), bool) for _ in range(2))
     for t in range(seq):
@@ -39,7 +43,9 @@ def persistent(run, *, n_plant=0, chunks=3175, seq=63, d_sae=500, lift=5.0, seed
         new = np.where(state, draw >= np.float32(1 / run), draw < 1 / off)
         for (source, target), lag, chance in zip(pairs, lags, extra, strict=True):
             if t >= lag:
-                follows = onset[t - lag, :, source] & (rng.random(chunks) < chance) & ~state[:, target]
+                follows = (
+                    onset[t - lag, :, source] & (rng.random(chunks) < chance) & ~state[:, target]
+                )
                 new[:, target] |= follows
         onset[t], state, on[t] = new & ~state, new, new
     place = torch.arange(chunks)
@@ -65,7 +71,9 @@ def onsets_by_loop(case):
 
 
 def shift_distribution_by_loop(case, i, j, lag):
-    """Observed count and {count: probability} over every combination of shifts of j's onsets in its chunks."""
+    """Observed count and {count: probability} over every combination of shifts of j's onsets in its
+    chunks.
+    """
     at, observed, total = onsets_by_loop(case), 0, {0: 1.0}
     for c, length in enumerate(case["lengths"].tolist()):
         n, source, target = length - 1, at.get((c, i), []), at.get((c, j), [])
@@ -88,7 +96,9 @@ def shift_distribution_by_loop(case, i, j, lag):
 def test_onsets_are_those_of_the_loop(case):
     events = transitions.onsets(metrics.codes_from_dense(**case))
     found = {}
-    for f, c, t in zip(events.feature.tolist(), events.chunk.tolist(), events.place.tolist(), strict=True):
+    for f, c, t in zip(
+        events.feature.tolist(), events.chunk.tolist(), events.place.tolist(), strict=True
+    ):
         found.setdefault((c, f), []).append(t)
     assert found == onsets_by_loop(case)
     assert events.places.tolist() == [max(n - 1, 0) for n in case["lengths"].tolist()]
@@ -105,7 +115,9 @@ def test_the_shift_test_is_that_of_all_shifts(case, lag, data):
     assert found.count[0] == observed
     assert found.reverse[0] == shift_distribution_by_loop(case, j, i, lag)[0]
     assert found.expected[0] == pytest.approx(sum(count * p for count, p in total.items()))
-    assert found.p_value[0] == pytest.approx(sum(p for count, p in total.items() if count >= observed), abs=1e-11)
+    assert found.p_value[0] == pytest.approx(
+        sum(p for count, p in total.items() if count >= observed), abs=1e-11
+    )
 
 
 def test_many_patterns_at_once_are_tested_as_each_alone(monkeypatch):
@@ -142,7 +154,9 @@ def test_a_heavy_tail_does_not_wrap_round():
     events = transitions.onsets(metrics.codes_from_dense(acts))
     source, target = (events.place[events.feature == feature] for feature in (0, 1))
     meets = np.bincount(((source[:, None] + 1 - target) % n).flatten(), minlength=n)
-    found = transitions.shift_test(events, transitions.Patterns(np.array([0]), np.array([1]), np.array([1])))
+    found = transitions.shift_test(
+        events, transitions.Patterns(np.array([0]), np.array([1]), np.array([1]))
+    )
     assert meets.max() > 50
     assert found.p_value[0] == pytest.approx((meets >= found.count[0]).mean(), rel=1e-6)
 
@@ -151,7 +165,9 @@ def test_a_heavy_tail_does_not_wrap_round():
 def test_independent_persistent_features_are_called_significant_as_often_as_the_level_says(run):
     codes, _ = persistent(run, chunks=600, d_sae=60, seed=1)
     rows = np.array([(i, j, lag) for i, j, lag in product(range(60), range(60), (1, 5)) if i != j])
-    p_value = transitions.shift_test(transitions.onsets(codes), transitions.Patterns(*rows.T)).p_value
+    p_value = transitions.shift_test(
+        transitions.onsets(codes), transitions.Patterns(*rows.T)
+    ).p_value
     assert 0.02 < (p_value <= 0.05).mean() < 0.06  # 0.05 less what a count's steps take
 
 
@@ -161,7 +177,7 @@ def test_independent_persistent_features_are_called_significant_as_often_as_the_
 @pytest.mark.parametrize("run", [1.2, 8, 30])
 def test_planted_transitions_are_found_among_persistent_features(run):
     codes, planted = persistent(run, n_plant=50, seed=int(run))
-    found = transitions.transitions(codes)
+    found = transitions.find_transitions(codes)
     called = set(triples(found, found.significant))
     assert codes.n_tokens > 200_000
     assert len(called & planted) >= 40
@@ -174,13 +190,13 @@ def test_nothing_is_found_where_nothing_is_planted(run):
     called = []
     for seed in range(10):
         codes, _ = persistent(run, chunks=500, d_sae=100, seed=seed)
-        called.append(int(transitions.transitions(codes).significant.sum()))
+        called.append(int(transitions.find_transitions(codes).significant.sum()))
     assert sum(n > 0 for n in called) <= 1, called  # 10 % of the data sets
 
 
 def test_what_is_reported_of_a_transition_is_counted_on_the_test_half():
     codes, planted = persistent(2, n_plant=3, chunks=900, d_sae=40, lift=10.0, seed=4)
-    found = transitions.transitions(codes, range(1, 17))
+    found = transitions.find_transitions(codes, range(1, 17))
     assert planted <= set(triples(found, found.significant))
     on = metrics.token_matrix(codes).toarray().reshape(900, 63, 40) > 0
     onset = on[:, 1:] & ~on[:, :-1]
@@ -204,21 +220,23 @@ def test_what_is_reported_of_a_transition_is_counted_on_the_test_half():
 
 def test_degenerate_codes_have_no_transitions_and_one_document_is_refused():
     for acts in (torch.zeros(4, 6, 3), torch.ones(4, 6, 3), torch.ones(4, 1, 3)):
-        found = transitions.transitions(metrics.codes_from_dense(acts), range(1, 40))
+        found = transitions.find_transitions(metrics.codes_from_dense(acts), range(1, 40))
         assert (len(found.patterns), found.replication, found.significant.tolist()) == (0, 0.0, [])
         assert transitions.graph(found).number_of_nodes() == 0
         assert transitions.chains(metrics.codes_from_dense(acts), found) == []
     with pytest.raises(ValueError, match=r"at least 2 documents.*got 1"):
-        transitions.transitions(metrics.codes_from_dense(torch.zeros(1, 6, 3)))
+        transitions.find_transitions(metrics.codes_from_dense(torch.zeros(1, 6, 3)))
     with pytest.raises(ValueError, match=r"lags >= 1; got \(0, 1\)"):
-        transitions.transitions(metrics.codes_from_dense(torch.zeros(2, 6, 3)), [0, 1])
+        transitions.find_transitions(metrics.codes_from_dense(torch.zeros(2, 6, 3)), [0, 1])
 
 
 # ---------------------------------------------------------------- token pairs, chains, graph
 
 
 def bigram_and_memory(seed=0, chunks=800, seq=40):
-    """Feature 0 then 1 fire on the words of a bigram; feature 3 follows feature 2 whatever the words."""
+    """Feature 0 then 1 fire on the words of a bigram; feature 3 follows feature 2 whatever the
+    words.
+    """
     rng = np.random.default_rng(seed)
     tokens = rng.integers(2, 8, (chunks, seq))
     onset = rng.random((chunks, seq, 4)) < 0.02
@@ -234,7 +252,7 @@ def bigram_and_memory(seed=0, chunks=800, seq=40):
 
 def test_a_bigram_does_not_survive_stratifying_by_its_tokens_and_a_memory_does():
     codes, tokens = bigram_and_memory()
-    found = transitions.transitions(codes, lags=[1])
+    found = transitions.find_transitions(codes, lags=[1])
     assert {(0, 1, 1), (2, 3, 1)} <= set(triples(found, found.significant))
     survives, p_value = transitions.beyond_token_pairs(codes, tokens, found)
     left = triples(found, survives)
@@ -247,7 +265,7 @@ def test_a_bigram_does_not_survive_stratifying_by_its_tokens_and_a_memory_does()
 
 def test_the_stratified_test_is_that_of_the_tables():
     codes, tokens = bigram_and_memory(seed=1)
-    found = transitions.transitions(codes, lags=[1])
+    found = transitions.find_transitions(codes, lags=[1])
     _, p_value = transitions.beyond_token_pairs(codes, tokens, found)
     row = triples(found, np.ones(len(p_value), bool)).index((2, 3, 1))
     on = metrics.token_matrix(codes).toarray().reshape(800, 40, 4)[found.tested_chunks] > 0
@@ -276,7 +294,7 @@ def chain_of_three(seed=0, chunks=1200, seq=40):
 
 def test_a_planted_chain_of_three_is_found_and_beats_the_first_order_walk():
     codes = chain_of_three()
-    found = transitions.transitions(codes)
+    found = transitions.find_transitions(codes)
     best = next(c for c in transitions.chains(codes, found) if c.features == (0, 1, 2))
     assert best.lags == (2, 3)
     assert best.lift > 1.2
@@ -290,7 +308,7 @@ def test_a_planted_chain_of_three_is_found_and_beats_the_first_order_walk():
 
 def test_the_graph_has_the_significant_transitions_as_edges():
     codes = chain_of_three()
-    found = transitions.transitions(codes)
+    found = transitions.find_transitions(codes)
     drawn = transitions.graph(found)
     assert set(drawn.edges) == {(i, j) for i, j, _ in triples(found, found.significant)}
     assert drawn[0][1]["lag"] == 2

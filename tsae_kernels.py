@@ -1,0 +1,271 @@
+"""The products and recurrences that training spends its time in, on sparse codes.
+
+A code is `(vals, idx)`, both `(tokens k)`: values and the features they belong to. Products run in
+`low`, bfloat16 where the processor has it and float32 else; everything that is summed up over steps
+stays in float32.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd import Function
+
+
+def topk_idx(pre: Float[Tensor, "tokens d_sae"], k: int) -> Int[Tensor, "tokens k"]:
+    """Where the `k` largest of each row are, in no order (of equal values, any).
+
+    Wide rows are searched in two steps: the `k` columns-of-eight with the largest maxima hold the
+    `k` largest values.
+    """
+    tokens, d_sae = pre.shape
+    if not 0 < k <= d_sae:
+        raise ValueError(f"top-k needs 0 < k <= d_sae; got k={k}, d_sae={d_sae}")
+    deep, wide = 8, d_sae // 8
+    if d_sae % deep or wide < 4 * k:
+        return pre.topk(k, dim=-1, sorted=False).indices
+    blocks = pre.view(tokens, deep, wide)
+    best = blocks.amax(1).topk(k, dim=-1, sorted=False).indices
+    found = blocks.gather(2, best[:, None].expand(-1, deep, -1)).flatten(1)
+    at = found.topk(k, dim=-1, sorted=False).indices
+    return best.gather(1, at % k) + wide * (at // k)
+
+
+def scatter_codes(
+    vals: Float[Tensor, "tokens k"], idx: Int[Tensor, "tokens k"], d_sae: int
+) -> Float[Tensor, "tokens d_sae"]:
+    """The dense form of a code; a feature named twice gets the sum."""
+    return vals.new_zeros(len(idx), d_sae).scatter_add_(1, idx, vals)
+
+
+def gather_dot(
+    x: Float[Tensor, "tokens d"], W: Float[Tensor, "d_sae d"], idx: Int[Tensor, "tokens k"]
+) -> Float[Tensor, "tokens k"]:
+    """`(x W^T)` at `idx`: `k` dot products a token in place of `d_sae`.
+
+    It is the gradient that `embedding_bag` has for its weights per sample; ten times faster than
+    gathering the rows.
+    """
+    tokens, k = idx.shape
+    starts = torch.arange(0, tokens * k, k, device=idx.device)
+    row = torch.arange(tokens, device=idx.device).repeat_interleave(k)
+    out = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        x.contiguous(), W, idx.flatten().contiguous(), starts, row, 0, -1
+    )
+    return out.view(tokens, k)
+
+
+def codes_t_product(
+    vals: Float[Tensor, "tokens k"],
+    idx: Int[Tensor, "tokens k"],
+    x: Float[Tensor, "tokens d"],
+    d_sae: int,
+) -> Float[Tensor, "d_sae d"]:
+    """`codes^T x`, the gradient of a weight with one row a feature: entries sorted by feature, then
+    summed in bags.
+    """
+    order = idx.flatten().argsort(stable=True)
+    count = idx.flatten().bincount(minlength=d_sae)
+    starts = count.cumsum(0) - count
+    token = torch.div(order, idx.shape[1], rounding_mode="floor")
+    return F.embedding_bag(token, x, starts, per_sample_weights=vals.flatten()[order], mode="sum")
+
+
+def _feature_sums(vals: Tensor, idx: Tensor, d_sae: int) -> Tensor:
+    return vals.new_zeros(d_sae).index_add_(0, idx.flatten(), vals.flatten())
+
+
+class _Keep(Function):
+    @staticmethod
+    def forward(ctx, pre, idx, x, W_enc, b_enc):  # noqa: ARG004 W_enc gets a gradient
+        vals = pre.gather(1, idx).float().relu()
+        ctx.save_for_backward(vals > 0, idx, x)
+        ctx.d_sae = len(b_enc)
+        return vals
+
+    @staticmethod
+    def backward(ctx, *grads):
+        on, idx, x = ctx.saved_tensors
+        d_vals = grads[0] * on
+        d_W = codes_t_product(d_vals, idx, x, ctx.d_sae).t() if ctx.needs_input_grad[3] else None
+        d_b = _feature_sums(d_vals, idx, ctx.d_sae) if ctx.needs_input_grad[4] else None
+        return None, None, None, d_W, d_b
+
+
+def kept_values(
+    pre: Float[Tensor, "tokens d_sae"],
+    idx: Int[Tensor, "tokens k"],
+    x: Float[Tensor, "tokens d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, " d_sae"],
+) -> Float[Tensor, "tokens k"]:
+    """`relu(pre)` at `idx`, where `pre = x W_enc + b_enc`; differentiable in `W_enc` and `b_enc`,
+    not in `x`.
+    """
+    return _Keep.apply(pre.detach(), idx, x.detach(), W_enc, b_enc)  # type: ignore[no-any-return]
+
+
+class _Decode(Function):
+    @staticmethod
+    def forward(ctx, vals, idx, W_dec):
+        ctx.save_for_backward(vals, idx, W_dec)
+        return F.embedding_bag(
+            idx.contiguous(), W_dec, per_sample_weights=vals.contiguous(), mode="sum"
+        )
+
+    @staticmethod
+    def backward(ctx, *grads):
+        vals, idx, W_dec = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        d_vals = gather_dot(grad, W_dec, idx) if ctx.needs_input_grad[0] else None
+        d_W = codes_t_product(vals, idx, grad, len(W_dec)) if ctx.needs_input_grad[2] else None
+        return d_vals, None, d_W
+
+
+def decode_codes(
+    vals: Float[Tensor, "tokens k"],
+    idx: Int[Tensor, "tokens k"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+) -> Float[Tensor, "tokens d_in"]:
+    """`sum_j vals_j W_dec[idx_j]`: `k` rows a token in place of `d_sae`, forward and backward."""
+    return _Decode.apply(vals, idx, W_dec)  # type: ignore[no-any-return]
+
+
+class _Gate(Function):
+    @staticmethod
+    def forward(ctx, h, W_gate, b_gate, idx):
+        z = gather_dot(h, W_gate, idx) + b_gate[idx]
+        ctx.save_for_backward(h, W_gate, idx, z)
+        return z.clamp(0.0, 1.0)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        h, W_gate, idx, z = ctx.saved_tensors
+        inward = ((z >= 0) | (grads[0] < 0)) & (
+            (z <= 1) | (grads[0] > 0)
+        )  # a saturated gate can still come back
+        grad = grads[0] * inward
+        d_h = F.embedding_bag(
+            idx.contiguous(), W_gate, per_sample_weights=grad.contiguous(), mode="sum"
+        )
+        return (
+            d_h,
+            codes_t_product(grad, idx, h, len(W_gate)),
+            _feature_sums(grad, idx, len(W_gate)),
+            None,
+        )
+
+
+def gate_values(
+    h: Float[Tensor, "tokens hidden"],
+    W_gate: Float[Tensor, "d_sae hidden"],
+    b_gate: Float[Tensor, " d_sae"],
+    idx: Int[Tensor, "tokens k"],
+) -> Float[Tensor, "tokens k"]:
+    """`clip(W_gate h + b_gate, 0, 1)` at `idx`: exact zeros, exact ones.
+
+    Outside (0, 1) the gradient passes where a step along it leads back inside; else a gate once
+    open would stay so.
+    """
+    return _Gate.apply(h.contiguous(), W_gate, b_gate, idx)  # type: ignore[no-any-return]
+
+
+class _Product(Function):
+    @staticmethod
+    def forward(ctx, x, W, low):
+        ctx.save_for_backward(x, W)
+        ctx.low = low
+        return (x.to(low) @ W.to(low)).float()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        x, W = ctx.saved_tensors
+        grad = grads[0].to(ctx.low)
+        d_x = (grad @ W.to(ctx.low).t()).float() if ctx.needs_input_grad[0] else None
+        d_W = (x.to(ctx.low).t() @ grad).float() if ctx.needs_input_grad[1] else None
+        return d_x, d_W, None
+
+
+def product(
+    x: Float[Tensor, "tokens d_a"], W: Float[Tensor, "d_a d_b"], low: torch.dtype = torch.float32
+) -> Float[Tensor, "tokens d_b"]:
+    """`x W`, and its gradients, with the products in `low`."""
+    return _Product.apply(x, W, low)  # type: ignore[no-any-return]
+
+
+class _Lstm(Function):
+    """One Python loop a direction; the products that need no recurrence are taken once for all
+    steps.
+
+    The views of all steps are made before the loop: at 16 streams a view costs as much as the
+    arithmetic.
+    """
+
+    @staticmethod
+    def forward(ctx, x, h, c, W_x, W_h, b, low):
+        seq, batch, _ = x.shape
+        hidden = len(W_h)
+        x_low, W_x_low, W_h_low = x.to(low), W_x.to(low), W_h.to(low)
+        gates = (x_low.flatten(0, 1) @ W_x_low).view(seq, batch, 4 * hidden).float().add_(b)
+        hs, cs = x.new_empty(seq + 1, batch, hidden), x.new_empty(seq + 1, batch, hidden)
+        tanh_c = x.new_empty(seq, batch, hidden)
+        hs[0], cs[0] = h, c
+        soft, hard = gates[..., : 3 * hidden].unbind(), gates[..., 3 * hidden :].unbind()
+        o, i, f, g = (part.unbind() for part in gates.split(hidden, 2))
+        z, h_t, c_t, tanh_t = gates.unbind(), hs.unbind(), cs.unbind(), tanh_c.unbind()
+        for t in range(seq):
+            z[t].add_(h_t[t].to(low) @ W_h_low)
+            soft[t].sigmoid_()
+            hard[t].tanh_()
+            torch.mul(f[t], c_t[t], out=c_t[t + 1])
+            c_t[t + 1].addcmul_(i[t], g[t])
+            torch.tanh(c_t[t + 1], out=tanh_t[t])
+            torch.mul(o[t], tanh_t[t], out=h_t[t + 1])
+        ctx.save_for_backward(x_low, W_x_low, W_h_low, gates, hs, cs, tanh_c)
+        return hs[1:], hs[seq].clone(), cs[seq].clone()
+
+    @staticmethod
+    def backward(ctx, *grads):
+        x, W_x, W_h, gates, hs, cs, tanh_c = ctx.saved_tensors
+        low, hidden, (o, i, f, g) = x.dtype, len(W_h), gates.split(len(W_h), 2)
+        by_c = torch.stack(
+            [g * i * (1 - i), cs[:-1] * f * (1 - f), i * (1 - g * g)], 2
+        ).unbind()  # d gates / d c
+        by_h, c_by_h = (tanh_c * o * (1 - o)).unbind(), (o * (1 - tanh_c * tanh_c)).unbind()
+        d_gates, (d_h, d_c) = torch.empty_like(gates), (grads[1].clone(), grads[2].clone())
+        d, d_o = d_gates.unbind(), d_gates[..., :hidden].unbind()
+        d_rest = d_gates[..., hidden:].unflatten(2, (3, hidden)).unbind()
+        up, f = grads[0].unbind(), f.unbind()
+        for t in range(len(gates) - 1, -1, -1):
+            d_h = d_h + up[t]
+            d_c.addcmul_(d_h, c_by_h[t])
+            torch.mul(d_h, by_h[t], out=d_o[t])
+            torch.mul(d_c[:, None], by_c[t], out=d_rest[t])
+            d_c *= f[t]
+            d_h = d[t].to(low) @ W_h.t()
+        flat = d_gates.flatten(0, 1).to(low)
+        d_x = (flat @ W_x.t()).float().view(x.shape) if ctx.needs_input_grad[0] else None
+        d_W_x = (x.flatten(0, 1).t() @ flat).float()
+        d_W_h = (hs[:-1].flatten(0, 1).to(low).t() @ flat).float()
+        return d_x, d_h.float(), d_c, d_W_x, d_W_h, d_gates.sum((0, 1)), None
+
+
+def lstm(
+    x: Float[Tensor, "batch seq d_in"],
+    h: Float[Tensor, "batch hidden"],
+    c: Float[Tensor, "batch hidden"],
+    W_x: Float[Tensor, "d_in gates"],
+    W_h: Float[Tensor, "hidden gates"],
+    b: Float[Tensor, " gates"],
+    low: torch.dtype = torch.float32,
+) -> tuple[
+    Float[Tensor, "batch seq hidden"], Float[Tensor, "batch hidden"], Float[Tensor, "batch hidden"]
+]:
+    """Hidden states of all steps, then the last `h` and `c` (Hochreiter & Schmidhuber 1997, with
+    forget gates).
+
+    `gates = 4 * hidden`: output, input, forget, candidate. Equal to `torch.nn.LSTM` with its rows
+    so ordered.
+    """
+    hs, h_last, c_last = _Lstm.apply(x.transpose(0, 1).contiguous(), h, c, W_x, W_h, b, low)  # type: ignore[misc]
+    return hs.transpose(0, 1), h_last, c_last

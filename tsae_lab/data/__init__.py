@@ -1,0 +1,1 @@
+"""What goes in: texts, language models, activations on disk, probing tasks."""

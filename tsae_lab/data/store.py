@@ -1,0 +1,299 @@
+"""Activations on disk: a memory map in bf16, keyed by language model, hook and tokens, and checked
+by blocks.
+
+A store is written under a temporary name and renamed; an interrupted extraction continues after its
+last whole block; one that is damaged or foreign is made again.
+"""
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tsae_lab import files
+from tsae_lab.data import language_model
+from tsae_lab.data.language_model import LanguageModel
+from tsae_lab.data.texts import Tokens
+
+STORE_FORMAT = 1
+BLOCK_TOKENS = 8_192  # tokens a block of the store: the unit of checksums and of continuing
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Store:
+    """Activations on disk, a memory map; zeros where `tokens.valid` is False."""
+
+    path: Path
+    hook: str
+    tokens: Tokens
+    data: np.ndarray  # int16 view of bf16, (n_seq, kept, d_in)
+
+    @property
+    def d_in(self) -> int:
+        return int(self.data.shape[2])
+
+    def __len__(self) -> int:
+        return int(self.data.shape[0])
+
+    def x(
+        self,
+        rows: slice | Sequence[int] | np.ndarray | Tensor,
+        span: slice = slice(None),
+        dtype: torch.dtype = torch.float32,
+    ) -> Float[Tensor, "rows span d_in"]:
+        """Activations of the sequences `rows` at the positions `span`, a copy; of the text, without
+        the prefix.
+        """
+        index = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
+        part = self.data[index, span]
+        part = (
+            np.array(part) if isinstance(index, slice) else np.asarray(part)
+        )  # an index list has copied already
+        mapped = getattr(self.data, "_mmap", None)
+        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(
+                mmap.MADV_DONTNEED
+            )  # what was read does not stay in this process; the page cache has it
+        return torch.from_numpy(part).view(torch.bfloat16).to(dtype)
+
+
+def activation_store(
+    lm: LanguageModel,
+    tokens: Tokens,
+    *,
+    hook: str,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+) -> Store:
+    """Activations of `tokens` at `hook`: read from `cache_dir` where they lie already, else
+    extracted into it.
+
+    The directory's name is a hash over model, hook and tokens. It is written under the name
+    `...partial` and renamed at the end; an interrupted extraction continues after its last whole
+    block. A store that is damaged or holds something else is made again, after a line on stderr.
+    Default directory: `activations` in the cache.
+    """
+    layer = language_model.check_hook(lm, hook)
+    if tokens.ids.shape[1] > lm.max_seq:
+        raise ValueError(
+            f"sequences of {tokens.ids.shape[1]} tokens: {lm.name} takes at most {lm.max_seq}"
+        )
+    root = files.make_dir(
+        Path(cache_dir).expanduser() if cache_dir else files.cache_dir() / "activations"
+    )
+    key = _store_key(lm, tokens, hook)
+    path = root / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+    with files.locked(root / f"{path.name}.lock"):
+        if path.exists():
+            problem = _problem(path, tokens, key)
+            if problem is None:
+                return _open(path, tokens, key)
+            sys.stderr.write(
+                f"activation store {path} is refused: {problem}; extracting it again\n"
+            )
+            shutil.rmtree(path)
+        partial = path.with_name(f"{path.name}.partial")
+        _extract(lm, tokens, layer, partial, key, progress=progress)
+        partial.rename(path)
+    return _open(path, tokens, key)
+
+
+def _store_key(lm: LanguageModel, tokens: Tokens, hook: str) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for array in _token_arrays(tokens).values():
+        digest.update(array.tobytes())
+    names = {"format": STORE_FORMAT, "model": lm.identity, "model_name": lm.name, "hook": hook}
+    return {
+        **names,
+        "tokens": digest.hexdigest(),
+        "shape": [*tokens.valid.shape, lm.d_in],
+        "dtype": "bfloat16",
+    }
+
+
+def _token_arrays(tokens: Tokens) -> dict[str, np.ndarray]:
+    return {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in vars(tokens).items()}
+
+
+def _open(path: Path, tokens: Tokens, key: Mapping[str, Any]) -> Store:
+    data = np.memmap(path / "data.bf16", dtype=np.int16, mode="r", shape=tuple(key["shape"]))
+    return Store(path=path, hook=key["hook"], tokens=tokens, data=data)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        return manifest if {"key", "block_rows", "crc32"} <= set(manifest) else {}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _write_manifest(
+    path: Path, key: Mapping[str, Any], block_rows: int, crcs: Sequence[int], done: int
+) -> None:
+    new = path / "manifest.json.new"
+    new.write_text(
+        json.dumps({"key": key, "block_rows": block_rows, "n_rows_done": done, "crc32": crcs})
+    )
+    new.replace(path / "manifest.json")
+
+
+def _good_blocks(path: Path, key: Mapping[str, Any], block_rows: int, crcs: Sequence[int]) -> int:
+    """How many blocks from the start have the checksum that is written down for them."""
+    n_rows, row_bytes = key["shape"][0], 2 * key["shape"][1] * key["shape"][2]
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        for block, crc in enumerate(crcs):
+            size = (min(n_rows, (block + 1) * block_rows) - block * block_rows) * row_bytes
+            data = file.read(size)
+            if len(data) != size or zlib.crc32(data) != crc:
+                return block
+        return len(crcs)
+    return 0
+
+
+def _problem(path: Path, tokens: Tokens, key: Mapping[str, Any]) -> str | None:
+    """Why the store at `path` cannot be used, or None. Reads all of it once."""
+    manifest = _read_manifest(path)
+    if not manifest:
+        return "it has no readable manifest"
+    if manifest["key"] != key:
+        return "its manifest belongs to something else"
+    rows, crcs, n_rows = manifest["block_rows"], manifest["crc32"], key["shape"][0]
+    if len(crcs) != -(-n_rows // rows):
+        return "it is incomplete"
+    file = path / "data.bf16"
+    expected = 2 * int(np.prod(key["shape"]))
+    if not file.is_file() or file.stat().st_size != expected:
+        return f"data.bf16 has not the expected size of {expected:,} bytes"
+    for name, array in _token_arrays(tokens).items():
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            if np.array_equal(np.load(path / f"{name}.npy"), array):
+                continue
+        return f"{name}.npy is missing or damaged"
+    good = _good_blocks(file, key, rows, crcs)
+    return None if good == len(crcs) else f"wrong checksum of sequences {good * rows} and following"
+
+
+def _check_space(folder: Path, n_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < n_bytes + (64 << 20):
+        raise ValueError(
+            f"the activations need {n_bytes / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are free"
+        )
+
+
+def _extract(
+    lm: LanguageModel,
+    tokens: Tokens,
+    layer: int,
+    path: Path,
+    key: Mapping[str, Any],
+    *,
+    progress: bool,
+) -> None:
+    """Writes data, token arrays and manifest into the directory `path`, continuing what lies
+    there.
+    """
+    n_seq, kept, d_in = key["shape"]
+    manifest = _read_manifest(path)
+    block_rows, crcs = max(1, BLOCK_TOKENS // (kept + 1)), []
+    if manifest and manifest["key"] == key and manifest["block_rows"] == block_rows:
+        crcs = manifest["crc32"][
+            : _good_blocks(path / "data.bf16", key, block_rows, manifest["crc32"])
+        ]
+    elif path.exists():
+        sys.stderr.write(
+            f"unfinished activation store {path} is refused: not this one's; starting anew\n"
+        )
+        shutil.rmtree(path)
+    done = min(n_seq, len(crcs) * block_rows)
+    _check_space(path.parent, 2 * (n_seq - done) * kept * d_in)
+    path.mkdir(exist_ok=True)
+    for name, array in _token_arrays(tokens).items():
+        np.save(path / f"{name}.npy", array)
+    with (
+        (path / "data.bf16").open("ab") as file,
+        _progress(n_seq * kept, done * kept, progress) as advance,
+    ):
+        file.truncate(2 * done * kept * d_in)
+        for at in range(done, n_seq, block_rows):
+            rows = slice(at, min(at + block_rows, n_seq))
+            data = _block(lm, tokens, layer, rows).tobytes()
+            file.write(data)
+            file.flush()
+            crcs.append(zlib.crc32(data))
+            _write_manifest(path, key, block_rows, crcs, rows.stop)
+            advance((rows.stop - at) * kept)
+        os.fsync(file.fileno())
+
+
+def _block(lm: LanguageModel, tokens: Tokens, layer: int, rows: slice) -> np.ndarray:
+    """Activations of the sequences `rows` as int16 view of bf16, (rows, kept, d_in), zeros at
+    padding.
+    """
+    n_rows = max(1, language_model.FORWARD_TOKENS // tokens.ids.shape[1])
+    parts = []
+    for at in range(rows.start, rows.stop, n_rows):
+        part = slice(at, min(at + n_rows, rows.stop))
+        hidden, _ = language_model.residual_at(lm, tokens.ids[part], layer)
+        valid = tokens.valid[part].to(hidden.device)
+        x = hidden[:, -valid.shape[1] :].masked_fill(~valid[..., None], 0.0).to(torch.bfloat16)
+        finite = x.isfinite().flatten(1).all(1)
+        if not finite.all():
+            row = at + int((~finite).nonzero()[0, 0])
+            where = f"sequence {row} (document {int(tokens.document[row])}, token {int(tokens.start[row])})"
+            raise ValueError(f"{lm.name} gives NaN or infinite activations in {where}")
+        parts.append(x.cpu().view(torch.int16).numpy())
+    return np.concatenate(parts)
+
+
+@contextlib.contextmanager
+def _progress(total: int, done: int, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left on a terminal, else a line on stderr every tenth; yields
+    `advance(n_tokens)`.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console, begin, state = Console(stderr=True), time.monotonic(), [done, 10 * done // total]
+
+    def rate() -> float:
+        return (state[0] - done) / max(time.monotonic() - begin, 1e-9)
+
+    if shown and console.is_terminal:
+        columns = (TextColumn("activations"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
+        columns += (TextColumn("{task.fields[rate]:,.0f} tokens/s"), TimeRemainingColumn())
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("activations", total=total, completed=done, rate=0.0)
+
+            def advance_bar(n: int) -> None:
+                state[0] += n
+                bar.update(task, completed=state[0], rate=rate())
+
+            yield advance_bar
+        return
+
+    def advance_line(n: int) -> None:
+        state[0] += n
+        tenth = 10 * state[0] // total
+        if shown and tenth > state[1]:
+            left = (total - state[0]) / max(rate(), 1e-9)
+            note = f"{state[0]:,} of {total:,} tokens, {rate():,.0f} tokens/s, {left:.0f} s left"
+            sys.stderr.write(f"activations: {note}\n")
+            state[1] = tenth
+
+    yield advance_line

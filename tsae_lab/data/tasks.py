@@ -1,0 +1,421 @@
+"""Probing tasks: what an item and a minimal pair are, and three balanced, seeded generators of
+items.
+
+A task is temporal only if the label is not in the word that is read out. In every generator an item
+has twins that differ from it in the label and in what decides the label, and in nothing else, all
+in one group. So the label is independent of every other factor, the read-out word included, in any
+split of the groups: a probe on embeddings is at chance. Everything a generator draws is a function
+of its seed.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from probes import Item, Task
+
+# 120 subjects and 48 attractors, disjoint; a plural that is not made by rule stands after a slash.
+SUBJECTS = tuple(
+    """
+    farmer teacher doctor lawyer driver painter writer singer dancer player sailor soldier officer guard manager
+    banker baker butcher barber carpenter plumber tailor weaver miner hunter fisherman/fishermen woman/women man/men
+    child/children wife/wives thief/thieves king queen prince princess duke knight priest monk nun bishop pilot captain
+    general engineer architect scientist chemist physicist professor student scholar author poet novelist editor
+    journalist reporter critic actor director producer musician drummer pianist violinist composer conductor judge
+    senator governor mayor minister president secretary clerk accountant assistant customer client patient nurse surgeon
+    dentist therapist gardener cook chef waiter servant maid butler neighbor visitor tourist traveler stranger guest
+    tenant landlord owner boss worker builder designer inventor explorer climber runner swimmer skater boxer wrestler
+    coach referee fan winner loser champion rival
+    """.split()  # noqa: SIM905
+)
+ATTRACTORS = tuple(
+    """
+    dog cat horse cow goat pig rabbit lion tiger bear monkey elephant camel donkey eagle parrot duck turtle snake frog
+    boy girl brother sister uncle aunt cousin son daughter friend enemy partner witness suspect spy rebel pirate beggar
+    cowboy robber prisoner inspector detective sheriff agent lady/ladies hero/heroes wolf/wolves
+    """.split()  # noqa: SIM905
+)
+PREPOSITIONS = ("near", "behind", "beside", "with")
+PAST_VERBS = ("chased", "followed", "watched", "avoided", "ignored", "noticed", "feared", "saved")
+# Adverbs before a verb: no noun, no number. By length in words.
+FILLERS = MappingProxyType(
+    {
+        0: ("",),
+        2: ("quite clearly", "almost certainly", "more recently", "very probably"),
+        4: (
+            "more or less openly",
+            "now and then apparently",
+            "not so very surprisingly",
+            "once again rather suddenly",
+        ),
+    }
+)
+ADVERBS = ("often", "never", "always", "usually", "really", "still")  # read out here
+
+WOMEN = tuple(
+    """
+    Mary Anna Emma Sarah Lucy Alice Laura Julia Helen Jane Kate Susan Linda Karen Lisa Maria Rachel Rebecca Jennifer
+    Jessica Emily Olivia Sophia Hannah Grace Claire Diana Nancy Betty Barbara Carol Sandra Martha Victoria Amanda
+    Michelle Elizabeth Margaret Catherine Caroline Charlotte Eleanor Ruth Rose Ellen Amy Sally Judy Sharon Kathleen
+    Christine Teresa Heather Melissa Stephanie Nicole Angela Janet Joan Isabella
+    """.split()  # noqa: SIM905
+)
+MEN = tuple(
+    """
+    John James Robert David William Richard Thomas Charles Daniel Matthew Mark Paul Steven Andrew George Edward Brian
+    Kevin Peter Henry Arthur Frank Jack Adam Simon Oliver Harry Michael Joseph Anthony Donald Kenneth Joshua Ronald
+    Timothy Jason Jeffrey Ryan Jacob Gary Nicholas Eric Stephen Larry Justin Scott Benjamin Samuel Gregory Patrick
+    Alexander Tyler Dennis Jerry Aaron Nathan Douglas Walter Albert Philip
+    """.split()  # noqa: SIM905
+)
+MEETINGS = (  # verb, conjunction
+    ("met", "because"), ("called", "before"), ("thanked", "after"), ("saw", "when"), ("visited", "while"),
+)  # fmt: skip
+PLACES = MappingProxyType(
+    {
+        0: ("",),
+        3: ("at the station", "in the garden", "on the island", "outside the theater"),
+        7: (
+            "at the old station near the river", "in the small garden behind the house",
+            "on the quiet island in the lake", "outside the new theater in the village",
+        ),
+    }
+)  # fmt: skip
+AFTER_PRONOUN = ("really", "finally", "suddenly", "quickly")  # read out here
+
+# The target is read out; the cue comes 5 to 11 words before it.
+SENSE_FRAMES = (
+    "Everybody who mentioned the {cue} also spoke about the {target}",
+    "The {cue} was mentioned first, then the {target}",
+    "With the {cue} in mind, we looked at the {target}",
+    "They talked about the {cue} for quite a long time, and the {target}",
+    "After the {cue} there really was not much to say about the {target}",
+    "There was the {cue} in the picture, and next to it we saw the {target}",
+)
+OPENINGS = ("", "Yesterday,", "Once again,", "As it happened,")
+_SENSES = """
+bank: loan cashier deposit mortgage robber vault credit money | river stream shore canoe fishing water mud reed
+bat: baseball pitcher inning batter cricket umpire glove league | cave wings vampire owl night mammal insect roost
+crane: bird heron feathers nest stork marsh egg beak | construction scaffold steel concrete harbor cargo truck builder
+bass: guitar drummer singer concert jazz amplifier melody choir | fishing lake trout angler boat hook salmon pond
+spring: winter April flowers autumn blossom season tulip May | coil mattress metal tension lever watch screw clock
+seal: penguin ice whale walrus ocean polar fish zoo | envelope wax stamp letter document signature king ring
+pitcher: baseball catcher inning umpire batter stadium coach league | water lemonade juice glass kitchen jug milk table
+mole: skin doctor cancer freckle cheek dermatologist face birthmark | burrow garden tunnel lawn rat hedgehog soil worm
+bark: dog puppy kennel growl howl wolf leash hound | tree oak trunk forest pine branch wood birch
+match: football tennis stadium referee team goal player tournament | candle fire flame smoke lighter stove fuel cigar
+club: golf ball swing putt course caddy fairway tee | members dance nightlife dancer party disco society music
+trunk: elephant zoo ivory tusk mammoth circus calf herd | car suitcase luggage tire driver engine spare vehicle
+palm: coconut beach island tropics tree desert oasis leaf | finger wrist thumb hand glove fist skin fortune-teller
+pupil: school teacher lesson classroom homework exam grade textbook | eye iris lens retina vision glasses cornea eyelid
+mint: herb tea lemon leaves sauce basil candy garden | coin money treasury gold silver currency penny dollar
+date: calendar month deadline year schedule week birthday Monday | fig fruit raisin palm dessert nut almond apricot
+organ: church hymn choir chapel piano music cathedral pedal | liver kidney heart transplant surgeon donor lung hospital
+nail: hammer wood carpenter screw plank board tool wall | finger polish manicure toe thumb salon cuticle hand
+pen: ink paper letter pencil writer notebook signature desk | sheep pig farmer fence cattle goat barn lamb
+deck: ship captain sailor anchor mast yacht ocean cabin | cards poker dealer ace joker casino gambler shuffle
+bow: arrow archer target quiver hunter string shooting medieval | ribbon gift hair dress present wrapping silk lace
+chest: heart lung rib muscle breath shoulder cough x-ray | treasure pirate gold lid box lock attic jewels
+cell: prison guard inmate jail bars convict warden sentence | biology membrane protein nucleus tissue gene bacteria lab
+plant: leaf soil garden flower seed root pot gardener | factory worker machine industry production engine manager steel
+mouse: cat cheese trap tail hole rat squeak barn | computer keyboard screen laptop click cursor monitor software
+ring: diamond wedding gold bride jewel engagement finger necklace | boxer referee fight champion gloves punch rope bell
+bolt: nut screw wrench metal door lock hinge thread | lightning thunder storm cloud rain sky flash weather
+court: judge lawyer jury trial verdict witness crime prosecutor | tennis racket net serve basketball player squash ball
+draft: writer editor novel manuscript essay chapter author text | window cold wind chimney door breeze winter air
+port: harbor ship dock sailor cargo ferry anchor coast | wine bottle glass grape vineyard sherry dessert cork
+band: guitar drummer singer concert album stage song rock | rubber wrist elastic watch hair cloth metal stretch
+scale: fish fin snake lizard dragon skin reptile salmon | weight pound diet kilogram bathroom balance grocer gram
+fan: football stadium team celebrity concert idol autograph supporter | heat summer air breeze cool ceiling blade noise
+jam: bread toast strawberry breakfast butter marmalade fruit sugar | traffic highway car road bus rush-hour truck driver
+pitch: football grass player referee goal stadium soccer team | melody voice note singer tone piano tune violin
+ball: tennis soccer kick throw goal racket player bounce | prince gown waltz dance palace orchestra Cinderella costume
+"""  # each line: homonym: cues of the one sense | cues of the other
+HOMONYMS = MappingProxyType(
+    {
+        target: tuple(tuple(part.split()) for part in cues.split("|"))
+        for target, cues in (line.split(":") for line in _SENSES.strip().splitlines())
+    }
+)
+
+
+def plural(noun: str) -> str:
+    """The plural of an entry: what stands after the slash, else by the rule of spelling."""
+    if "/" in noun:
+        return noun.split("/")[1]
+    if noun.endswith(("s", "x", "ch", "sh")):
+        return f"{noun}es"
+    return f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2] not in "aeiou" else f"{noun}s"
+
+
+def singular(noun: str) -> str:
+    """The singular of an entry."""
+    return noun.split("/")[0]
+
+
+Element = TypeVar("Element")
+Rest = tuple[tuple[str, str], str, str]  # verb and conjunction, place, adverb after the pronoun
+NUMBERS = ("singular", "plural")
+
+
+def _item(words: Sequence[str], at: int, **rest: object) -> Item:
+    """The item that reads out `words[at]`; words are joined by spaces."""
+    begin = len(" ".join(words[:at])) + (at > 0)
+    return Item(text=" ".join(words), begin=begin, end=begin + len(words[at]), **rest)  # type: ignore[arg-type]
+
+
+def _shuffled(values: Sequence[Element], generator: torch.Generator) -> list[Element]:
+    return [values[i] for i in torch.randperm(len(values), generator=generator).tolist()]
+
+
+def _one(values: Sequence[Element], generator: torch.Generator) -> Element:
+    return values[int(torch.randint(len(values), (), generator=generator))]
+
+
+# ------------------------------------------------------------------------------------------ agreement
+
+
+FRAMES = MappingProxyType(
+    {"simple": 0, "PP": 1, "2PP": 2, "subject RC": 1, "object RC": 1}
+)  # attractors in each
+
+
+def agreement(*, seed: int = 0, cells: int = 3) -> list[Item]:
+    """Number of the subject, read out at an adverb before the verb; one unit a frame, one group a
+    subject lemma.
+
+    Attractor numbers x filler length x adverb is a grid of 18 (simple), 36 or 72 (two PPs) cells;
+    every one of 120 lemmas stands in `cells` of them, in both numbers. With a multiple of 3, all
+    cells of a frame are equally frequent. Verbs in relative clauses are in the past tense;
+    `congruent`: the last attractor has the subject's number.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    items = []
+    for frame, n_attractors in FRAMES.items():
+        numbers_of = itertools.product(NUMBERS, repeat=n_attractors)
+        grid = [
+            (ns, filler, adverb) for ns in numbers_of for filler in FILLERS for adverb in ADVERBS
+        ]
+        for i, lemma in enumerate(_shuffled(SUBJECTS, generator)):
+            for j in range(i * cells, (i + 1) * cells):
+                numbers, length, adverb = grid[j % len(grid)]
+                nouns = [_inflected(_one(ATTRACTORS, generator), number) for number in numbers]
+                between = [
+                    *_attractors(frame, nouns, generator),
+                    *_one(FILLERS[length], generator).split(),
+                ]
+                factors = {"filler": str(length), "adverb": adverb}
+                factors |= {f"attractor {n + 1}": number for n, number in enumerate(numbers)}
+                items += [
+                    _agreement_item(frame, lemma, number, between, factors) for number in NUMBERS
+                ]
+    return items
+
+
+def _agreement_item(
+    frame: str, lemma: str, number: str, between: list[str], factors: dict[str, str]
+) -> Item:
+    words = ["The", _inflected(lemma, number), *between, factors["adverb"]]
+    nearest = factors.get(f"attractor {FRAMES[frame]}")
+    at = len(words) - 1
+    return _item(
+        words, at, unit=frame, frame=frame, label=NUMBERS.index(number), group=singular(lemma), distance=at - 1,
+        congruent=None if nearest is None else nearest == number, factors=factors,
+    )  # fmt: skip
+
+
+def _inflected(noun: str, number: str) -> str:
+    return plural(noun) if number == "plural" else singular(noun)
+
+
+def _attractors(frame: str, nouns: list[str], generator: torch.Generator) -> list[str]:
+    """The words between subject and filler."""
+    verb = _one(PAST_VERBS, generator)
+    if frame == "subject RC":
+        return ["that", verb, "the", nouns[0]]
+    if frame == "object RC":
+        return ["that", "the", nouns[0], verb]
+    return [word for noun in nouns for word in (_one(PREPOSITIONS, generator), "the", noun)]
+
+
+# ---------------------------------------------------------------------------------------- coreference
+
+
+GRID = tuple(itertools.product(MEETINGS, PLACES, AFTER_PRONOUN))  # 60 cells
+PRONOUN = MappingProxyType({"woman": "she", "man": "he", "group": "they"})
+
+
+def coreference(*, seed: int = 0, cells: int = 6) -> list[Item]:
+    """Whether a pronoun means the one who was named first (1) or second (0), read out at an adverb
+    after it.
+
+    Unit "gender": a woman and a man, he or she; unit "number": a person and a group, he or she or
+    they. The label is order XOR pronoun: all four combinations of an order and a pronoun are twins.
+    Groups are 30 sets of names that no other group has; each stands in `cells` of 60 cells verb x
+    place x adverb. A multiple of 2 makes cells equally frequent.
+    """
+    items = []
+    for group, (women, men), rests, generator in _name_groups(seed, cells):
+        for place, rest in enumerate(rests):
+            woman, man = women[place % 2], men[place // 2 % 2]
+            person = ("woman", woman) if place % 2 else ("man", man)
+            many = ("group", f"the {plural(_one(ATTRACTORS, generator))}")
+            pairs = {"gender": (("woman", woman), ("man", man)), "number": (person, many)}
+            for unit, pair in pairs.items():
+                for first, meant in itertools.product((0, 1), (0, 1)):
+                    named = (pair[first], pair[1 - first])
+                    items.append(
+                        _coreference_item(
+                            unit, group, named, PRONOUN[pair[meant][0]], first == meant, rest
+                        )
+                    )
+    return items
+
+
+def unresolvable(*, seed: int = 0, cells: int = 12) -> list[Item]:
+    """The control of `coreference`: two women, or two men, so that the pronoun may mean either.
+
+    In each sentence one of the two is drawn to be "meant", and the label says whether that name
+    comes first; its twin has the names the other way round. Nothing tells who is meant: every probe
+    is at chance, or the split leaks.
+    """
+    items = []
+    for group, people, rests, generator in _name_groups(seed, cells):
+        for (kind, names), rest in itertools.product(
+            zip(("woman", "man"), people, strict=True), rests
+        ):
+            meant, other = ((kind, name) for name in _shuffled(names, generator))
+            for named, is_first in (((meant, other), True), ((other, meant), False)):
+                items.append(
+                    _coreference_item("unresolvable", group, named, PRONOUN[kind], is_first, rest)
+                )
+    return items
+
+
+def _name_groups(
+    seed: int, cells: int
+) -> Iterator[tuple[str, tuple[list[str], list[str]], list[Rest], torch.Generator]]:
+    """Of each group: its name, two women and two men, its cells of the grid with a place drawn, and
+    the generator.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    women: list[str] = _shuffled(WOMEN, generator)
+    men: list[str] = _shuffled(MEN, generator)
+    for at in range(0, len(women), 2):
+        people = (women[at : at + 2], men[at : at + 2])
+        begin = at // 2 * cells
+        grid = [GRID[i % len(GRID)] for i in range(begin, begin + cells)]
+        rests = [
+            (meeting, _one(PLACES[length], generator), after) for meeting, length, after in grid
+        ]
+        yield "/".join((*people[0], *people[1])), people, rests, generator
+
+
+def _coreference_item(
+    unit: str, group: str, named: tuple, pronoun: str, is_first: bool, rest: Rest
+) -> Item:
+    (first_kind, first), (_, second) = named
+    (verb, conjunction), place, after = rest
+    opening = [*first.split(), verb, *second.split()]
+    opening[0] = opening[0][0].upper() + opening[0][1:]
+    words = [*opening, *place.split(), conjunction, pronoun, after]
+    at = len(words) - 1
+    factors = {
+        "order": first_kind,
+        "pronoun": pronoun,
+        "adverb": after,
+        "verb": verb,
+        "place": place,
+    }
+    return _item(
+        words, at, unit=unit, frame=f"{verb} {conjunction}", label=int(is_first), group=group,
+        distance=at - len(opening) + 1, factors=factors,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------- disambiguation
+
+
+def disambiguation(*, seed: int = 0) -> list[Item]:
+    """Which of its two senses a homonym has, read out at the homonym; one unit a homonym, one group
+    a cue.
+
+    36 homonyms x two senses x eight cues x six frames, fully crossed; the cue comes 5 to 11 words
+    before the homonym and is held out. The opening of a sentence is drawn, the same for both
+    senses.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    items = []
+    for target, senses in HOMONYMS.items():
+        for pair in zip(*senses, strict=True):
+            for n, frame in enumerate(SENSE_FRAMES):
+                opening = _one(OPENINGS, generator)
+                items += [
+                    _sense_item(target, label, cue, n, frame, opening)
+                    for label, cue in enumerate(pair)
+                ]
+    return items
+
+
+def _sense_item(target: str, label: int, cue: str, n: int, frame: str, opening: str) -> Item:
+    body = frame if not opening else frame[0].lower() + frame[1:]
+    slots = [*opening.split(), *body.split()]
+    at, cue_at = slots.index("{target}"), slots.index("{cue}")
+    words = [word.format(cue=cue, target=target) for word in slots]
+    return _item(
+        words, at, unit=target, frame=str(n), label=label, group=f"{target}: {cue}", distance=at - cue_at,
+        factors={"opening": opening},
+    )  # fmt: skip
+
+
+GENERATORS: Mapping[str, Callable[..., list[Item]]] = MappingProxyType(
+    {"agreement": agreement, "coreference": coreference, "disambiguation": disambiguation}
+)
+
+
+def generated(name: str, *, seed: int = 0) -> Task:
+    """A generator's task. A homonym's probe is trained on two cues a sense (24 items) and tested on
+    the other six.
+    """
+    few = name == "disambiguation"
+    make = {**GENERATORS, "unresolvable": unresolvable}
+    if name not in make:
+        raise ValueError(f"a task is one of {', '.join(make)}; got {name!r}")
+    return Task(name=name, items=tuple(make[name](seed=seed)), n_folds=4 if few else 5, few=few)
+
+
+def all_tasks(*, seed: int = 0, share: float = 1.0) -> tuple[Task, ...]:
+    """Agreement, coreference, disambiguation, and the control of coreference that nothing can
+    solve.
+
+    With a `share` below 1, that share of each unit's groups, of the homonyms where each is a unit;
+    at least two a fold.
+    """
+    return tuple(
+        _sampled(generated(name, seed=seed), share, seed) for name in (*GENERATORS, "unresolvable")
+    )
+
+
+def _sampled(task: Task, share: float, seed: int) -> Task:
+    if share >= 1:
+        return task
+    rng, groups = np.random.default_rng(seed), {}
+    for item in task.items:
+        whole = "" if task.few else item.unit
+        groups.setdefault(whole, {})[item.unit if task.few else item.group] = None
+    least = 1 if task.few else 2 * task.n_folds
+    kept = set()
+    for whole, names in groups.items():
+        n = min(len(names), max(least, round(share * len(names))))
+        kept |= {(whole, list(names)[i]) for i in rng.permutation(len(names))[:n]}
+    chosen = (
+        item
+        for item in task.items
+        if (("", item.unit) if task.few else (item.unit, item.group)) in kept
+    )
+    return replace(task, items=tuple(chosen))

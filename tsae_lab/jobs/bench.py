@@ -1,0 +1,318 @@
+"""Speed of training, in one process: `python bench.py` compares our steps with a plain dense
+implementation.
+
+All arms take the same tokens and the same recipe (loss, gradient clipping, Adam, unit decoder
+rows), and take turns, so that a drift of the machine's speed falls on all of them alike.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import torch
+import typer
+from jaxtyping import Float
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import tsae
+import tsae_kernels
+from tsae_lab.data import language_model
+from tsae_lab.jobs import training
+from tsae_lab.jobs.training import Recipe
+from tsae_lab.terminal import cpu_threads, fast_memory
+
+ALONE = tsae.Phases(pretrain=10**6, distil=0, introduce=0, refine=0)
+REFINE = tsae.Phases(pretrain=0, distil=0, introduce=0, refine=10**6)
+STEP = 10_000  # in the middle of either: no warm-up, no decay
+DENSE = "plain dense SAE, fp32"
+Arms = dict[str, Callable[[], object]]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Job:
+    """What every arm is given."""
+
+    x: Float[Tensor, "batch seq d_in"]
+    recipe: Recipe
+    low: torch.dtype
+    static: tsae.Static
+
+    @property
+    def tokens(self) -> int:
+        """Tokens a step."""
+        return self.x.shape[0] * self.x.shape[1]
+
+
+class DenseSAE(nn.Module):
+    """A top-k SAE as one writes it in PyTorch: dense codes, autograd, everything in float32."""
+
+    def __init__(self, static: tsae.Static, k: int):
+        super().__init__()
+        self.k = k
+        self.W_enc, self.b_enc = (
+            nn.Parameter(static.W_enc.clone()),
+            nn.Parameter(static.b_enc.clone()),
+        )
+        self.W_dec, self.b_dec = (
+            nn.Parameter(static.W_dec.clone()),
+            nn.Parameter(static.b_dec.clone()),
+        )
+
+    def forward(self, x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_in"]:
+        """The reconstruction."""
+        pre = (x - self.b_dec) @ self.W_enc + self.b_enc
+        vals, idx = pre.topk(self.k, dim=-1, sorted=False)
+        acts = torch.zeros_like(pre).scatter(-1, idx, vals.relu())
+        return acts @ self.W_dec + self.b_dec
+
+
+def dense_step(job: Job) -> Callable[[], object]:
+    """One training step of `DenseSAE`."""
+    sae, x = DenseSAE(job.static, job.recipe.k), job.x.flatten(0, 1)
+    adam = torch.optim.Adam(sae.parameters(), lr=job.recipe.lr, fused=True)
+
+    def step() -> float:
+        adam.zero_grad()
+        loss = (x - sae(x)).square().sum(-1).mean()
+        loss.backward()
+        with torch.no_grad():
+            grad, W_dec = sae.W_dec.grad, sae.W_dec
+            assert grad is not None
+            grad -= (grad * W_dec).sum(1, keepdim=True) * W_dec
+            torch.nn.utils.clip_grad_norm_(sae.parameters(), job.recipe.clip)
+            adam.step()
+            W_dec /= W_dec.norm(dim=1, keepdim=True)
+        return loss.item()
+
+    return step
+
+
+def our_step(job: Job, *, temporal: bool) -> Callable[[], object]:
+    """One step of `training.train_step`: of the static SAE, or of a TSAE with every part in, in its
+    refinement.
+    """
+    named = tsae.tensors(job_params(job) if temporal else job.static)
+    held = [training.start_trainer(named, job.recipe)]
+    weight = torch.ones(job.x.shape[:2])
+
+    def step() -> dict[str, Any]:
+        phases = REFINE if temporal else ALONE
+        held[0], info = training.train_step(
+            held[0], job.x, weight, STEP, job.recipe, phases, job.low, begins=False
+        )
+        return info
+
+    return step
+
+
+def job_params(job: Job) -> tsae.Params:
+    """A TSAE on the job's static SAE."""
+    g, recipe = torch.Generator().manual_seed(1), job.recipe
+    sizes = {"hidden_enc": recipe.hidden_enc, "hidden_dec": recipe.hidden_dec}
+    return tsae.from_static(job.static, scale=1.0, generator=g, **sizes)
+
+
+def arms_of(job: Job) -> Arms:
+    """The steps that are compared, and the product that none of them can do without."""
+    plain = replace(job, low=torch.float32)
+    arms = {
+        DENSE: dense_step(job),
+        f"static SAE, {name_of(job.low)} products": our_step(job, temporal=False),
+        f"TSAE, {name_of(job.low)} products": our_step(job, temporal=True),
+    }
+    if job.low != torch.float32:
+        arms["static SAE, fp32 products"] = our_step(plain, temporal=False)
+        arms["TSAE, fp32 products"] = our_step(plain, temporal=True)
+    for one in dict.fromkeys((job.low, torch.float32)):
+        arms[product_of(one)] = lambda low=one: tsae.pre_acts(job.x, job.static, low)
+    return arms
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """A dtype in four letters."""
+    return {torch.bfloat16: "bf16", torch.float32: "fp32"}.get(dtype, str(dtype))
+
+
+def product_of(low: torch.dtype) -> str:
+    """The name of the arm that is the encoder's product alone."""
+    return f"encoder product alone, {name_of(low)}"
+
+
+def lstm_part(
+    job: Job, W_x: Tensor, W_h: Tensor, b: Tensor, *, onward: Tensor | None = None
+) -> Callable[[], object]:
+    """An LSTM of the job's x, forward and backward; with `onward`, also the product of its states
+    with that.
+    """
+    x = job.x if onward is None else leaf(job.x)
+    (w_x, w_h, bias), zeros = (
+        [leaf(w) for w in (W_x, W_h, b)],
+        job.x.new_zeros(len(job.x), len(W_h)),
+    )
+
+    def part() -> None:
+        hs, _, _ = tsae_kernels.lstm(x, zeros, zeros, w_x, w_h, bias, job.low)
+        out = (
+            hs if onward is None else tsae_kernels.product(hs.flatten(0, 1), leaf(onward), job.low)
+        )
+        out.backward(torch.ones_like(out))
+
+    return part
+
+
+def through(kernel: Callable[..., Tensor], *given: Tensor) -> Callable[[], object]:
+    """A kernel, forward and backward."""
+
+    def part() -> None:
+        out = kernel(*given)
+        out.backward(torch.ones_like(out))
+
+    return part
+
+
+def parts_of(job: Job) -> Arms:
+    """The parts of a TSAE's step, forward and backward, each by itself."""
+    params, recipe = job_params(job), job.recipe
+    static, t = params.static, params.temporal
+    dials, k = training.final_dials(recipe, job.low), recipe.k
+    memory = tsae.start_state(params, len(job.x), dials).memory
+    pre = tsae.pre_acts(job.x, static, job.low)
+    flat_x, flat_pre = job.x.flatten(0, 1), pre.flatten(0, 1)
+    idx = tsae_kernels.topk_idx(flat_pre, k)
+    vals = flat_pre.gather(1, idx).float().relu()
+    trainer = training.start_trainer(tsae.tensors(params), recipe)
+    for tensor in trainer.named.values():
+        tensor.grad = torch.full_like(tensor, 1e-3)
+
+    def update() -> None:
+        tsae.tangent(trainer.named["W_dec"], trainer.named["W_dec"])
+        torch.nn.utils.clip_grad_norm_(
+            [w for w in trainer.named.values() if w.grad is not None], recipe.clip
+        )
+        trainer.adam.step()
+
+    hs = torch.ones(len(idx), len(t.enc_W_h))
+    return {
+        "encoder product": lambda: tsae.pre_acts(job.x, static, job.low),
+        "top-k, twice": lambda: (
+            tsae_kernels.topk_idx(flat_pre, k),
+            tsae_kernels.topk_idx(flat_pre, k),
+        ),
+        "selection (memory and top-k)": lambda: tsae.select(pre, memory, t.bridge, t.scale, dials),
+        "kept values": through(
+            tsae_kernels.kept_values, flat_pre, idx, flat_x, leaf(static.W_enc), leaf(static.b_enc)
+        ),
+        "encoder LSTM": lstm_part(job, t.enc_W_x, t.enc_W_h, t.enc_b),
+        "gates": through(tsae_kernels.gate_values, leaf(hs), leaf(t.W_gate), leaf(t.b_gate), idx),
+        "decoder": through(tsae_kernels.decode_codes, leaf(vals), idx, leaf(static.W_dec)),
+        "decoder LSTM and its output": lstm_part(
+            job, t.dec_W_x, t.dec_W_h, t.dec_b, onward=t.W_out
+        ),
+        "clipping and Adam": update,
+    }
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    """A view that wants a gradient."""
+    return tensor.detach().requires_grad_()
+
+
+def medians(arms: Arms, repeats: int) -> dict[str, float]:
+    """Median seconds of each arm; they take turns, after one turn that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in range(repeats + 1):
+        for name, arm in arms.items():
+            began = time.perf_counter()
+            arm()
+            if turn:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def steps_table(seconds: dict[str, float], job: Job) -> Table:
+    """Every arm: milliseconds, tokens/s, the ratio to the dense one, the share that the encoder
+    product would take.
+    """
+    table = Table(title=f"one step of {job.tokens:,} tokens, {torch.get_num_threads()} threads")
+    for column, side in (
+        ("arm", "left"),
+        ("ms", "right"),
+        ("tokens/s", "right"),
+        ("x dense", "right"),
+    ):
+        table.add_column(column, justify=side)  # type: ignore[arg-type]
+    table.add_column("encoder product", justify="right")
+    for name, took in seconds.items():
+        own = product_of(job.low if name_of(job.low) in name else torch.float32)
+        ratio, share = seconds[DENSE] / took, seconds[own] / took
+        table.add_row(
+            name, f"{took * 1e3:.1f}", f"{job.tokens / took:,.0f}", f"{ratio:.2f}", f"{share:.0%}"
+        )
+    return table
+
+
+def parts_table(seconds: dict[str, float], whole: float) -> Table:
+    """What takes the time in a TSAE's step."""
+    table = Table(title="parts of the TSAE step, each alone, forward and backward")
+    for column, side in (("part", "left"), ("ms", "right"), ("of the step", "right")):
+        table.add_column(column, justify=side)  # type: ignore[arg-type]
+    shown = dict(seconds)
+    both = shown.pop("selection (memory and top-k)")
+    shown["memory"] = max(both - shown["top-k, twice"], 0.0)
+    shown["everything else"] = max(
+        whole - sum(shown.values()), 0.0
+    )  # each alone may take more than in its place
+    for name, took in sorted(shown.items(), key=lambda item: -item[1]):
+        table.add_row(name, f"{took * 1e3:.1f}", f"{took / whole:.0%}")
+    return table
+
+
+def bench_command(
+    batch: Annotated[int, typer.Option(help="sequences a step")] = 64,
+    seq: Annotated[int, typer.Option(help="tokens of a sequence that a step reads")] = 63,
+    d_in: Annotated[int, typer.Option("--d_in", "--d-in", help="width of the activations")] = 576,
+    d_sae: Annotated[int, typer.Option("--d_sae", "--d-sae", help="features")] = Recipe.d_sae,
+    k: Annotated[int, typer.Option(help="active features a token")] = Recipe.k,
+    window: Annotated[int, typer.Option(help="tokens that the memory holds")] = Recipe.window,
+    hidden_enc: Annotated[int, typer.Option("--hidden_enc", "--hidden-enc")] = Recipe.hidden_enc,
+    hidden_dec: Annotated[int, typer.Option("--hidden_dec", "--hidden-dec")] = Recipe.hidden_dec,
+    repeats: Annotated[int, typer.Option(help="turns of every arm; medians are shown")] = 7,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 takes all cores")] = 0,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="show the operations of one TSAE step too")
+    ] = False,
+) -> None:
+    """Tokens/s of training: a dense fp32 implementation, our static SAE, the full TSAE; and what
+    takes the time.
+    """
+    fast_memory()
+    torch.set_num_threads(cpu_threads(threads))
+    recipe = Recipe(
+        k=k,
+        d_sae=d_sae,
+        window=window,
+        hidden_enc=hidden_enc,
+        hidden_dec=hidden_dec,
+        dead_after=10**12,
+    )
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, seq, d_in, generator=g)
+    static = tsae.init_static(x.mean((0, 1)), d_sae, generator=g)
+    job = Job(x=x, recipe=recipe, low=language_model.fast_dtype(x.device), static=static)
+    arms, console = arms_of(job), Console()
+    seconds = medians(arms, repeats)
+    console.print(steps_table(seconds, job))
+    full = f"TSAE, {name_of(job.low)} products"
+    console.print(parts_table(medians(parts_of(job), repeats), seconds[full]))
+    if profile:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+            arms[full]()
+        console.print(
+            found.key_averages().table(
+                sort_by="self_cpu_time_total", row_limit=24, max_name_column_width=40
+            )
+        )

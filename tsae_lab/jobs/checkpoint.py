@@ -1,0 +1,283 @@
+"""Saving and loading of tensors and SAEs: a file is written whole or not at all, and read exactly
+or refused.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+import tsae
+from tsae_lab.files import _json, _write_all, write_atomic
+
+SAELENS_WEIGHTS, SAELENS_CFG = "sae_weights.safetensors", "cfg.json"
+OPTIONS = (
+    "normalize_activations",
+    "reshape_activations",
+)  # of SAELens, which `load_saelens` takes as "none" only
+DTYPES = {
+    **{
+        torch.float64: "F64",
+        torch.float32: "F32",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.bool: "BOOL",
+    },
+    **{
+        torch.int64: "I64",
+        torch.int32: "I32",
+        torch.int16: "I16",
+        torch.int8: "I8",
+        torch.uint8: "U8",
+    },
+}
+Tensors = dict[str, Tensor]
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """`tensors` (any device, strided or not) and `meta` (JSON values) as one safetensors file,
+    atomically.
+
+    The header holds `meta` under "json" and a crc32 of everything under "crc32". The same content
+    gives the same bytes.
+    """
+    text = _json(path, meta)
+    host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if odd := [
+        name
+        for name, tensor in host.items()
+        if tensor.dtype not in DTYPES or name == "__metadata__"
+    ]:
+        raise ValueError(f"{path} not written: name or dtype of {odd} has no place in the format")
+    write_atomic(path, lambda temporary: _write_safetensors(temporary, host, text))
+
+
+def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[Tensors, dict[str, Any]]:
+    """What `save_tensors` was given, bit for bit: fresh tensors on `device` (not views of the
+    file), and the meta.
+
+    JSON makes keys strings and tuples lists. A truncated, damaged or foreign file raises
+    ValueError.
+    """
+    tensors, header = _read_safetensors(path)
+    if not {"json", "crc32"} <= header.keys():
+        raise ValueError(
+            f"{path} was not written by save_tensors: there is no checksum in its header"
+        )
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, json.loads(header["json"])
+
+
+def save_saelens(
+    folder: Path,
+    *,
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, " d_sae"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+    b_dec: Float[Tensor, " d_in"],
+    k: int,
+    model_name: str,
+    hook_name: str,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """A top-k SAE, `relu(topk((x - b_dec) W_enc + b_enc))`, in `folder` (made if missing) as
+    SAELens 6 loads it.
+
+    Tensors are saved in float32, `metadata` beside the names in cfg.json. Both files are complete
+    before either is moved into place; cfg.json is absent in between, so that no kill leaves new
+    weights with an old configuration.
+    """
+    d_in, d_sae = W_enc.shape
+    given = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+    sae = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous()
+        for name, tensor in given.items()
+    }
+    cfg = {
+        "architecture": "topk",
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "k": k,
+        "dtype": "float32",
+        "device": "cpu",
+    }
+    names = {"sae_lens_version": "6.0.0", "model_name": model_name, "hook_name": hook_name}
+    options = {
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "metadata": {**(metadata or {}), **names},
+    }
+    _check_sae(folder, sae, d_in, d_sae, k)
+    text = _json(folder / SAELENS_CFG, cfg | options, indent=2) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    weights, config = folder / SAELENS_WEIGHTS, folder / SAELENS_CFG
+    _write_all(
+        {
+            weights: lambda path: _write_safetensors(path, sae, "{}"),
+            config: lambda path: path.write_text(text),
+        }
+    )
+
+
+def load_saelens(
+    folder: Path, *, d_in: int | None = None, d_sae: int | None = None
+) -> tuple[Tensors, dict[str, Any]]:
+    """`W_enc`, `b_enc`, `W_dec`, `b_dec` in float32 and the cfg of a top-k SAE in the SAELens
+    format (6, and older).
+
+    Two options are turned into weights with the same codes and reconstructions, and the cfg
+    returned says so: - `apply_b_dec_to_input` false: b_enc + b_dec W_enc takes the place of b_enc;
+    - `rescale_acts_by_decoder_norm` true: rows of W_dec become unit norm, W_enc and b_enc are
+    multiplied by the norms. Without that flag the rows keep the norms they have: scaling them would
+    change which features are the k largest. Another architecture, input normalisation or width than
+    asked for, and tensors that do not fit, raise ValueError.
+    """
+    cfg = _topk_cfg(folder / SAELENS_CFG)
+    for name, wanted in (("d_in", d_in), ("d_sae", d_sae)):
+        if wanted not in (None, cfg[name]):
+            raise ValueError(f"{folder} has {name}={cfg[name]}; needed is {name}={wanted}")
+    path = folder / SAELENS_WEIGHTS
+    sae = {name: tensor.float() for name, tensor in _read_safetensors(path)[0].items()}
+    _check_sae(path, sae, cfg["d_in"], cfg["d_sae"], cfg["k"])
+    if not cfg.get("apply_b_dec_to_input", True):
+        sae["b_enc"] = sae["b_enc"] + sae["b_dec"] @ sae["W_enc"]
+    if cfg.get("rescale_acts_by_decoder_norm", False):
+        norm = sae["W_dec"].norm(dim=1)
+        if not norm.all():
+            raise ValueError(
+                f"{path} has W_dec rows of norm 0, by which rescale_acts_by_decoder_norm divides"
+            )
+        sae |= {
+            "W_enc": sae["W_enc"] * norm,
+            "b_enc": sae["b_enc"] * norm,
+            "W_dec": sae["W_dec"] / norm[:, None],
+        }
+    return sae, cfg | {
+        "apply_b_dec_to_input": True,
+        "rescale_acts_by_decoder_norm": False,
+        "dtype": "float32",
+    }
+
+
+def _topk_cfg(path: Path) -> dict[str, Any]:
+    """cfg.json at `path`, checked to be a top-k SAE without input normalisation; `k` where SAELens
+    6 has it.
+    """
+    try:
+        cfg = dict(json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a JSON object: {error}") from error
+    if cfg.get("activation_fn", cfg.get("activation_fn_str")) == "topk":  # SAELens before 6
+        cfg |= {"architecture": "topk", "k": (cfg.get("activation_fn_kwargs") or {}).get("k")}
+    cfg = {"architecture": "standard", **dict.fromkeys(OPTIONS, "none"), **cfg}
+    cfg["normalize_activations"] = cfg["normalize_activations"] or "none"  # null and false before 6
+    for name, needed in {"architecture": "topk", **dict.fromkeys(OPTIONS, "none")}.items():
+        if cfg[name] != needed:
+            raise ValueError(f"{path} needs {name}={needed!r}; got {cfg[name]!r}")
+    for name in ("d_in", "d_sae", "k"):
+        if type(cfg.get(name)) is not int:
+            raise ValueError(f"{path} needs a whole number {name}; got {cfg.get(name)!r}")
+    return cfg
+
+
+def _check_sae(where: Path, sae: Mapping[str, Tensor], d_in: int, d_sae: int, k: int) -> None:
+    shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    if sae.keys() != shapes.keys():
+        raise ValueError(
+            f"{where} needs the tensors {', '.join(sorted(shapes))}; got {', '.join(sorted(sae))}"
+        )
+    for name, shape in shapes.items():
+        if tuple(sae[name].shape) != shape:
+            raise ValueError(f"{where} needs {name} of shape {shape}; got {tuple(sae[name].shape)}")
+        if not sae[name].isfinite().all():
+            raise ValueError(f"{where} has NaN or infinity in {name}")
+    if not 0 < k <= d_sae:
+        raise ValueError(f"{where} needs 0 < k <= d_sae; got k={k}, d_sae={d_sae}")
+
+
+def _write_safetensors(path: Path, host: Mapping[str, Tensor], text: str) -> None:
+    """Not by `save_file`, which has a temporary name of its own, mode 0600, and a header in random
+    order.
+    """
+    names = sorted(
+        host, key=lambda name: (-host[name].element_size(), name)
+    )  # widest first: all tensors aligned
+    header: dict[str, Any] = {"__metadata__": {"crc32": f"{_crc32(host, text):08x}", "json": text}}
+    for name, end in zip(names, accumulate(host[name].nbytes for name in names), strict=True):
+        t = host[name]
+        header[name] = {
+            "dtype": DTYPES[t.dtype],
+            "shape": list(t.shape),
+            "data_offsets": [end - t.nbytes, end],
+        }
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    with path.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name in names:
+            file.write(_bytes(host[name]))
+
+
+def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """Tensors in memory of their own and the metadata of the header; its checksum is verified if it
+    has one.
+    """
+    try:
+        path.open("rb").close()  # its errors name the file
+        with safe_open(path, framework="pt") as file:
+            mapped = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            header = file.metadata() or {}
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is truncated, damaged or no safetensors file: {error}") from error
+    if {"json", "crc32"} <= header.keys() and header[
+        "crc32"
+    ] != f"{_crc32(mapped, header['json']):08x}":
+        raise ValueError(f"{path} is damaged: its content does not have the checksum in its header")
+    return {name: tensor.clone() for name, tensor in mapped.items()}, header
+
+
+def _crc32(tensors: Mapping[str, Tensor], text: str) -> int:
+    crc = zlib.crc32(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {DTYPES.get(tensor.dtype)} {tuple(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(_bytes(tensor), crc)
+    return crc
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def load_tsae(folder: Path, low: torch.dtype = torch.float32) -> tuple[tsae.Params, tsae.Dials]:
+    """A saved TSAE and the dials it was trained for. Raises ValueError for a damaged or foreign
+    folder.
+    """
+    weights, _ = load_saelens(folder)
+    temporal, meta = load_tensors(folder / "temporal.safetensors")
+    return tsae.params_from(weights | temporal), tsae.Dials(**meta["dials"], low=low)
+
+
+def load_model(
+    folder: Path, low: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> tuple[tsae.Static | tsae.Params, tsae.Dials, dict[str, Any]]:
+    """A saved TSAE, or a static SAE in the SAELens format, with its dials and its cfg.json.
+
+    Raises ValueError for a folder that is missing, damaged or foreign.
+    """
+    if not (folder / SAELENS_CFG).is_file():
+        raise ValueError(f"{folder} holds no model: there is no {SAELENS_CFG}")
+    if not (folder / SAELENS_WEIGHTS).is_file():
+        raise ValueError(f"{folder} holds no model: there is no {SAELENS_WEIGHTS}")
+    weights, cfg = load_saelens(folder)
+    if (folder / "temporal.safetensors").is_file():
+        params, dials = load_tsae(folder, low)
+        named = {name: tensor.to(device) for name, tensor in tsae.tensors(params).items()}
+        return tsae.params_from(named), dials, cfg
+    static = tsae.Static(**{name: tensor.to(device) for name, tensor in weights.items()})
+    return static, tsae.Dials(k=cfg["k"], mix=0.0, low=low), cfg

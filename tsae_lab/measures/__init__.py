@@ -1,0 +1,1 @@
+"""What a code is like, knows and does. Pure: a measure neither writes nor prints."""

@@ -1,0 +1,466 @@
+"""Edits of a sparse code, and what they add to the residual stream: x' = x + Dec(edited) -
+Dec(original).
+
+What the SAE does not explain stays in place. An edit sets `acts -> keep * acts + add` for some
+features at some positions. *Local*: only these features' decoder rows, at these positions.
+*Propagated*: the edited code also runs on through the decoder LSTM, and the memory holds the edited
+value, so that later tokens may select other features. For a static SAE both are the same. The
+residual stream at the hook is computed by the layers below and is not changed by an edit above
+them, so the encoder LSTM, which reads it, is not either.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+import tsae
+from tsae import Codes, Dials, Memory, Params, State, Static
+from tsae_kernels import decode_codes, gate_values, lstm, topk_idx
+from tsae_lab.data import language_model
+from tsae_lab.data.language_model import LanguageModel
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sae:
+    """A sparse autoencoder of either kind with its dials."""
+
+    params: Params
+    dials: Dials
+
+    @property
+    def d_sae(self) -> int:
+        return len(self.params.static.b_enc)
+
+
+def static_sae(static: Static, k: int) -> Sae:
+    """A static SAE as a TSAE that never uses its temporal parts: mix 0, gates open, no
+    recurrence.
+    """
+    params = tsae.from_static(
+        static, scale=1.0, hidden_enc=1, hidden_dec=1, generator=torch.Generator()
+    )
+    return Sae(params=params, dials=Dials(k=k, window=1, mix=0.0, gate=False, recur=False))
+
+
+# ---------------------------------------------------------------------------------------------- edits
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Edit:
+    """`acts -> keep * acts + add` for `features`, each named once a position, where `at`; the rest
+    stays.
+
+    The result may leave the range of a code (below 0), as steering against a feature does.
+    """
+
+    features: Int[Tensor, "batch seq n"]
+    keep: Float[Tensor, "batch seq n"]
+    add: Float[Tensor, "batch seq n"]
+    at: Bool[Tensor, "batch seq"]
+    alone: bool = False  # whether all other features are taken away
+
+
+def _edit(features: Tensor, at: Tensor, keep: float, add: Tensor | float) -> Edit:
+    batch, seq = at.shape
+    named = features.view(1, 1, -1) if features.ndim == 1 else features[:, None]
+    named = named.expand(batch, seq, -1).to(at.device)
+    values = torch.as_tensor(add, dtype=torch.float32).to(at.device)
+    return Edit(features=named, keep=torch.full(named.shape, keep, device=at.device), add=values.expand(named.shape),
+                at=at)  # fmt: skip
+
+
+def ablate(features: Int[Tensor, "*batch n"], at: Bool[Tensor, "batch seq"]) -> Edit:
+    """The features are off at the positions. `features` (n) is the same for all rows, (batch n) has
+    one set a row.
+    """
+    return _edit(features, at, 0.0, 0.0)
+
+
+def clamp(
+    features: Int[Tensor, "*batch n"], at: Bool[Tensor, "batch seq"], value: Tensor | float
+) -> Edit:
+    """The features have the value `value` (a number, or broadcast to batch seq n) at the
+    positions.
+    """
+    return _edit(features, at, 0.0, value)
+
+
+def steer(
+    features: Int[Tensor, "*batch n"], at: Bool[Tensor, "batch seq"], amount: Tensor | float
+) -> Edit:
+    """The features get `amount` (a number, or broadcast to batch seq n) more at the positions. 0:
+    the identity.
+    """
+    return _edit(features, at, 1.0, amount)
+
+
+def swap(features: Int[Tensor, "*batch n"], at: Bool[Tensor, "batch seq"], twin: Codes) -> Edit:
+    """The features have the values of the twin's code, position by position."""
+    named = _edit(features, at, 0.0, 0.0)
+    return replace(named, add=values_of(twin, named.features))
+
+
+def swap_code(at: Bool[Tensor, "batch seq"], twin: Codes) -> Edit:
+    """The whole code is the twin's."""
+    return Edit(
+        features=twin.idx, keep=torch.zeros_like(twin.vals), add=twin.vals, at=at, alone=True
+    )
+
+
+def check_edit(edit: Edit, d_sae: int) -> None:
+    """ValueError unless every feature exists and every number is finite."""
+    if (
+        edit.features.numel()
+        and not 0 <= int(edit.features.min()) <= int(edit.features.max()) < d_sae
+    ):
+        bad = int(edit.features.min()) if int(edit.features.min()) < 0 else int(edit.features.max())
+        raise ValueError(f"an edit needs features 0 <= feature < d_sae={d_sae}; got {bad}")
+    if not (edit.add.isfinite().all() and edit.keep.isfinite().all()):
+        raise ValueError("an edit needs finite values; got NaN or infinity")
+
+
+def positions(seq: int, wanted: Sequence[int], batch: int = 1) -> Bool[Tensor, "batch seq"]:
+    """A mask of token positions, negative ones counted from the end. ValueError for one outside the
+    sequence.
+    """
+    at = torch.zeros(seq, dtype=torch.bool)
+    for position in wanted:
+        if not -seq <= position < seq:
+            raise ValueError(
+                f"position {position} is outside the text: it has {seq} tokens, so {-seq} to {seq - 1}"
+            )
+        at[position] = True
+    return at.expand(batch, seq)
+
+
+def values_of(codes: Codes, features: Int[Tensor, "batch seq n"]) -> Float[Tensor, "batch seq n"]:
+    """What the code holds for each of `features`; 0 where it is not active."""
+    same = codes.idx[..., :, None] == features[..., None, :]
+    return (codes.vals[..., :, None] * same).sum(-2)
+
+
+def _apart(codes: Codes, features: Tensor) -> Codes:
+    """The same code with `features` in columns of their own at the end."""
+    named = (codes.idx[..., :, None] == features[..., None, :]).any(-1)
+    vals = torch.cat([codes.vals.masked_fill(named, 0.0), values_of(codes, features)], -1)
+    return Codes(vals, torch.cat([codes.idx, features], -1))
+
+
+def _edited(edit: Edit, codes: Codes, where: Tensor) -> Codes:
+    """`codes`, as `_apart` has laid them out, with the edit made where `_changes` says."""
+    others, own = _edit_columns(edit, codes)
+    others = others.masked_fill(where[..., :1] & edit.alone, 0.0)
+    return Codes(
+        torch.cat([others, torch.where(where[..., 1:], edit.keep * own + edit.add, own)], -1),
+        codes.idx,
+    )
+
+
+def _changes(edit: Edit, codes: Codes) -> Bool[Tensor, "batch seq all"]:
+    """Where the edit changes the code: its other features (column 0), and each of those that it
+    names.
+    """
+    others, own = _edit_columns(edit, codes)
+    return edit.at[..., None] & torch.cat(
+        [(others != 0).any(-1, keepdim=True), edit.keep * own + edit.add != own], -1
+    )
+
+
+def _edit_columns(edit: Edit, codes: Codes) -> tuple[Tensor, Tensor]:
+    n = edit.features.shape[-1]
+    return codes.vals[..., : codes.vals.shape[-1] - n], codes.vals[..., codes.vals.shape[-1] - n :]
+
+
+# ---------------------------------------------------------------------------------------------- running them
+
+
+@dataclass(frozen=True, eq=False)
+class States:
+    """What a stream carries with an edit in force: the SAE as it would be, and as the edit has left
+    it.
+    """
+
+    original: State
+    edited: State
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What no edit changes: pre-activations, the gates' hidden states, the static codes."""
+
+    pre: Float[Tensor, "batch seq d_sae"]
+    hs: Float[Tensor, "batch seq hidden_enc"] | None
+    held: Codes
+    enc_h: Float[Tensor, "batch hidden_enc"]
+    enc_c: Float[Tensor, "batch hidden_enc"]
+
+
+def start_states(sae: Sae, batch: int) -> States:
+    """The states at the first token of a text."""
+    state = tsae.start_state(sae.params, batch, sae.dials)
+    return States(state, state)
+
+
+def _see(sae: Sae, x: Tensor, state: State) -> _Seen:
+    static, t, dials = sae.params.static, sae.params.temporal, sae.dials
+    pre = tsae.pre_acts(x, static, dials.low).float()
+    flat_idx = topk_idx(pre.flatten(0, 1), dials.k)
+    vals = pre.flatten(0, 1).gather(1, flat_idx).relu()
+    shape = (*x.shape[:2], dials.k)
+    held = Codes(vals.view(shape), flat_idx.view(shape))
+    hs, h, c = None, state.enc_h, state.enc_c
+    if dials.gate:
+        scaled = (x - static.b_dec) / t.scale
+        hs, h, c = lstm(scaled, h, c, t.enc_W_x, t.enc_W_h, t.enc_b, dials.low)
+    return _Seen(pre, hs, held, h, c)
+
+
+def _codes(sae: Sae, seen: _Seen, held: Codes, memory: Memory) -> Codes:
+    """The code of each token when the memory holds `memory` and then `held`: `tsae.encode`, its
+    memory given.
+    """
+    t, dials = sae.params.temporal, sae.dials
+    flat = seen.pre.flatten(0, 1)
+    strength = dials.mix * dials.beta
+    sel = flat
+    if strength > 0:
+        weights = strength * tsae.read_weights(dials.window, dials.tau).to(flat.device)
+        kept = tsae.as_read(Codes(memory.vals, memory.idx), t.bridge, t.scale, dials)
+        past = Memory(kept.vals, memory.idx, memory.pushed)
+        scaled = tsae.as_read(held, t.bridge, t.scale, dials)
+        sel = flat + tsae.remember(past, scaled, weights, flat.shape[1]).flatten(0, 1)
+    idx = topk_idx(sel, dials.k)
+    vals = flat.gather(1, idx).relu()
+    if seen.hs is not None:
+        vals = vals * gate_values(seen.hs.flatten(0, 1), t.W_gate, t.b_gate, idx)
+    shape = (*seen.pre.shape[:2], dials.k)
+    return Codes(vals.view(shape), idx.view(shape))
+
+
+def _propagate(
+    sae: Sae, seen: _Seen, edit: Edit, plain: Codes, memory: Memory
+) -> tuple[Codes, Codes]:
+    """Codes and memory's codes with the edit in force at every token.
+
+    The memory follows the edit where the edit changes the code, so that taking away what is not
+    there does nothing. Which tokens these are depends on the memory of earlier tokens only: from
+    the tokens that change without it, each round settles at least one more, in order of time; one
+    or two rounds are the rule.
+    """
+    held = _apart(seen.held, edit.features)
+    where, codes, kept = _changes(edit, plain), plain, held
+    for _ in range(plain.vals.shape[1] + 1):
+        kept = _edited(edit, held, where)
+        codes = _apart(_codes(sae, seen, kept, memory), edit.features)
+        again = _changes(edit, codes)
+        if torch.equal(again, where):
+            break
+        where = again
+    return _edited(edit, codes, where), kept
+
+
+@torch.no_grad()
+def intervene(
+    sae: Sae,
+    x: Float[Tensor, "batch seq d_in"],
+    edit: Edit,
+    *,
+    propagated: bool,
+    states: States | None = None,
+) -> tuple[Float[Tensor, "batch seq d_in"], States]:
+    """`Dec(edited) - Dec(original)`, to be added to x, and the states after it (a text's start by
+    default).
+
+    Exactly 0 before the first position that the edit changes, and everywhere if it changes none.
+    Token by token with the states carried gives what one call gives. Local: the edited features'
+    rows alone; the edited state is then the original one. Raises ValueError for a feature that does
+    not exist or a value that is not finite.
+    """
+    check_edit(edit, sae.d_sae)
+    if edit.at.shape != x.shape[:2]:
+        raise ValueError(
+            f"the edit is for {tuple(edit.at.shape)} (batch, seq); x has {tuple(x.shape[:2])}"
+        )
+    states = states or start_states(sae, len(x))
+    seen = _see(sae, x, states.original)
+    held = _apart(seen.held, edit.features)
+    plain = _apart(_codes(sae, seen, held, states.original.memory), edit.features)
+    x_hat, original = _after(sae, seen, plain, held, states.original)
+    if not propagated:
+        change = _edited(edit, plain, _changes(edit, plain)).vals - plain.vals
+        local = decode_codes(change.flatten(0, 1), plain.idx.flatten(0, 1), sae.params.static.W_dec)
+        return local.view_as(x), States(original, original)
+    codes, kept = _propagate(sae, seen, edit, plain, states.edited.memory)
+    x_edited, edited = _after(sae, seen, codes, kept, states.edited)
+    return x_edited - x_hat, States(original, edited)
+
+
+def _after(sae: Sae, seen: _Seen, codes: Codes, held: Codes, state: State) -> tuple[Tensor, State]:
+    x_hat, state = tsae.decode(sae.params, codes, sae.dials, state)
+    return x_hat, replace(
+        state, memory=tsae.push(state.memory, held), enc_h=seen.enc_h, enc_c=seen.enc_c
+    )
+
+
+def codes_of(sae: Sae, x: Float[Tensor, "batch seq d_in"]) -> Codes:
+    """The SAE's code of whole texts."""
+    with torch.no_grad():
+        return tsae.encode(sae.params, x, sae.dials)[0]
+
+
+# ---------------------------------------------------------------------------------------------- language model
+
+
+def edit_hook(sae: Sae, edit: Edit, n_prefix: int, *, propagated: bool) -> Callable[..., Tensor]:
+    """A TransformerBridge hook that makes the edit in the residual stream of the text; the prefix
+    keeps its own.
+    """
+
+    def act(x: Tensor, hook: Any = None) -> Tensor:  # noqa: ARG001 the bridge names it
+        text = x[:, n_prefix:].float()
+        delta, _ = intervene(sae, text, edit, propagated=propagated)
+        return torch.cat([x[:, :n_prefix], (text + delta).to(x.dtype)], 1)
+
+    return act
+
+
+@torch.no_grad()
+def edited_logits(
+    lm: LanguageModel,
+    ids: Int[Tensor, "batch seq"],
+    hook: str,
+    sae: Sae,
+    edit: Edit,
+    *,
+    propagated: bool,
+) -> Float[Tensor, "batch seq vocab"]:
+    """Logits of the whole model, run through TransformerBridge with the edit in force; `ids` with
+    `lm.prefix`.
+    """
+    language_model.check_hook(lm, hook)
+    act = edit_hook(sae, edit, len(lm.prefix), propagated=propagated)
+    return lm.bridge.run_with_hooks(ids.to(lm.device), fwd_hooks=[(hook, act)])
+
+
+MakeEdit = Callable[
+    [int, int], Edit
+]  # tokens of text before this call, tokens in it -> the edit for them
+
+
+def steer_edit(
+    features: Int[Tensor, " n"], amount: float, *, begin: int = 0, value: float | None = None
+) -> MakeEdit:
+    """Adds `amount` to the features at every token from `begin` on, or clamps them to `value` where
+    one is given.
+    """
+
+    def make(done: int, seq: int) -> Edit:
+        at = (torch.arange(done, done + seq) >= begin)[None]
+        return steer(features, at, amount) if value is None else clamp(features, at, value)
+
+    return make
+
+
+@torch.no_grad()
+def continuation(
+    lm: LanguageModel,
+    hook: str,
+    prompt: str,
+    n_tokens: int,
+    *,
+    sae: Sae | None = None,
+    make_edit: MakeEdit | None = None,
+    propagated: bool = True,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> str:
+    """The `n_tokens` tokens (fewer at an end-of-text token) that the model writes after `prompt`.
+
+    Greedy for temperature 0, else sampled with `generator`. With `sae` and `make_edit` the edit is
+    in force at every token. Raises ValueError for an empty prompt and for more tokens than the
+    model has positions.
+    """
+    ids = list(lm.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    if not ids:
+        raise ValueError("a continuation needs a prompt of at least one token; got none")
+    if temperature < 0 or n_tokens < 1:
+        raise ValueError(
+            f"need temperature >= 0 and n_tokens >= 1; got {temperature} and {n_tokens}"
+        )
+    total = len(lm.prefix) + len(ids) + n_tokens
+    if total > lm.max_seq:
+        raise ValueError(
+            f"prefix, prompt and continuation take {total} positions; {lm.name} has {lm.max_seq}"
+        )
+    layer = language_model.layers_of(lm, lm.model)[language_model.check_hook(lm, hook)]
+    if sae is None or make_edit is None:
+        return _next_tokens(lm, ids, n_tokens, temperature, generator)
+    handle = layer.register_forward_hook(_stream(sae, make_edit, len(lm.prefix), propagated))
+    try:
+        return _next_tokens(lm, ids, n_tokens, temperature, generator)
+    finally:
+        handle.remove()
+
+
+def _stream(
+    sae: Sae, make_edit: MakeEdit, n_prefix: int, propagated: bool
+) -> Callable[[Any, Any, Any], Any]:
+    """A hook on a layer that is called with the text piece by piece and carries the SAE's states
+    from call to call.
+    """
+    states: States | None = None
+    done = -n_prefix
+
+    def act(_module: Any, _args: Any, output: Any) -> Any:
+        nonlocal states, done
+        x = output[0] if isinstance(output, tuple) else output
+        skip = max(-done, 0)
+        text = x[:, skip:].float()
+        edit = make_edit(done + skip, text.shape[1])
+        delta, states = intervene(sae, text, edit, propagated=propagated, states=states)
+        done += x.shape[1]
+        changed = torch.cat([x[:, :skip], (text + delta).to(x.dtype)], 1)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    return act
+
+
+def _next_tokens(
+    lm: LanguageModel,
+    ids: list[int],
+    n_tokens: int,
+    temperature: float,
+    generator: torch.Generator | None,
+) -> str:
+    """The tokens one by one, by the plain model with its cache (TransformerBridge 4.3 loses the
+    cache's keys).
+    """
+    name = (
+        "cache" if "cache" in inspect.signature(lm.model.forward).parameters else "past_key_values"
+    )
+    kept, fresh, written = None, torch.tensor([[*lm.prefix, *ids]], device=lm.device), []
+    for _ in range(n_tokens):
+        out = lm.model(input_ids=fresh, **{name: kept}, use_cache=True, logits_to_keep=1)
+        kept = out[name]
+        token = pick(out.logits[0, -1].float().cpu(), temperature, generator)
+        if token == lm.tokenizer.eos_token_id:
+            break
+        written.append(token)
+        fresh = torch.tensor([[token]], device=lm.device)
+    return lm.tokenizer.decode(written)
+
+
+def pick(
+    logits: Float[Tensor, " vocab"], temperature: float, generator: torch.Generator | None
+) -> int:
+    """The most probable token for temperature 0, else one drawn with `generator` from
+    softmax(logits / temperature).
+    """
+    if temperature == 0:
+        return int(logits.argmax())
+    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))

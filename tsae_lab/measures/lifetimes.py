@@ -1,0 +1,430 @@
+"""How long features stay on: runs with their censoring, survival, persistence, lifecycle, evolution
+over a document.
+
+A run is a maximal stretch of active tokens of a feature inside a chunk. Two things hide its true
+length. It may reach the chunk's last token: then it is known to be longer than L - 1 only
+(right-censored at L - 1). It may start at the first token of a chunk that continues a document:
+then its beginning was not seen (left-truncated), and it is left out of the survival estimate.
+Ignoring the first biases a mean of 8.33 tokens to 6.03.
+"""
+
+import warnings
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy import stats
+
+from metrics import CodedText, document_rank, firing_rate, interval, ratio, resamples, token_matrix
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """All runs of all features, sorted by feature, chunk and position."""
+
+    feature: Int[np.ndarray, " runs"]
+    chunk: Int[np.ndarray, " runs"]
+    document: Int[np.ndarray, " runs"]  # index in `document_ids`
+    position: Int[np.ndarray, " runs"]  # of the first active token in its chunk
+    length: Int[np.ndarray, " runs"]  # active tokens seen
+    truncated: Bool[
+        np.ndarray, " runs"
+    ]  # starts at the first token of a chunk that is no document's beginning
+    censored: Bool[np.ndarray, " runs"]  # touches the last valid token of its chunk
+    document_ids: Int[np.ndarray, " n_doc"]
+    d_sae: int
+    longest: int  # tokens of the longest chunk, so the longest run that could be seen
+
+
+def runs(codes: CodedText) -> Runs:
+    """The runs of a code; empty arrays if no feature is ever active."""
+    n_seq, seq = codes.valid.shape
+    entries = token_matrix(codes).tocsc().tocoo()
+    token, feature = (c.astype(np.int64) for c in entries.coords)
+    time = feature * n_seq * (seq + 1) + token + token // seq  # a gap of one between chunks
+    begins = np.flatnonzero(np.diff(time, prepend=-2) != 1)
+    length = np.diff(begins, append=len(time))
+    chunk, position = token[begins] // seq, token[begins] % seq
+    return Runs(
+        feature=feature[begins],
+        chunk=chunk,
+        document=document_rank(codes)[chunk],
+        position=position,
+        length=length,
+        truncated=(position == 0) & (codes.start.numpy()[chunk] > 0),
+        censored=position + length == codes.valid.sum(1).numpy()[chunk],
+        document_ids=np.unique(codes.document.numpy()),
+        d_sae=codes.d_sae,
+        longest=int(codes.valid.sum(1).max()),
+    )
+
+
+# ---------------------------------------------------------------- survival
+
+
+@dataclass(frozen=True, eq=False)
+class Survival:
+    """Kaplan-Meier estimate of P(lifetime > t), t = 0..follow_up tokens."""
+
+    t: Int[np.ndarray, " t"]
+    survival: Float[np.ndarray, " t"]  # 1 at t = 0, never rising
+    low: Float[np.ndarray, " t"]  # pointwise 95 % band
+    high: Float[np.ndarray, " t"]
+    at_risk: Int[np.ndarray, " t"]  # runs known to be at least t long
+    hazard: Float[np.ndarray, " t"]  # share of those that end after exactly t tokens; 0 at t = 0
+    follow_up: int  # the largest t at which a run was still at risk
+    n_runs: int
+    n_censored: int
+    n_truncated: int  # left out
+
+    @property
+    def median(self) -> int | None:
+        """Half-life: the first t with survival <= 1/2; None if more than half live past
+        `follow_up`.
+        """
+        below = np.flatnonzero(self.survival <= 0.5)
+        return int(self.t[below[0]]) if len(below) else None
+
+    @property
+    def median_text(self) -> str:
+        return f">{self.follow_up}" if self.median is None else str(self.median)
+
+
+def _observed(found: Runs) -> tuple[Runs, Int[np.ndarray, " kept"]]:
+    """The runs whose beginning was seen, and the time to which each was followed: L, or L - 1 if
+    censored.
+    """
+    kept = ~found.truncated
+    names = ("feature", "chunk", "document", "position", "length", "truncated", "censored")
+    seen = replace(found, **{name: getattr(found, name)[kept] for name in names})
+    return seen, seen.length - seen.censored
+
+
+def survival(found: Runs) -> Survival:
+    """Kaplan-Meier survival of the runs of all features pooled (`scipy.stats.ecdf`), log-log
+    Greenwood band.
+
+    The band treats runs as independent; `restricted_mean` has intervals by document. Raises
+    ValueError if no run that was followed for a token or more is left.
+    """
+    seen, followed = _observed(found)
+    if not (followed > 0).any():
+        raise ValueError(
+            f"survival needs a run followed for at least one token; got none of {len(found.length)}"
+        )
+    sample = stats.CensoredData(uncensored=followed[~seen.censored], right=followed[seen.censored])
+    estimate = stats.ecdf(sample).sf
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        warnings.simplefilter(
+            "ignore", RuntimeWarning
+        )  # undefined where survival is 0 or 1: set to the curve below
+        band = estimate.confidence_interval(method="log-log")
+    follow_up = int(followed.max())
+    t = np.arange(follow_up + 1)
+    curve = estimate.evaluate(t)
+    low, high = (
+        np.where(np.isfinite(b), b, curve) for b in (band.low.evaluate(t), band.high.evaluate(t))
+    )
+    deaths, at_risk = (
+        table.sum(0) for table in _life_table(found, np.zeros_like(found.document), 1, follow_up)
+    )
+    return Survival(
+        t=t,
+        survival=curve,
+        low=np.minimum(low, curve),
+        high=np.maximum(high, curve),
+        at_risk=at_risk.astype(np.int64),
+        hazard=ratio(deaths, at_risk),
+        follow_up=follow_up,
+        n_runs=len(followed),
+        n_censored=int(seen.censored.sum()),
+        n_truncated=int(found.truncated.sum()),
+    )
+
+
+def _life_table(
+    found: Runs, group: Int[np.ndarray, " runs"], n_groups: int, longest: int
+) -> tuple[Float[np.ndarray, "n_groups t"], Float[np.ndarray, "n_groups t"]]:
+    """Deaths at, and runs at risk at, t = 0..longest in each group; truncated runs left out."""
+    seen, followed = _observed(found)
+    cell = group[~found.truncated] * (longest + 1) + followed
+    shape = (n_groups, longest + 1)
+    deaths = np.bincount(cell[~seen.censored], minlength=n_groups * (longest + 1)).reshape(shape)
+    ended = np.bincount(cell, minlength=n_groups * (longest + 1)).reshape(shape)
+    return deaths.astype(float), ended[:, ::-1].cumsum(1)[:, ::-1].astype(float)
+
+
+def _restricted(
+    deaths: Float[np.ndarray, "rows t"], at_risk: Float[np.ndarray, "rows t"], tau: int
+) -> Float[np.ndarray, " rows"]:
+    """Restricted mean of each row of life tables, with a geometric tail beyond the last time at
+    risk.
+    """
+    curve = np.cumprod(1 - ratio(deaths, at_risk), axis=1)
+    last = np.maximum((at_risk > 0).sum(1) - 1, 1)[:, None]
+    reached = np.take_along_axis(curve, np.minimum(last, curve.shape[1] - 1), axis=1)
+    t = np.arange(tau)[None]
+    inside = np.take_along_axis(
+        curve, np.broadcast_to(np.minimum(t, curve.shape[1] - 1), (len(curve), tau)), axis=1
+    )
+    return np.where(t <= last, inside, reached ** (t / last)).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class RestrictedMean:
+    """Mean of min(lifetime, tau) in tokens, 1..tau, pooled over the runs of all features."""
+
+    tau: int
+    value: float
+    interval: tuple[
+        float, float
+    ]  # 95 %, by bootstrap over documents; (1, tau), nothing known, without one
+    replicates: Float[np.ndarray, " n_boot"]
+    extrapolated: bool  # tau is beyond the follow-up: the rest is a geometric tail
+
+
+def restricted_mean(
+    found: Runs, tau: int, *, n_boot: int = 0, generator: torch.Generator | None = None
+) -> RestrictedMean:
+    """`E[min(lifetime, tau)] = sum_{t < tau} S(t)` with the Kaplan-Meier S, in [1, tau] tokens.
+
+    Where no run was followed to tau, S goes on as `S(T)^(t / T)` from the last time T at risk
+    (Brown, Hollander and Korwar 1974), exact for a constant hazard; `extrapolated` says so. Equal
+    seeds pair the samples of two models. Raises ValueError if tau < 1 or no run was followed for a
+    token.
+    """
+    if tau < 1:
+        raise ValueError(f"restricted_mean needs tau >= 1; got {tau}")
+    deaths, at_risk = _life_table(found, found.document, len(found.document_ids), found.longest)
+    if not at_risk[:, 1:].any():
+        raise ValueError(
+            f"restricted_mean needs a run followed for one token; got none of {len(found.length)}"
+        )
+    value = float(_restricted(deaths.sum(0, keepdims=True), at_risk.sum(0, keepdims=True), tau)[0])
+    n_doc = len(found.document_ids)
+    weights = resamples(n_doc, n_boot, generator)
+    replicates = _restricted(weights @ deaths, weights @ at_risk, tau)
+    extrapolated = bool(at_risk.sum(0)[min(tau - 1, found.longest)] == 0 or tau - 1 > found.longest)
+    return RestrictedMean(
+        tau, value, interval(value, replicates, n_doc, 1.0, float(tau)), replicates, extrapolated
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Restricted mean of one model minus that of another on the same documents, in tokens."""
+
+    tau: int
+    difference: float
+    interval: tuple[float, float]  # 95 %, paired: both models are resampled on the same documents
+    p_value: float  # two-sided, normal; 1 when the samples do not vary
+
+
+def compare(
+    one: Runs, other: Runs, tau: int, *, n_boot: int = 200, generator: torch.Generator | None = None
+) -> Comparison:
+    """Paired bootstrap over documents of `restricted_mean(one) - restricted_mean(other)`.
+
+    Raises ValueError unless both are runs of the same two or more documents.
+    """
+    if (
+        not np.array_equal(one.document_ids, other.document_ids)
+        or len(one.document_ids) < 2
+        or n_boot < 2
+    ):
+        sizes = len(one.document_ids), len(other.document_ids)
+        raise ValueError(
+            f"compare needs the same two or more documents, n_boot >= 2; got {sizes}, n_boot={n_boot}"
+        )
+    seed = int(torch.randint(2**62, (), generator=generator or torch.Generator().manual_seed(0)))
+    a, b = (
+        restricted_mean(r, tau, n_boot=n_boot, generator=torch.Generator().manual_seed(seed))
+        for r in (one, other)
+    )
+    difference, spread = a.value - b.value, a.replicates - b.replicates
+    sd = float(spread.std(ddof=1))
+    p_value = float(2 * stats.norm.sf(abs(difference) / sd)) if sd > 0 else 1.0
+    return Comparison(
+        tau,
+        difference,
+        interval(difference, spread, len(one.document_ids), 1.0 - tau, tau - 1.0),
+        p_value,
+    )
+
+
+def feature_restricted_mean(
+    found: Runs, tau: int, *, min_deaths: int = 5
+) -> Float[np.ndarray, " d_sae"]:
+    """`restricted_mean` of each feature, in [1, tau] tokens; 0 for those with fewer than
+    `min_deaths` ends seen.
+
+    The mean over the features that are not 0 gives each feature one vote, where the pooled one
+    counts runs.
+    """
+    if tau < 1:
+        raise ValueError(f"feature_restricted_mean needs tau >= 1; got {tau}")
+    deaths, at_risk = _life_table(found, found.feature, found.d_sae, found.longest)
+    return np.where(deaths.sum(1) >= max(min_deaths, 1), _restricted(deaths, at_risk, tau), 0.0)
+
+
+def persistence(found: Runs) -> tuple[float, Float[np.ndarray, " d_sae"]]:
+    """P(on at t + 1 | on at t), the geometric maximum likelihood under censoring: (pooled, by
+    feature), in [0, 1].
+
+    `sum (L - 1) / (sum (L - 1) + ends seen)`; a geometric lifetime forgets its beginning, so
+    truncated runs count. Implied mean lifetime `1 / (1 - q)`. 0 for a feature never seen to go on
+    or to end.
+    """
+    stays = np.bincount(found.feature, found.length - 1.0, minlength=found.d_sae)
+    ends = np.bincount(found.feature[~found.censored], minlength=found.d_sae)
+    by_feature = ratio(stays, stays + ends)
+    return _share(stays.sum(), stays.sum() + ends.sum()), by_feature
+
+
+def shuffle(codes: CodedText, generator: torch.Generator | None = None) -> CodedText:
+    """The codes with the tokens of each document in random order: firing rates and document topics
+    stay, time goes.
+
+    The null of all lifetime measures. Seed 0 if no generator is given.
+    """
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    slot = torch.from_numpy(np.flatnonzero(codes.valid.numpy()))
+    document = torch.from_numpy(document_rank(codes))[slot // codes.valid.shape[1]]
+    order = torch.randperm(len(slot), generator=generator)
+    order = order[document[order].argsort(stable=True)]
+    into = slot[document.argsort(stable=True)]
+    moved = []
+    for field in (codes.vals, codes.idx):
+        flat = field.flatten(0, 1)
+        moved.append(flat.index_copy(0, into, flat[slot[order]]).view_as(field))
+    return replace(codes, vals=moved[0], idx=moved[1])
+
+
+# ---------------------------------------------------------------- lifecycle and evolution
+
+
+@dataclass(frozen=True, eq=False)
+class Lifecycle:
+    """What happened to each feature, over all chunks."""
+
+    births: Int[np.ndarray, " d_sae"]  # runs whose beginning was seen
+    deaths: Int[np.ndarray, " d_sae"]  # runs whose end was seen
+    active: Int[np.ndarray, " d_sae"]  # active tokens
+    rate: Float[np.ndarray, " d_sae"]  # active / valid tokens
+    gaps: Int[np.ndarray, " d_sae"]  # dormant stretches between two runs of one chunk
+    dormant: Int[np.ndarray, " d_sae"]  # tokens in those
+    peak: Float[np.ndarray, " d_sae"]  # largest activation
+    age_sum: Int[
+        np.ndarray, " d_sae"
+    ]  # sum over active tokens of the age, the tokens since it was last off
+    oldest: Int[np.ndarray, " d_sae"]  # largest age seen
+
+
+def lifecycle(codes: CodedText) -> Lifecycle:
+    """Births, deaths, gaps, peak and age of each feature; zeros for one that is never active."""
+    found, matrix = runs(codes), token_matrix(codes)
+    same = (found.feature[1:] == found.feature[:-1]) & (found.chunk[1:] == found.chunk[:-1])
+    gap = (found.position[1:] - found.position[:-1] - found.length[:-1])[same]
+    oldest = np.zeros(found.d_sae, dtype=np.int64)
+    np.maximum.at(oldest, found.feature, found.length)
+
+    def total(group: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
+        return np.bincount(group, values, minlength=found.d_sae).astype(np.int64)
+
+    return Lifecycle(
+        births=total(found.feature[~found.truncated]),
+        deaths=total(found.feature[~found.censored]),
+        active=total(found.feature, found.length),
+        rate=firing_rate(codes).numpy(),
+        gaps=total(found.feature[1:][same]),
+        dormant=total(found.feature[1:][same], gap),
+        peak=matrix.max(axis=0).toarray().ravel().astype(float),
+        age_sum=total(found.feature, found.length * (found.length + 1) // 2),
+        oldest=oldest,
+    )
+
+
+def lifecycle_means(cycle: Lifecycle) -> dict[str, float]:
+    """Mean gap, age, peak, oldest age, births and deaths per 1,000 active tokens: pooled and as
+    mean over features.
+
+    Pooled counts every event once; the mean over features gives each active feature one vote (and,
+    for gaps, each feature that has one). 0 where there is nothing to average.
+    """
+    alive, gapped = cycle.active > 0, cycle.gaps > 0
+    parts = {
+        "gap_tokens": (cycle.dormant, cycle.gaps, gapped, 1),
+        "age_tokens": (cycle.age_sum, cycle.active, alive, 1),
+        "births_per_1000_active": (cycle.births, cycle.active, alive, 1000),
+        "deaths_per_1000_active": (cycle.deaths, cycle.active, alive, 1000),
+    }
+    means = {}
+    for name, (top, bottom, counted, scale) in parts.items():
+        means[f"pooled_{name}"] = scale * _share(top.sum(), bottom.sum())
+        means[f"feature_{name}"] = _mean_of_counted(scale * ratio(top * 1.0, bottom * 1.0), counted)
+    means["feature_peak"] = _mean_of_counted(cycle.peak, alive)
+    means["feature_oldest_tokens"] = _mean_of_counted(cycle.oldest, alive)
+    return means
+
+
+def _share(top: np.number, bottom: np.number) -> float:
+    return float(top / bottom) if bottom else 0.0
+
+
+def _mean_of_counted(values: np.ndarray, counted: Bool[np.ndarray, " d_sae"]) -> float:
+    return float(values[counted].mean()) if counted.any() else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Evolution:
+    """The leading features of one document over its tokens, ordered by when they are active; ready
+    to draw.
+    """
+
+    document: int
+    features: Int[np.ndarray, " rows"]
+    acts: Float[np.ndarray, "rows tokens"]
+    births: Bool[np.ndarray, "rows tokens"]  # first token of a run whose beginning was seen
+    deaths: Bool[np.ndarray, "rows tokens"]  # first token after a run
+    index: Int[np.ndarray, " tokens"]  # index of each token in the document
+    seams: Int[np.ndarray, " seams"]  # columns at which a new chunk begins, the first left out
+    chunk: Int[np.ndarray, " tokens"]  # where the token stands in the codes: chunk and position
+    position: Int[np.ndarray, " tokens"]
+
+
+def evolution(
+    codes: CodedText, document: int, *, n_features: int = 20, max_tokens: int | None = None
+) -> Evolution:
+    """The `n_features` features with the largest summed activation in a document, over its (first
+    `max_tokens`) tokens.
+
+    A run does not go over a seam of two chunks. Fewer rows if fewer features are active. Raises
+    ValueError for a document that the codes do not have, or one with no valid token.
+    """
+    chunks = np.flatnonzero(codes.document.numpy() == document)
+    chunks = chunks[np.argsort(codes.start.numpy()[chunks], kind="stable")]
+    lengths = codes.valid.sum(1).numpy()[chunks]
+    if lengths.sum() == 0:
+        raise ValueError(f"evolution needs a document with valid tokens; got document={document}")
+    chunk = np.repeat(chunks, lengths)[:max_tokens]
+    position = np.concatenate([np.arange(n) for n in lengths])[:max_tokens]
+    dense = token_matrix(codes)[chunk * codes.valid.shape[1] + position].toarray().T
+    leading = np.argsort(-dense.sum(1), kind="stable")[: max(n_features, 0)]
+    leading = leading[dense[leading].sum(1) > 0]
+    acts = dense[leading]
+    centre = acts @ np.arange(acts.shape[1]) / acts.sum(1)
+    order = np.argsort(centre, kind="stable")
+    on = acts[order] > 0
+    before = np.where(position == 0, False, np.pad(on, ((0, 0), (1, 0)))[:, :-1])
+    return Evolution(
+        document=document,
+        features=leading[order],
+        acts=acts[order],
+        births=on & ~before & ((position > 0) | (codes.start.numpy()[chunk] == 0)),
+        deaths=~on & before,
+        index=codes.start.numpy()[chunk] + position,
+        seams=np.flatnonzero(position == 0)[1:],
+        chunk=chunk,
+        position=position,
+    )

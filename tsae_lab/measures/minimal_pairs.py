@@ -1,0 +1,149 @@
+"""Accuracy of the language model on minimal pairs, as it is and with each SAE's reconstruction
+spliced in.
+
+A pair is right when the good sentence is more probable than the bad one. By the rule "sentence" the
+log-probabilities of all tokens are summed (BLiMP, Winogender); by the rule "word" only that of the
+word that differs counts, given what is before it (LM_syneval), and pairs whose words are not one
+token each are skipped and counted.
+"""
+
+import collections
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from probes import Pair
+from tsae_lab.data.language_model import LanguageModel, splice
+from tsae_lab.data.public_sets import Rule
+
+CALL_ROWS = 256  # sentences a call, of about one length
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scores:
+    """Which pairs each model gets right, "clean" among them, and the pairs that were skipped."""
+
+    pairs: tuple[Pair, ...]
+    right: dict[str, Bool[np.ndarray, " pairs"]]
+    margin: dict[str, Float[np.ndarray, " pairs"]]  # log-probability of good minus bad, in nats
+    skipped: dict[str, int]  # by reason
+
+
+def score(
+    lm: LanguageModel,
+    hook: str,
+    pairs: Sequence[Pair],
+    models: Mapping[str, Callable[[Tensor], Tensor]],
+    rule: Rule,
+) -> Scores:
+    """Every pair under the language model ("clean") and with x replaced by `models[name](x)` at the
+    hook.
+
+    `models` map the residual stream of the text (batch, seq, d_in) to its reconstruction; the
+    prefix keeps its own. The layers below the hook run once, those above once a model. A tie counts
+    as wrong.
+    """
+    kept, skipped = _usable(lm, pairs, rule)
+    rows = [row for pair in kept for row in _sentence_rows(lm, pair, rule)]
+    nats = {name: np.zeros(len(rows)) for name in ("clean", *models)}
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
+    for at in range(0, len(order), CALL_ROWS):
+        part = order[at : at + CALL_ROWS]
+        ids, valid, counted = _padded(lm, [rows[i] for i in part])
+        for name, found in splice(lm, ids, valid, hook, models).items():
+            nats[name][part] = (found.nats.double() * counted).sum(1).numpy()
+    margin = {name: values[1::2] - values[::2] for name, values in nats.items()}
+    right = {name: values > 0 for name, values in margin.items()}
+    return Scores(pairs=tuple(kept), right=right, margin=margin, skipped=skipped)
+
+
+def _sentence_ids(lm: LanguageModel, text: str) -> list[int]:
+    return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
+def _usable(
+    lm: LanguageModel, pairs: Sequence[Pair], rule: Rule
+) -> tuple[list[Pair], dict[str, int]]:
+    kept: list[Pair] = []
+    skipped: collections.Counter[str] = collections.Counter()
+    for pair in pairs:
+        reason = _unusable(lm, pair, rule)
+        if reason:
+            skipped[reason] += 1
+        else:
+            kept.append(pair)
+    return kept, dict(skipped)
+
+
+def _unusable(lm: LanguageModel, pair: Pair, rule: Rule) -> str:
+    if pair.good == pair.bad:
+        return "good and bad are equal"
+    longest = max(
+        len(_sentence_ids(lm, sentence)) for sentence in (pair.sentence_good, pair.sentence_bad)
+    )
+    if longest + len(lm.prefix) > lm.max_seq:
+        return "too long for the model"
+    before = _sentence_ids(lm, pair.prefix)
+    wholes = [_sentence_ids(lm, pair.prefix + word) for word in (pair.good, pair.bad)]
+    if rule == "word" and any(
+        whole[:-1] != before or len(whole) != len(before) + 1 for whole in wholes
+    ):
+        return "a word is not one token"
+    return ""
+
+
+def _sentence_rows(lm: LanguageModel, pair: Pair, rule: Rule) -> list[tuple[list[int], int]]:
+    """Token ids of both sentences, good first, and the first token that counts."""
+    if rule == "sentence":
+        return [
+            (_sentence_ids(lm, sentence), 0) for sentence in (pair.sentence_good, pair.sentence_bad)
+        ]
+    return [
+        (_sentence_ids(lm, pair.prefix + word), len(_sentence_ids(lm, pair.prefix)))
+        for word in (pair.good, pair.bad)
+    ]
+
+
+def _padded(
+    lm: LanguageModel, rows: Sequence[tuple[list[int], int]]
+) -> tuple[Tensor, Tensor, Tensor]:
+    longest = max(len(ids) for ids, _ in rows)
+    filled = [[*lm.prefix, *ids, *[lm.bos_id] * (longest - len(ids))] for ids, _ in rows]
+    place = torch.arange(longest)
+    lengths, begins = (
+        torch.tensor(n)[:, None] for n in ([len(ids) for ids, _ in rows], [at for _, at in rows])
+    )
+    valid = place < lengths
+    return torch.tensor(filled), valid, valid & (place >= begins)
+
+
+# ---------------------------------------------------------------------------------------------- summaries
+
+
+def accuracy_rows(name: str, scores: Scores) -> list[dict[str, Any]]:
+    """A row a group, and one over all pairs: pairs, and each model's accuracy with its standard
+    error.
+    """
+    groups = np.array([pair.group for pair in scores.pairs])
+    chosen = {group: groups == group for group in sorted(set(groups))} | {
+        "all": np.ones(len(groups), bool)
+    }
+    rows = []
+    for group, mask in chosen.items():
+        row: dict[str, Any] = {"set": name, "group": group, "pairs": int(mask.sum())}
+        for model, right in scores.right.items():
+            share = float(right[mask].mean()) if mask.any() else 0.0
+            row[model] = share
+            row[f"{model}_stderr"] = float(np.sqrt(share * (1 - share) / max(mask.sum(), 1)))
+        rows.append(row)
+    return rows
+
+
+def pair_accuracy(scores: Scores, model: str) -> float:
+    """Share of all pairs that the model gets right; 0 where none could be scored."""
+    return float(scores.right[model].mean()) if len(scores.pairs) else 0.0
