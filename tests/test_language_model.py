@@ -569,3 +569,10 @@ def test_smollm2_activations_equal_the_bridges_hook_value(smollm2):
     got = language_model.residual_at(smollm2, ids, 14)[0]
     assert (got - expected)[:, 2:].norm() < 1e-4 * expected[:, 2:].norm()  # after the sinks
     assert files.WHEELS[smollm2.name].version == "0.1.2"
+
+
+def test_the_token_ids_of_a_text_are_its_own_alone_and_spell_it(any_lm):
+    ids = language_model.token_ids(any_lm, "the lazy xyzzy")
+    assert any_lm.tokenizer.decode(ids) == "the lazy xyzzy"
+    assert any_lm.bos_id not in ids
+    assert language_model.token_ids(any_lm, "") == []

@@ -286,6 +286,11 @@ def _identity(model: Any) -> str:
 # ---------------------------------------------------------------------------------------------- tokens
 
 
+def token_ids(lm: LanguageModel, text: str) -> list[int]:
+    """Token ids of a text, without the prefix; none for an empty text."""
+    return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+
 def tokenize(
     lm: LanguageModel,
     documents: Sequence[str],

@@ -148,7 +148,8 @@ def batches(
     skipped: collections.Counter[str] = collections.Counter()
     for case in cases:
         text, twin, good, bad = (
-            _ids(lm, part) for part in (case.text, case.twin, case.good, case.bad)
+            language_model.token_ids(lm, words)
+            for words in (case.text, case.twin, case.good, case.bad)
         )
         reason = _refusal(lm, text, twin, good, bad, need_twin)
         if reason:
@@ -163,10 +164,6 @@ def batches(
             f"none of {len(cases)} texts can be measured: {', '.join(skipped) or 'none was given'}"
         )
     return [_batch(lm, hook, rows) for _, rows in sorted(by_length.items())], dict(skipped)
-
-
-def _ids(lm: LanguageModel, text: str) -> list[int]:
-    return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _refusal(

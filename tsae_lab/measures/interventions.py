@@ -385,7 +385,7 @@ def continuation(
     in force at every token. Raises ValueError for an empty prompt and for more tokens than the
     model has positions.
     """
-    ids = list(lm.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    ids = language_model.token_ids(lm, prompt)
     if not ids:
         raise ValueError("a continuation needs a prompt of at least one token; got none")
     if temperature < 0 or n_tokens < 1:

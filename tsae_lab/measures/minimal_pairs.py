@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from probes import Pair
-from tsae_lab.data.language_model import LanguageModel, splice
+from tsae_lab.data.language_model import LanguageModel, splice, token_ids
 from tsae_lab.data.public_sets import Rule
 
 CALL_ROWS = 256  # sentences a call, of about one length
@@ -62,10 +62,6 @@ def score(
     return Scores(pairs=tuple(kept), right=right, margin=margin, skipped=skipped)
 
 
-def _sentence_ids(lm: LanguageModel, text: str) -> list[int]:
-    return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
-
-
 def _usable(
     lm: LanguageModel, pairs: Sequence[Pair], rule: Rule
 ) -> tuple[list[Pair], dict[str, int]]:
@@ -84,12 +80,12 @@ def _unusable(lm: LanguageModel, pair: Pair, rule: Rule) -> str:
     if pair.good == pair.bad:
         return "good and bad are equal"
     longest = max(
-        len(_sentence_ids(lm, sentence)) for sentence in (pair.sentence_good, pair.sentence_bad)
+        len(token_ids(lm, sentence)) for sentence in (pair.sentence_good, pair.sentence_bad)
     )
     if longest + len(lm.prefix) > lm.max_seq:
         return "too long for the model"
-    before = _sentence_ids(lm, pair.prefix)
-    wholes = [_sentence_ids(lm, pair.prefix + word) for word in (pair.good, pair.bad)]
+    before = token_ids(lm, pair.prefix)
+    wholes = [token_ids(lm, pair.prefix + word) for word in (pair.good, pair.bad)]
     if rule == "word" and any(
         whole[:-1] != before or len(whole) != len(before) + 1 for whole in wholes
     ):
@@ -101,10 +97,10 @@ def _sentence_rows(lm: LanguageModel, pair: Pair, rule: Rule) -> list[tuple[list
     """Token ids of both sentences, good first, and the first token that counts."""
     if rule == "sentence":
         return [
-            (_sentence_ids(lm, sentence), 0) for sentence in (pair.sentence_good, pair.sentence_bad)
+            (token_ids(lm, sentence), 0) for sentence in (pair.sentence_good, pair.sentence_bad)
         ]
     return [
-        (_sentence_ids(lm, pair.prefix + word), len(_sentence_ids(lm, pair.prefix)))
+        (token_ids(lm, pair.prefix + word), len(token_ids(lm, pair.prefix)))
         for word in (pair.good, pair.bad)
     ]
 
