@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from scipy import sparse, stats
 from torch import Tensor
 
@@ -569,39 +569,47 @@ def _activity(
 
 
 def resamples(
-    n_doc: int, n_boot: int, generator: torch.Generator | None
-) -> Float[np.ndarray, "n_boot n_doc"]:
-    """How often each document is drawn in each bootstrap sample; no sample of a single document."""
-    if n_doc < 2:
-        return np.zeros((0, n_doc))
-    draws = _randint(n_doc, (n_boot, n_doc), generator)
-    return (
-        np.stack([np.bincount(d, minlength=n_doc) for d in draws]).astype(float)
-        if n_boot
-        else np.zeros((0, n_doc))
-    )
+    n: int, n_boot: int, generator: torch.Generator | None = None
+) -> Float[np.ndarray, "n_boot n"]:
+    """How often each of n units (documents, groups of items, cases) is drawn in each sample.
+
+    Equal seeds pair the samples of two models (None: seed 0). No sample of fewer than two units.
+    """
+    if n < 2 or n_boot == 0:
+        return np.zeros((0, n))
+    draws = _randint(n, (n_boot, n), generator)
+    return np.stack([np.bincount(draw, minlength=n) for draw in draws]).astype(float)
+
+
+def resampled_ratio(
+    top: Float[np.ndarray, " n"],
+    bottom: Real[np.ndarray, " n"],
+    n_boot: int,
+    generator: torch.Generator | None = None,
+) -> Float[np.ndarray, " n_boot"]:
+    """`sum(top) / sum(bottom)` over the units of each bootstrap sample; 0 where the bottom is 0."""
+    weights = resamples(len(top), n_boot, generator)
+    over, under = weights @ top, weights @ bottom
+    return np.divide(over, under, out=np.zeros(len(weights)), where=under != 0)
 
 
 def interval(
     value: float,
     replicates: Float[np.ndarray, " n_boot"],
-    n_doc: int,
+    n: int,
     least: float = 0.0,
     most: float = 1.0,
 ) -> tuple[float, float]:
-    """95 % interval `value +- t sd(replicates) sqrt(n / (n - 1))`, cut to [least, most], t of n - 1
-    degrees of freedom.
+    """95 % interval `value +- t sd(replicates) sqrt(n / (n - 1))`, cut to [least, most].
 
-    n documents were resampled; without two replicates and two documents it is [least, most],
-    nothing known. Not percentile: a ratio of sums has a bias of order 1 / n that every bootstrap
+    n units were resampled, t has n - 1 degrees of freedom. Without two replicates and two units it
+    is [least, most]. Not percentile: a ratio of sums has a bias of order 1 / n that every bootstrap
     sample repeats, so that a percentile interval of a mean over thousands of features can miss the
     very value it is of.
     """
-    if len(replicates) < 2 or n_doc < 2:
+    if len(replicates) < 2 or n < 2:
         return least, most
-    half = float(
-        stats.t.ppf(0.975, n_doc - 1) * replicates.std(ddof=1) * np.sqrt(n_doc / (n_doc - 1))
-    )
+    half = float(stats.t.ppf(0.975, n - 1) * replicates.std(ddof=1) * np.sqrt(n / (n - 1)))
     return max(value - half, least), min(value + half, most)
 
 

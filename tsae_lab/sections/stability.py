@@ -129,10 +129,8 @@ def _overlap(codes: CodedText, generator: torch.Generator) -> Estimate:
     if _longest(codes) < 2:
         return Estimate(0.0, np.zeros(0))
     sums, n_pairs = metrics.jaccard_by_document(codes)
-    weights = metrics.resamples(len(sums), N_BOOT, generator)
-    return Estimate(
-        float(sums.sum() / n_pairs.sum()), metrics.ratio(weights @ sums, weights @ n_pairs)
-    )
+    replicates = metrics.resampled_ratio(sums, n_pairs, N_BOOT, generator)
+    return Estimate(float(sums.sum() / n_pairs.sum()), replicates)
 
 
 def _jaccard_kappa(codes: CodedText) -> float:
