@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,22 @@ def test_loaded_tensors_are_aligned_and_do_not_change_with_the_file(tmp_path):
         file.write(b"\xff" * path.stat().st_size)
     assert all(torch.equal(loaded[name], saved[name]) for name in saved)
     assert [t.data_ptr() % 64 for t in loaded.values()] == [0, 0, 0]
+
+
+def test_a_file_with_the_checksum_in_an_entry_of_its_own_is_loaded_and_refused_when_damaged(
+    tmp_path,
+):
+    path, word, on = tmp_path / "before", torch.tensor([1.0, -0.0]).bfloat16(), torch.tensor(True)
+    text = '{"step": 100, "dials": {"k": 6}}'
+    content = b"on BOOL ()" + b"\x01" + b"word BF16 (2,)" + bytes.fromhex("803f0080")
+    header = {"crc32": f"{zlib.crc32(text.encode() + content):08x}", "json": text}
+    save_file({"word": word, "on": on}, path, header)
+    loaded, meta = checkpoint.load_tensors(path)
+    assert {name: bits(t) for name, t in loaded.items()} == {"word": bits(word), "on": bits(on)}
+    assert meta == {"step": 100, "dials": {"k": 6}}
+    save_file({"word": word + 1, "on": on}, path, header)
+    with pytest.raises(ValueError, match="before is damaged"):
+        checkpoint.load_tensors(path)
 
 
 def test_views_of_one_storage_are_saved_apart_and_as_small_as_they_are(tmp_path):

@@ -1,14 +1,12 @@
-"""Saving and loading of tensors and SAEs: a file is written whole or not at all, and read exactly
-or refused.
-"""
+"""Saved tensors and SAEs: a file is written whole or not at all, and read exactly or refused."""
 
 import json
 import zlib
 from collections.abc import Mapping
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
@@ -18,60 +16,34 @@ import tsae
 from tsae_lab.files import _json, _write_all, write_atomic
 
 SAELENS_WEIGHTS, SAELENS_CFG = "sae_weights.safetensors", "cfg.json"
-OPTIONS = (
-    "normalize_activations",
-    "reshape_activations",
-)  # of SAELens, which `load_saelens` takes as "none" only
-DTYPES = {
-    **{
-        torch.float64: "F64",
-        torch.float32: "F32",
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-        torch.bool: "BOOL",
-    },
-    **{
-        torch.int64: "I64",
-        torch.int32: "I32",
-        torch.int16: "I16",
-        torch.int8: "I8",
-        torch.uint8: "U8",
-    },
-}
+OPTIONS = ("normalize_activations", "reshape_activations")  # of SAELens; only "none" is read
+FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+INTEGERS = {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"}
+DTYPES = FLOATS | INTEGERS | {torch.uint8: "U8", torch.bool: "BOOL"}  # as the checksum spells them
 Tensors = dict[str, Tensor]
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """`tensors` (any device, strided or not) and `meta` (JSON values) as one safetensors file,
-    atomically.
+    """Write `tensors` (any device, strided or not) and `meta` (JSON) as one safetensors file.
 
-    The header holds `meta` under "json" and a crc32 of everything under "crc32". The same content
-    gives the same bytes.
+    Atomic. The header holds a crc32 of everything; the same content gives the same bytes.
     """
     text = _json(path, meta)
-    host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    if odd := [
-        name
-        for name, tensor in host.items()
-        if tensor.dtype not in DTYPES or name == "__metadata__"
-    ]:
+    odd = [n for n, t in tensors.items() if t.dtype not in DTYPES or n == "__metadata__"]
+    if odd:
         raise ValueError(f"{path} not written: name or dtype of {odd} has no place in the format")
-    write_atomic(path, lambda temporary: _write_safetensors(temporary, host, text))
+    write_atomic(path, lambda temporary: _write_safetensors(temporary, tensors, text))
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[Tensors, dict[str, Any]]:
-    """What `save_tensors` was given, bit for bit: fresh tensors on `device` (not views of the
-    file), and the meta.
+    """What `save_tensors` was given, bit for bit: fresh tensors on `device`, and the meta.
 
-    JSON makes keys strings and tuples lists. A truncated, damaged or foreign file raises
-    ValueError.
+    JSON makes keys strings and tuples lists. A damaged or foreign file raises ValueError.
     """
-    tensors, header = _read_safetensors(path)
-    if not {"json", "crc32"} <= header.keys():
-        raise ValueError(
-            f"{path} was not written by save_tensors: there is no checksum in its header"
-        )
-    return {name: tensor.to(device) for name, tensor in tensors.items()}, json.loads(header["json"])
+    tensors, text = _read_safetensors(path)
+    if not text:
+        raise ValueError(f"{path} was not written by save_tensors: it has no checksum")
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, json.loads(text)
 
 
 def save_saelens(
@@ -86,41 +58,26 @@ def save_saelens(
     hook_name: str,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """A top-k SAE, `relu(topk((x - b_dec) W_enc + b_enc))`, in `folder` (made if missing) as
-    SAELens 6 loads it.
+    """Write a top-k SAE, `relu(topk((x - b_dec) W_enc + b_enc))`, in float32 as SAELens 6 loads it.
 
-    Tensors are saved in float32, `metadata` beside the names in cfg.json. Both files are complete
-    before either is moved into place; cfg.json is absent in between, so that no kill leaves new
-    weights with an old configuration.
+    `folder` is made if missing; `metadata` stands beside the names in cfg.json. Both files are
+    complete before either is moved into place; cfg.json is absent in between, so that no kill
+    leaves new weights with an old configuration.
     """
     d_in, d_sae = W_enc.shape
-    given = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
-    sae = {
-        name: tensor.detach().to("cpu", torch.float32).contiguous()
-        for name, tensor in given.items()
-    }
-    cfg = {
-        "architecture": "topk",
-        "d_in": d_in,
-        "d_sae": d_sae,
-        "k": k,
-        "dtype": "float32",
-        "device": "cpu",
-    }
-    names = {"sae_lens_version": "6.0.0", "model_name": model_name, "hook_name": hook_name}
-    options = {
-        "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
-        "metadata": {**(metadata or {}), **names},
-    }
+    weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+    sae = {name: tensor.detach().float() for name, tensor in weights.items()}
     _check_sae(folder, sae, d_in, d_sae, k)
-    text = _json(folder / SAELENS_CFG, cfg | options, indent=2) + "\n"
+    names = {"sae_lens_version": "6.0.0", "model_name": model_name, "hook_name": hook_name}
+    cfg = {"architecture": "topk", "d_in": d_in, "d_sae": d_sae, "k": k, "dtype": "float32"}
+    cfg |= {"device": "cpu", "apply_b_dec_to_input": True, "normalize_activations": "none"}
+    cfg |= {"metadata": {**(metadata or {}), **names}}
+    text = _json(folder / SAELENS_CFG, cfg, indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    weights, config = folder / SAELENS_WEIGHTS, folder / SAELENS_CFG
     _write_all(
         {
-            weights: lambda path: _write_safetensors(path, sae, "{}"),
-            config: lambda path: path.write_text(text),
+            folder / SAELENS_WEIGHTS: lambda path: _write_safetensors(path, sae, "{}"),
+            folder / SAELENS_CFG: lambda path: path.write_text(text),
         }
     )
 
@@ -128,15 +85,16 @@ def save_saelens(
 def load_saelens(
     folder: Path, *, d_in: int | None = None, d_sae: int | None = None
 ) -> tuple[Tensors, dict[str, Any]]:
-    """`W_enc`, `b_enc`, `W_dec`, `b_dec` in float32 and the cfg of a top-k SAE in the SAELens
-    format (6, and older).
+    """`W_enc`, `b_enc`, `W_dec`, `b_dec` in float32 and the cfg of a top-k SAE in SAELens format.
 
-    Two options are turned into weights with the same codes and reconstructions, and the cfg
-    returned says so: - `apply_b_dec_to_input` false: b_enc + b_dec W_enc takes the place of b_enc;
+    The formats of SAELens 6 and before are read. Two options are turned into weights with the same
+    codes and reconstructions, and the cfg returned says so:
+    - `apply_b_dec_to_input` false: b_enc + b_dec W_enc takes the place of b_enc;
     - `rescale_acts_by_decoder_norm` true: rows of W_dec become unit norm, W_enc and b_enc are
-    multiplied by the norms. Without that flag the rows keep the norms they have: scaling them would
-    change which features are the k largest. Another architecture, input normalisation or width than
-    asked for, and tensors that do not fit, raise ValueError.
+      multiplied by the norms. Without that flag the rows keep the norms they have: scaling them
+      would change which features are the k largest.
+    Another architecture, input normalisation or width than asked for, and tensors that do not fit,
+    raise ValueError.
     """
     cfg = _topk_cfg(folder / SAELENS_CFG)
     for name, wanted in (("d_in", d_in), ("d_sae", d_sae)):
@@ -150,25 +108,16 @@ def load_saelens(
     if cfg.get("rescale_acts_by_decoder_norm", False):
         norm = sae["W_dec"].norm(dim=1)
         if not norm.all():
-            raise ValueError(
-                f"{path} has W_dec rows of norm 0, by which rescale_acts_by_decoder_norm divides"
-            )
-        sae |= {
-            "W_enc": sae["W_enc"] * norm,
-            "b_enc": sae["b_enc"] * norm,
-            "W_dec": sae["W_dec"] / norm[:, None],
-        }
-    return sae, cfg | {
-        "apply_b_dec_to_input": True,
-        "rescale_acts_by_decoder_norm": False,
-        "dtype": "float32",
-    }
+            reason = "by which rescale_acts_by_decoder_norm divides"
+            raise ValueError(f"{path} has W_dec rows of norm 0, {reason}")
+        sae |= {"W_enc": sae["W_enc"] * norm, "b_enc": sae["b_enc"] * norm}
+        sae |= {"W_dec": sae["W_dec"] / norm[:, None]}
+    options = {"apply_b_dec_to_input": True, "rescale_acts_by_decoder_norm": False}
+    return sae, cfg | options | {"dtype": "float32"}
 
 
 def _topk_cfg(path: Path) -> dict[str, Any]:
-    """cfg.json at `path`, checked to be a top-k SAE without input normalisation; `k` where SAELens
-    6 has it.
-    """
+    """cfg.json, checked to be a top-k SAE without input normalisation; `k` where SAELens 6 has it."""
     try:
         cfg = dict(json.loads(path.read_text()))
     except (TypeError, ValueError) as error:
@@ -189,9 +138,8 @@ def _topk_cfg(path: Path) -> dict[str, Any]:
 def _check_sae(where: Path, sae: Mapping[str, Tensor], d_in: int, d_sae: int, k: int) -> None:
     shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
     if sae.keys() != shapes.keys():
-        raise ValueError(
-            f"{where} needs the tensors {', '.join(sorted(shapes))}; got {', '.join(sorted(sae))}"
-        )
+        names = f"{', '.join(sorted(shapes))}; got {', '.join(sorted(sae))}"
+        raise ValueError(f"{where} needs the tensors {names}")
     for name, shape in shapes.items():
         if tuple(sae[name].shape) != shape:
             raise ValueError(f"{where} needs {name} of shape {shape}; got {tuple(sae[name].shape)}")
@@ -201,33 +149,18 @@ def _check_sae(where: Path, sae: Mapping[str, Tensor], d_in: int, d_sae: int, k:
         raise ValueError(f"{where} needs 0 < k <= d_sae; got k={k}, d_sae={d_sae}")
 
 
-def _write_safetensors(path: Path, host: Mapping[str, Tensor], text: str) -> None:
-    """Not by `save_file`, which has a temporary name of its own, mode 0600, and a header in random
-    order.
-    """
-    names = sorted(
-        host, key=lambda name: (-host[name].element_size(), name)
-    )  # widest first: all tensors aligned
-    header: dict[str, Any] = {"__metadata__": {"crc32": f"{_crc32(host, text):08x}", "json": text}}
-    for name, end in zip(names, accumulate(host[name].nbytes for name in names), strict=True):
-        t = host[name]
-        header[name] = {
-            "dtype": DTYPES[t.dtype],
-            "shape": list(t.shape),
-            "data_offsets": [end - t.nbytes, end],
-        }
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    with path.open("wb") as file:
-        file.write(len(head).to_bytes(8, "little") + head)
-        for name in names:
-            file.write(_bytes(host[name]))
+def _write_safetensors(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
+    """The checksum and `text` are one entry of the header: the library orders several at random."""
+    # cloned, because the library refuses tensors that share memory
+    own = {
+        name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, t in tensors.items()
+    }
+    path.write_bytes(safetensors.torch.save(own, {"checked": _crc32(own, text) + text}))
 
 
-def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """Tensors in memory of their own and the metadata of the header; its checksum is verified if it
-    has one.
-    """
+def _read_safetensors(path: Path) -> tuple[Tensors, str]:
+    """Tensors in memory of their own and the text of the header: "" in a file without a checksum."""
     try:
         path.open("rb").close()  # its errors name the file
         with safe_open(path, framework="pt") as file:
@@ -235,23 +168,21 @@ def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
             header = file.metadata() or {}
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is truncated, damaged or no safetensors file: {error}") from error
-    if {"json", "crc32"} <= header.keys() and header[
-        "crc32"
-    ] != f"{_crc32(mapped, header['json']):08x}":
+    if {"crc32", "json"} <= header.keys():  # as two entries: files of before
+        header["checked"] = header["crc32"] + header["json"]
+    crc, text = header.get("checked", "")[:8], header.get("checked", "")[8:]
+    if crc and crc != _crc32(mapped, text):  # before a copy makes every true bool a 1
         raise ValueError(f"{path} is damaged: its content does not have the checksum in its header")
-    return {name: tensor.clone() for name, tensor in mapped.items()}, header
+    return {name: tensor.clone() for name, tensor in mapped.items()}, text
 
 
-def _crc32(tensors: Mapping[str, Tensor], text: str) -> int:
+def _crc32(tensors: Mapping[str, Tensor], text: str) -> str:
+    """Eight hexadecimal digits, the same for tensors in any order."""
     crc = zlib.crc32(text.encode())
     for name, tensor in sorted(tensors.items()):
         crc = zlib.crc32(f"{name} {DTYPES.get(tensor.dtype)} {tuple(tensor.shape)}".encode(), crc)
-        crc = zlib.crc32(_bytes(tensor), crc)
-    return crc
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
 
 
 def load_tsae(folder: Path, low: torch.dtype = torch.float32) -> tuple[tsae.Params, tsae.Dials]:
