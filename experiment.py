@@ -280,20 +280,17 @@ def measure_unit(
     tokens.
     """
     config, val = unit.config, unit.data.val
-    models = {"static": evaluation.static_model(static, config.k, unit.low)}
-    decoders = {"static": static.W_dec}
+    models = {"static": tsae.static_sae(static, config.k, unit.low)}
     if params is not None:
-        models["tsae"] = evaluation.tsae_model(params, training.final_dials(config, unit.low))
-        decoders["tsae"] = params.static.W_dec
+        models["tsae"] = tsae.Sae(params=params, dials=training.final_dials(config, unit.low))
     main = "tsae" if params is not None else "static"
     out: dict[str, float] = {}
     batches = len(models) * math.ceil(len(val) / evaluation.EVAL_ROWS)
     with progress_bar(f"{unit.data.name}, seed {unit.seed}: measures", batches, 0) as advance:
-        for name, model in models.items():
-            found = evaluation.measure(model, val, config.d_sae, unit.device, lambda: advance(""))
-            out |= evaluation.code_measures(
-                found, decoders[name], "static_" if name == "static" else ""
-            )
+        for name, sae in models.items():
+            found = evaluation.measure(sae, val, lambda: advance(""))
+            W_dec = sae.params.static.W_dec
+            out |= evaluation.code_measures(found, W_dec, "static_" if name == "static" else "")
             if name == main:
                 out["avg_inference_tokens_per_second"] = found.tokens_per_second
     release_memory()
@@ -301,11 +298,11 @@ def measure_unit(
         f"{unit.data.name}, seed {unit.seed}: loss of {lm.name} with each code in place"
     ):
         rows = evaluation.pick_rows(val, config.splice_tokens)
-        loss = evaluation.splice_losses(
-            lm, val, rows, models | {"mean": evaluation.mean_model(unit.data.train)}
-        )
+        spliced = {name: evaluation.replacement(sae) for name, sae in models.items()}
+        ablation = {"mean": evaluation.mean_replacement(unit.data.train)}
+        loss = evaluation.splice_losses(lm, val, rows, spliced | ablation)
         rows = evaluation.pick_rows(unit.data.train, max(config.splice_tokens // 4, config.seq))
-        train_loss = evaluation.splice_losses(lm, unit.data.train, rows, {main: models[main]})
+        train_loss = evaluation.splice_losses(lm, unit.data.train, rows, {main: spliced[main]})
     clean, ablated = loss["clean"]["token"], loss["mean"]["token"]
     for name in models:
         prefix = "static_" if name == "static" else ""
@@ -415,8 +412,8 @@ def tradeoff(out_dir: Path, dataset: str, betas: list[float], seed: int = 0) -> 
             files.write_json(done, {"beta": beta} | measures)
         if not done.exists():
             params, _ = train_tsae(unit, pretrained, plan)
-            model = evaluation.tsae_model(params, training.final_dials(ours, low))
-            found = evaluation.measure(model, data.val, config.d_sae, lm.device, lambda: None)
+            sae = tsae.Sae(params=params, dials=training.final_dials(ours, low))
+            found = evaluation.measure(sae, data.val)
             files.write_json(
                 done, {"beta": beta} | evaluation.code_measures(found, params.static.W_dec)
             )

@@ -92,6 +92,24 @@ class Dials:
     """dtype of the matrix products"""
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sae:
+    """A trained SAE with its dials; `static_sae` makes one of a static SAE."""
+
+    params: Params
+    dials: Dials
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+        return len(self.params.static.b_enc)
+
+    @property
+    def temporal(self) -> bool:
+        """Whether the temporal parts act; without them it is the static SAE, bit for bit."""
+        return self.dials.mix > 0 or self.dials.gate
+
+
 @dataclass(frozen=True, eq=False)
 class Codes:
     """Sparse codes: values >= 0 and the features they belong to. An entry of value 0 is not
@@ -176,6 +194,19 @@ def from_static(
         scale=ref.new_tensor(scale),
     )
     return Params(static=static, temporal=temporal)
+
+
+def static_sae(static: Static, k: int, low: torch.dtype = torch.float32) -> Sae:
+    """A static SAE as a TSAE whose temporal parts do not act: mix 0, no gates, no recurrence."""
+    params = from_static(static, scale=1.0, hidden_enc=1, hidden_dec=1, generator=torch.Generator())
+    dials = Dials(k=k, window=1, mix=0.0, gate=False, recur=False, low=low)
+    return Sae(params=params, dials=dials)
+
+
+def on_device(sae: Sae, device: torch.device | str) -> Sae:
+    """The same SAE with its tensors on `device`."""
+    named = {name: tensor.to(device) for name, tensor in tensors(sae.params).items()}
+    return replace(sae, params=params_from(named))
 
 
 def start_state(params: Params, batch: int, dials: Dials) -> State:

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -14,6 +12,7 @@ from tsae import Dials
 from tsae_lab.data import language_model
 from tsae_lab.measures import effects
 from tsae_lab.sections import effects as effect_section
+from tsae_lab.sections.context import Subject
 from tsae_lab.sections.effects import Counts, Shared
 
 SMALL = Counts(offsets=(-1, -4), features=2, controls=3, strengths=(-1.0, 0.0, 2.0), steer_cases=2, steer_controls=2,
@@ -41,7 +40,7 @@ def make_bench(lm) -> Shared:
     )  # fmt: skip
 
 
-def make_models(lm, tokens) -> list[effect_section.Model]:
+def make_models(lm, tokens) -> list[Subject]:
     params = random_model(d_in=lm.d_in, d_sae=96)
     dials = Dials(k=6, beta=2.0)
     x = language_model.residual(lm, tokens.ids, HOOK)[:, len(lm.prefix) :]
@@ -49,9 +48,10 @@ def make_models(lm, tokens) -> list[effect_section.Model]:
     held = metrics.codes_from_topk(
         codes.vals, codes.idx, 96, valid=tokens.valid, document=tokens.document
     )
+    sae, static = tsae.Sae(params=params, dials=dials), tsae.static_sae(params.static, dials.k)
     return [
-        effect_section.model(params, dials, held),
-        effect_section.model(params.static, replace(dials, mix=0.0), held, "static_"),
+        Subject(name="TSAE", prefix="", sae=sae, codes=held, fve=0.0),
+        Subject(name="static SAE", prefix="static_", sae=static, codes=held, fve=0.0),
     ]
 
 
@@ -61,7 +61,8 @@ def test_the_section_says_everything_of_both_models_side_by_side(lm):
     )
     bench = make_bench(lm)
     models = make_models(lm, tokens)
-    numbers, tables, figures = effect_section.measures(bench, models, tokens)
+    made = effect_section.measures(bench, models, tokens)
+    numbers, tables, figures = made.numbers, made.tables, made.figures
     assert all(isinstance(value, float) and np.isfinite(value) for value in numbers.values())
     for key in (
         "effect",
@@ -106,11 +107,11 @@ def test_without_drawing_the_numbers_are_the_same_and_there_are_no_figures(lm):
         lm, ["the quick brown fox jumps over the lazy dog " * 30], seq=32
     )
     bench, models = make_bench(lm), make_models(lm, tokens)
-    drawn, _, _ = effect_section.measures(bench, models, tokens)
-    numbers, _, figures = effect_section.measures(bench, models, tokens, draw=False)
-    assert not figures
-    assert numbers.keys() == drawn.keys()
-    for key, value in numbers.items():
+    drawn = effect_section.measures(bench, models, tokens).numbers
+    section = effect_section.measures(bench, models, tokens, draw=False)
+    assert not section.figures
+    assert section.numbers.keys() == drawn.keys()
+    for key, value in section.numbers.items():
         assert value == pytest.approx(drawn[key], rel=1e-3, abs=1e-5)
 
 

@@ -11,11 +11,10 @@ from test_tsae import random_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tsae
-from tsae import Dials
+from tsae import Dials, Sae
 from tsae_lab.data import language_model, tasks
 from tsae_lab.measures import effects, interventions
 from tsae_lab.measures.effects import SPAN, Batch, Case
-from tsae_lab.measures.interventions import Sae
 
 HOOK = "blocks.1.hook_resid_post"
 
@@ -81,9 +80,7 @@ def planted(lm, batch: Batch) -> tuple[Sae, int]:
     W_dec[planted] = push / push.norm()
     W_enc[:, planted] = 200 * apart
     b_enc[planted] = -200 * float(apart @ (plural + singular) / 2)
-    return interventions.static_sae(
-        replace(static, W_dec=W_dec, W_enc=W_enc, b_enc=b_enc), 8
-    ), planted
+    return tsae.static_sae(replace(static, W_dec=W_dec, W_enc=W_enc, b_enc=b_enc), 8), planted
 
 
 def test_a_planted_causal_feature_is_found_and_a_hundred_random_features_are_not(tmp_path):

@@ -42,11 +42,12 @@ def static(d_in: int, d_sae: int) -> tsae.Static:
 
 
 def test_measure_equals_one_pass_over_all_valid_tokens(store):
-    model = evaluation.static_model(static(6, 11), 3)
+    sae = tsae.static_sae(static(6, 11), 3)
     calls = []
-    found = evaluation.measure(model, store, 11, torch.device("cpu"), lambda: calls.append(1))
+    found = evaluation.measure(sae, store, lambda: calls.append(1))
     x, valid = store.x(slice(None)), store.tokens.valid
-    x_hat, codes = model(x)
+    codes = tsae.encode_static(x, sae.params.static, 3)
+    x_hat = tsae.decode_static(codes, sae.params.static)
     assert found.fve == pytest.approx(metrics.fve(x[valid], x_hat[valid]), abs=1e-6)
     assert found.codes.n_tokens == int(valid.sum())
     assert metrics.l0(found.codes.vals, valid) == pytest.approx(
@@ -57,25 +58,18 @@ def test_measure_equals_one_pass_over_all_valid_tokens(store):
 
 def test_a_fresh_tsae_without_memory_measures_as_its_static_sae(store):
     params = tsae.from_static(static(6, 11), scale=1.0, generator=torch.Generator())
-    one = evaluation.measure(
-        evaluation.tsae_model(params, tsae.Dials(k=3, beta=0.0)),
-        store,
-        11,
-        torch.device("cpu"),
-        lambda: None,
+    fresh = tsae.Sae(params=params, dials=tsae.Dials(k=3, beta=0.0))
+    ours, theirs = (
+        evaluation.code_measures(evaluation.measure(sae, store), params.static.W_dec)
+        for sae in (fresh, tsae.static_sae(params.static, 3))
     )
-    other = evaluation.measure(
-        evaluation.static_model(params.static, 3), store, 11, torch.device("cpu"), lambda: None
-    )
-    names = [evaluation.code_measures(m, params.static.W_dec) for m in (one, other)]
-    assert names[0] == pytest.approx(names[1])
+    assert ours == pytest.approx(theirs)
 
 
-def test_the_mean_model_explains_nothing(store):
-    model = evaluation.mean_model(store)
+def test_the_mean_explains_nothing(store):
     x, valid = store.x(slice(None)), store.tokens.valid
-    assert metrics.fve(x[valid], model(x)[0][valid]) == pytest.approx(0.0, abs=1e-6)
-    assert not (model(x)[1].vals > 0).any()
+    x_hat = evaluation.mean_replacement(store)(x)
+    assert metrics.fve(x[valid], x_hat[valid]) == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize(("n_tokens", "rows"), [(1, 1), (5, 1), (50, 10), (10_000, 70)])

@@ -9,10 +9,9 @@ from test_language_model import save_model
 from test_tsae import random_model
 
 import tsae
-from tsae import Codes, Dials, Memory
+from tsae import Codes, Dials, Memory, Sae
 from tsae_lab.data import language_model
 from tsae_lab.measures import interventions
-from tsae_lab.measures.interventions import Sae
 
 quick = settings(deadline=None, max_examples=20)
 loose = {"rtol": 1e-4, "atol": 1e-4}
@@ -193,7 +192,7 @@ def test_an_edit_runs_on_through_the_memory_alone_and_through_the_decoder_alone(
 @quick
 @given(st.data())
 def test_for_a_static_sae_local_and_propagated_are_the_same(data):
-    sae = interventions.static_sae(random_model(d_in=D_IN, d_sae=D_SAE).static, K)
+    sae = tsae.static_sae(random_model(d_in=D_IN, d_sae=D_SAE).static, K)
     x = text(6)
     edit = edits(data, len(x), 6)
     local, propagated = (

@@ -8,10 +8,9 @@ from test_language_model import save_model
 from test_tsae import random_model
 
 import metrics
-from tsae import Dials
+from tsae import Dials, Sae
 from tsae_lab.data import language_model
 from tsae_lab.measures import effects, interventions, lifetimes
-from tsae_lab.measures.interventions import Sae
 
 HOOK = "blocks.1.hook_resid_post"
 

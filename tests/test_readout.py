@@ -88,11 +88,11 @@ def test_the_residual_stream_is_that_of_the_hugging_face_model(lm):
 def test_codes_are_those_of_a_stream_that_reads_the_text_token_by_token(lm, params):
     items = [item(text) for text in TEXTS]
     wanted = {
-        "tsae": readout.tsae_reader(params, DIALS),
+        "tsae": readout.code_reader(tsae.Sae(params=params, dials=DIALS)),
         "memory": readout.memory_reader(params.static, DIALS),
     }
     wanted |= {
-        "static": readout.static_reader(params.static, 4),
+        "static": readout.code_reader(tsae.static_sae(params.static, 4)),
         "state": readout.state_reader(params, DIALS),
     }
     found = readout.read_out(lm, HOOK, items, wanted)
@@ -121,7 +121,10 @@ def test_codes_are_those_of_a_stream_that_reads_the_text_token_by_token(lm, para
 
 
 def test_what_comes_after_the_word_and_the_company_it_is_read_in_change_nothing(lm, params):
-    wanted = {"tsae": readout.tsae_reader(params, DIALS), "resid": readout.residual_reader()}
+    wanted = {
+        "tsae": readout.code_reader(tsae.Sae(params=params, dials=DIALS)),
+        "resid": readout.residual_reader(),
+    }
     together = readout.read_out(lm, HOOK, [item(text) for text in TEXTS], wanted)
     longer = readout.read_out(lm, HOOK, [item(f"{TEXTS[0]} and more of it", "fox")], wanted)
     alone = readout.read_out(lm, HOOK, [item(TEXTS[0])], wanted)
@@ -138,7 +141,7 @@ def test_a_stream_remembers_what_a_static_code_cannot_know(params):
     x = torch.randn(1, 5, 24, generator=generator).repeat(2, 1, 1)
     x[1, 2] = torch.randn(24, generator=generator) * 3
     static, memory = (
-        readout.static_reader(params.static, 4),
+        readout.code_reader(tsae.static_sae(params.static, 4)),
         readout.memory_reader(params.static, DIALS),
     )
     np.testing.assert_allclose(
@@ -152,7 +155,10 @@ def test_a_stream_remembers_what_a_static_code_cannot_know(params):
 
 
 def test_two_texts_are_read_as_the_difference_of_their_features(lm, params):
-    wanted = {"tsae": readout.tsae_reader(params, DIALS), "resid": readout.residual_reader()}
+    wanted = {
+        "tsae": readout.code_reader(tsae.Sae(params=params, dials=DIALS)),
+        "resid": readout.residual_reader(),
+    }
     first, second = (readout.read_out(lm, HOOK, [item(text)], wanted) for text in TEXTS[:2])
     one = item(TEXTS[0], other=(TEXTS[1], 20, len(TEXTS[1])))
     found = readout.read_out(lm, HOOK, [one], wanted)

@@ -7,11 +7,10 @@ import torch
 from test_tsae import random_model
 
 import tsae
-from tsae import Dials
+from tsae import Dials, Sae
 from tsae_lab import files
 from tsae_lab.data import language_model
 from tsae_lab.measures import interventions
-from tsae_lab.measures.interventions import Sae
 from tsae_lab.sections import effects
 from tsae_lab.sections.effects import Counts
 

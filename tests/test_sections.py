@@ -75,12 +75,9 @@ def two_subjects(store):
     params = tsae.from_static(
         static, scale=1.0, hidden_enc=3, hidden_dec=5, generator=torch.Generator().manual_seed(1)
     )
-    cpu = torch.device("cpu")
-    dials = tsae.Dials(k=3, window=4, beta=2.0)
-    return (
-        context.subject(params, dials, store, cpu),
-        context.subject(static, tsae.Dials(k=3, mix=0.0), store, cpu, prefix="static_"),
-    )
+    sae = tsae.Sae(params=params, dials=tsae.Dials(k=3, window=4, beta=2.0))
+    static_sae = tsae.static_sae(static, 3)
+    return (context.subject(sae, store), context.subject(static_sae, store, prefix="static_"))
 
 
 def a_context(store=None, subjects=None, seed=0):
@@ -104,9 +101,7 @@ def test_stability_reports_both_models_and_their_difference_as_the_measures_them
     numbers = stability.stability_section(context).numbers
     ours, static = context.subjects
     for prefix, one in (("", ours), ("static_", static)):
-        norm = (
-            one.weights.static.W_dec.norm(dim=1) if prefix == "" else one.weights.W_dec.norm(dim=1)
-        )
+        norm = one.sae.params.static.W_dec.norm(dim=1)
         for name, null in (("tss", "global"), ("tss_in_document", "document")):
             score = metrics.tss(one.codes, norm, range(1, 17), null)
             assert numbers[f"{prefix}{name}_mean"] == pytest.approx(score.macro)

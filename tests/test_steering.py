@@ -3,10 +3,9 @@ import torch
 from test_language_model import save_model
 from test_tsae import random_model
 
-from tsae import Dials
+from tsae import Dials, Sae
 from tsae_lab.data import language_model
 from tsae_lab.measures import interventions
-from tsae_lab.measures.interventions import Sae
 
 HOOK = "blocks.1.hook_resid_post"
 PROMPT = "the quick"

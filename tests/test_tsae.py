@@ -94,6 +94,45 @@ def test_without_mix_and_with_open_gates_it_is_the_static_sae_bit_for_bit(case, 
 
 
 @quick
+@given(cases(), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_a_static_sae_as_a_tsae_encodes_and_decodes_bit_for_bit_as_it_does_itself(case, low):
+    static, k = case.params.static, case.dials.k
+    sae = tsae.static_sae(static, k, low)
+    assert not sae.temporal
+    assert sae.d_sae == case.d_sae
+    codes, state = tsae.encode(sae.params, case.x, sae.dials)
+    expected = tsae.encode_static(case.x, static, k, low)
+    x_hat, both, _ = tsae.forward(sae.params, case.x, sae.dials)
+    for own in (codes, both):
+        assert torch.equal(own.vals, expected.vals)
+        assert torch.equal(own.idx, expected.idx)
+    decoded, _ = tsae.decode(sae.params, expected, sae.dials, state)
+    for own in (decoded, x_hat):
+        assert torch.equal(own, tsae.decode_static(expected, static))
+
+
+@quick
+@given(cases())
+def test_without_temporal_parts_that_act_an_sae_is_not_temporal_and_what_came_before_is_forgotten(
+    case,
+):
+    sae = tsae.Sae(params=case.params, dials=case.dials)
+    _, state = tsae.encode(sae.params, case.x, sae.dials)
+    later, alone = (tsae.forward(sae.params, case.x, sae.dials, s)[:2] for s in (state, None))
+    if not sae.temporal:
+        assert torch.equal(later[0], alone[0])
+        assert torch.equal(later[1].vals, alone[1].vals)
+    assert sae.temporal == (case.dials.mix > 0 or case.dials.gate)
+
+
+def test_an_sae_on_a_device_has_all_its_tensors_there_and_its_dials():
+    sae = tsae.Sae(params=random_model(), dials=Dials(k=3))
+    moved = tsae.on_device(sae, "meta")
+    assert {t.device.type for t in tsae.tensors(moved.params).values()} == {"meta"}
+    assert moved.dials == sae.dials
+
+
+@quick
 @given(cases())
 def test_from_static_computes_what_the_static_sae_does_until_the_bridge_acts(case):
     static, dials = case.params.static, replace(case.dials, beta=0.0)

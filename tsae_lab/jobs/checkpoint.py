@@ -185,19 +185,20 @@ def _crc32(tensors: Mapping[str, Tensor], text: str) -> str:
     return f"{crc:08x}"
 
 
-def load_tsae(folder: Path, low: torch.dtype = torch.float32) -> tuple[tsae.Params, tsae.Dials]:
-    """A saved TSAE and the dials it was trained for. Raises ValueError for a damaged or foreign
+def load_tsae(folder: Path, low: torch.dtype = torch.float32) -> tsae.Sae:
+    """A saved TSAE with the dials it was trained for. Raises ValueError for a damaged or foreign
     folder.
     """
     weights, _ = load_saelens(folder)
     temporal, meta = load_tensors(folder / "temporal.safetensors")
-    return tsae.params_from(weights | temporal), tsae.Dials(**meta["dials"], low=low)
+    dials = tsae.Dials(**meta["dials"], low=low)
+    return tsae.Sae(params=tsae.params_from(weights | temporal), dials=dials)
 
 
 def load_model(
     folder: Path, low: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> tuple[tsae.Static | tsae.Params, tsae.Dials, dict[str, Any]]:
-    """A saved TSAE, or a static SAE in the SAELens format, with its dials and its cfg.json.
+) -> tuple[tsae.Sae, dict[str, Any]]:
+    """A saved TSAE, or a static SAE in the SAELens format, and its cfg.json.
 
     Raises ValueError for a folder that is missing, damaged or foreign.
     """
@@ -207,8 +208,7 @@ def load_model(
         raise ValueError(f"{folder} holds no model: there is no {SAELENS_WEIGHTS}")
     weights, cfg = load_saelens(folder)
     if (folder / "temporal.safetensors").is_file():
-        params, dials = load_tsae(folder, low)
-        named = {name: tensor.to(device) for name, tensor in tsae.tensors(params).items()}
-        return tsae.params_from(named), dials, cfg
-    static = tsae.Static(**{name: tensor.to(device) for name, tensor in weights.items()})
-    return static, tsae.Dials(k=cfg["k"], mix=0.0, low=low), cfg
+        sae = load_tsae(folder, low)
+    else:
+        sae = tsae.static_sae(tsae.Static(**weights), cfg["k"], low)
+    return tsae.on_device(sae, device), cfg

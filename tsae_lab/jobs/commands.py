@@ -93,8 +93,7 @@ class Ask:
 class Opened:
     """A request that was found good: everything but the language model."""
 
-    weights: tsae.Static | tsae.Params
-    dials: tsae.Dials
+    sae: tsae.Sae
     config: Config  # of the run that saved the model, else the default
     lm: str
     hook: str
@@ -108,7 +107,7 @@ class Opened:
 def opened(ask: Ask) -> Opened:
     """The model, its names and the text. Raises ValueError for a bad request."""
     files.check_outputs(ask.outputs[:2], ask.outputs[2:])
-    weights, dials, cfg = checkpoint.load_model(ask.model)
+    sae, cfg = checkpoint.load_model(ask.model)
     metadata = {**cfg, **(cfg.get("metadata") or {})}
     lm, hook = ask.lm or metadata.get("model_name"), ask.hook or metadata.get("hook_name")
     if not lm or not hook:
@@ -124,13 +123,7 @@ def opened(ask: Ask) -> Opened:
             )
         documents = [documents[ask.document]]
     return Opened(
-        weights=weights,
-        dials=dials,
-        config=config,
-        lm=str(lm),
-        hook=str(hook),
-        title=title,
-        documents=documents,
+        sae=sae, config=config, lm=str(lm), hook=str(hook), title=title, documents=documents
     )
 
 
@@ -198,21 +191,16 @@ def examined(ask: Ask) -> Context:
     with console.status(f"loading {found.lm}"):
         lm = language_model.load_lm(found.lm, device=found.config.device or None)
     store = _store(ask, found, lm)
-    dials = replace(found.dials, low=plan.products(found.config, lm.device))
+    dials = replace(found.sae.dials, low=plan.products(found.config, lm.device))
+    sae = tsae.on_device(replace(found.sae, dials=dials), lm.device)
     with progress_bar("codes", math.ceil(len(store) / evaluation.EVAL_ROWS), 0) as advance:
-        weights = _on(found.weights, lm.device)
-        one = context.subject(weights, dials, store, lm.device, progress=lambda: advance(""))
+        one = context.subject(sae, store, progress=lambda: advance(""))
     return context.context_of(found.title, 0, lm, store, [one], long=True)
-
-
-def _on(weights: tsae.Static | tsae.Params, device: torch.device) -> tsae.Static | tsae.Params:
-    named = {name: tensor.to(device) for name, tensor in tsae.tensors(weights).items()}
-    return tsae.params_from(named) if isinstance(weights, tsae.Params) else tsae.Static(**named)
 
 
 def _store(ask: Ask, found: Opened, lm: LanguageModel) -> Store:
     language_model.check_hook(lm, found.hook)
-    d_in = len(context.static_part(found.weights).b_dec)
+    d_in = len(found.sae.params.static.b_dec)
     if d_in != lm.d_in:
         raise ValueError(f"{ask.model} reads activations of width {d_in}; {lm.name} has {lm.d_in}")
     seq = min(found.config.seq, lm.max_seq - len(lm.prefix))
@@ -544,11 +532,10 @@ def _model(folder: Path, variants: bool) -> tuple[dict[str, Reader], str, str]:
         raise ValueError(
             f"{parts['static']} does not say its model_name and hook_name in cfg.json's metadata"
         )
-    params, dials = None, None
-    if (parts["tsae"] / "temporal.safetensors").exists():
-        params, dials = load_tsae(parts["tsae"], low)
-    static = tsae.Static(**weights)
-    wanted = readout.readers(params, dials, static, int(cfg["k"]), low=low, variants=variants)
+    has_tsae = (parts["tsae"] / "temporal.safetensors").exists()
+    ours = load_tsae(parts["tsae"], low) if has_tsae else None
+    static = tsae.static_sae(tsae.Static(**weights), int(cfg["k"]), low)
+    wanted = readout.readers(static, ours, variants=variants)
     return wanted, where["model_name"], where["hook_name"]
 
 

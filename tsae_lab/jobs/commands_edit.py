@@ -21,9 +21,9 @@ from tsae_lab import files
 from tsae_lab.data import language_model, public_sets, tasks
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.jobs import checkpoint
-from tsae_lab.measures import effects, interventions, minimal_pairs
+from tsae_lab.measures import effects, evaluation, interventions, minimal_pairs
 from tsae_lab.measures.effects import SPAN, Case, Change
-from tsae_lab.measures.interventions import Edit, Sae
+from tsae_lab.measures.interventions import Edit
 from tsae_lab.sections import figures
 from tsae_lab.terminal import console, cpu_threads, fast_memory, one_line_errors
 
@@ -48,15 +48,14 @@ HookOption = Annotated[
 class Opened:
     """A saved SAE and where it belongs."""
 
-    sae: Sae
+    sae: tsae.Sae
     lm: str
     hook: str
-    temporal: bool
 
     @property
     def modes(self) -> dict[str, bool]:
         """Name and `propagated` of the ways to apply an edit."""
-        return {"local": False, "propagated": True} if self.temporal else {"static": False}
+        return interventions.modes(self.sae) if self.sae.temporal else {"static": False}
 
 
 def open_sae(folder: Path, lm: str = "", hook: str = "") -> Opened:
@@ -74,10 +73,9 @@ def open_sae(folder: Path, lm: str = "", hook: str = "") -> Opened:
             f"{folder / checkpoint.SAELENS_CFG} names no language model or no hook; give --lm and --hook"
         )
     if (folder / "temporal.safetensors").is_file():
-        params, dials = checkpoint.load_tsae(folder)
-        return Opened(sae=Sae(params=params, dials=dials), lm=lm, hook=hook, temporal=True)
-    sae = interventions.static_sae(tsae.Static(**weights), cfg["k"])
-    return Opened(sae=sae, lm=lm, hook=hook, temporal=False)
+        return Opened(sae=checkpoint.load_tsae(folder), lm=lm, hook=hook)
+    sae = tsae.static_sae(tsae.Static(**weights), cfg["k"])
+    return Opened(sae=sae, lm=lm, hook=hook)
 
 
 def _checked_features(found: Opened, wanted: list[int] | None) -> torch.Tensor:
@@ -369,13 +367,13 @@ def minimal_pairs_command(
         if not sets:
             raise ValueError(f"{source} holds none of {', '.join(absent)}")
         language_model = _load(found)
-        label = "TSAE" if found.temporal else "static SAE"
+        label = "TSAE" if found.sae.temporal else "static SAE"
         table = Table(
             "set", "condition", "pairs", "clean", label, title=f"accuracy on minimal pairs, {model}"
         )
         for name, (some, rule) in sets.items():
             with console.status(f"{name}: {len(some)} pairs"):
-                splice = {label: lambda x: tsae.forward(found.sae.params, x, found.sae.dials)[0]}
+                splice = {label: evaluation.replacement(found.sae)}
                 scores = minimal_pairs.score(language_model, found.hook, some, splice, rule)
             for row in minimal_pairs.accuracy_rows(name, scores):
                 cells = [f"{row[m]:.3f} ± {row[f'{m}_stderr']:.3f}" for m in ("clean", label)]

@@ -165,12 +165,8 @@ def _context(
     subjects = []
     with progress_bar(f"{label}: codes", n_batches, 0) as advance:
         for folder, prefix in ((models / "tsae", ""), (models / "static", "static_")):
-            weights, dials, _ = load_model(folder, low, lm.device)
-            subjects.append(
-                subject(
-                    weights, dials, store, lm.device, prefix=prefix, progress=lambda: advance("")
-                )
-            )
+            sae, _ = load_model(folder, low, lm.device)
+            subjects.append(subject(sae, store, prefix=prefix, progress=lambda: advance("")))
     context = context_of(name, seed, lm, store, subjects, long=seed == 0)
     return replace(context, share=config.share, data_dir=config.data_dir)
 

@@ -18,14 +18,13 @@ from torch import Tensor
 
 import metrics
 from probes import Item
-from tsae import Codes
+from tsae import Codes, Sae
 from tsae_lab.data import language_model
 from tsae_lab.data.language_model import Above, LanguageModel, residual
 from tsae_lab.data.texts import Tokens
 from tsae_lab.measures import lifetimes
 from tsae_lab.measures.interventions import (
     Edit,
-    Sae,
     ablate,
     codes_of,
     intervene,

@@ -1,6 +1,4 @@
-"""What a trained SAE is measured by: a model goes in as two functions of activations, so that any
-SAE can be judged.
-"""
+"""Measures of a trained SAE: its codes, how well they reconstruct, and what they cost the model."""
 
 import time
 from collections.abc import Callable
@@ -12,11 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import metrics
-from tsae import Codes, Dials, Params, Static, decode_static, encode_static, forward
+from tsae import Sae, forward
 from tsae_lab.data.language_model import LanguageModel, splice
 from tsae_lab.data.store import Store
 
-Model = Callable[[Float[Tensor, "batch seq d_in"]], tuple[Float[Tensor, "batch seq d_in"], Codes]]
+Replacement = Callable[[Float[Tensor, "batch seq d_in"]], Float[Tensor, "batch seq d_in"]]
 EVAL_ROWS = 16  # sequences a call
 
 
@@ -29,37 +27,21 @@ class Measured:
     tokens_per_second: float
 
 
-def static_model(static: Static, k: int, low: torch.dtype = torch.float32) -> Model:
-    """Reconstruction and codes of a static SAE."""
-
-    def model(x: Float[Tensor, "batch seq d_in"]) -> tuple[Float[Tensor, "batch seq d_in"], Codes]:
-        codes = encode_static(x, static, k, low)
-        return decode_static(codes, static), codes
-
-    return model
-
-
-def tsae_model(params: Params, dials: Dials) -> Model:
-    """Reconstruction and codes of a TSAE, every sequence from an empty state."""
-
-    def model(x: Float[Tensor, "batch seq d_in"]) -> tuple[Float[Tensor, "batch seq d_in"], Codes]:
-        x_hat, codes, _ = forward(params, x, dials)
-        return x_hat, codes
-
-    return model
+def replacement(sae: Sae) -> Replacement:
+    """The SAE's reconstruction, every sequence from an empty state."""
+    return lambda x: forward(sae.params, x, sae.dials)[0]
 
 
 @torch.inference_mode()
-def measure(
-    model: Model, store: Store, d_sae: int, device: torch.device, progress: Callable[[], None]
-) -> Measured:
+def measure(sae: Sae, store: Store, progress: Callable[[], None] = lambda: None) -> Measured:
     """Codes and FVE over all valid tokens of the store; tokens/s of encoding and decoding alone."""
+    device = sae.params.static.b_dec.device
     sums, vals, idx, seconds = metrics.fve_start(store.d_in), [], [], 0.0
     for at in range(0, len(store), EVAL_ROWS):
         rows = slice(at, at + EVAL_ROWS)
         x = store.x(rows).to(device)
         began = time.perf_counter()
-        x_hat, codes = model(x)
+        x_hat, codes, _ = forward(sae.params, x, sae.dials)
         seconds += time.perf_counter() - began
         valid = store.tokens.valid[rows].to(device)
         sums = metrics.fve_add(sums, x[valid], x_hat[valid])
@@ -70,7 +52,7 @@ def measure(
     found = metrics.codes_from_topk(
         torch.cat(vals),
         torch.cat(idx),
-        d_sae,
+        sae.d_sae,
         valid=tokens.valid,
         document=tokens.document,
         start=tokens.start,
@@ -104,7 +86,10 @@ def pick_rows(store: Store, n_tokens: int) -> Int[np.ndarray, " rows"]:
 
 
 def splice_losses(
-    lm: LanguageModel, store: Store, rows: Int[np.ndarray, " rows"], models: dict[str, Model]
+    lm: LanguageModel,
+    store: Store,
+    rows: Int[np.ndarray, " rows"],
+    replacements: dict[str, Replacement],
 ) -> dict[str, dict[str, float]]:
     """What each model's reconstruction in the residual stream does to the language model, beside
     "clean".
@@ -113,13 +98,9 @@ def splice_losses(
     """
     tokens = store.tokens
 
-    def replacement(model: Model) -> Callable[[Tensor], Tensor]:
-        return lambda x: model(x)[0]
-
     picked = torch.from_numpy(rows)
-    spliced = {name: replacement(model) for name, model in models.items()}
     valid = tokens.valid[picked]
-    found = splice(lm, tokens.ids[picked], valid, store.hook, spliced)
+    found = splice(lm, tokens.ids[picked], valid, store.hook, replacements)
     chars = tokens.chars[picked].sum().item()
     n_tokens = int(valid.sum())
     return {
@@ -132,15 +113,8 @@ def splice_losses(
     }
 
 
-def mean_model(store: Store, rows: int = 256) -> Model:
-    """Every token replaced by the mean activation: the ablation that CE recovered is measured
-    against.
-    """
-    part = slice(0, rows)
-    mean = store.x(part)[store.tokens.valid[part]].mean(0)
-
-    def model(x: Float[Tensor, "batch seq d_in"]) -> tuple[Float[Tensor, "batch seq d_in"], Codes]:
-        none = x.new_zeros(*x.shape[:2], 1)
-        return mean.to(x).expand_as(x), Codes(none, torch.zeros_like(none, dtype=torch.int64))
-
-    return model
+def mean_replacement(store: Store) -> Replacement:
+    """Every token replaced by the mean activation: the ablation that CE recovered is relative to."""
+    rows = slice(0, 256)
+    mean = store.x(rows)[store.tokens.valid[rows]].mean(0)
+    return lambda x: mean.to(x).expand_as(x)

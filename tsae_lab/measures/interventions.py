@@ -19,32 +19,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import tsae
-from tsae import Codes, Dials, Memory, Params, State, Static
+from tsae import Codes, Memory, Sae, State
 from tsae_kernels import decode_codes, gate_values, lstm, topk_idx
 from tsae_lab.data import language_model
 from tsae_lab.data.language_model import LanguageModel
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Sae:
-    """A sparse autoencoder of either kind with its dials."""
-
-    params: Params
-    dials: Dials
-
-    @property
-    def d_sae(self) -> int:
-        return len(self.params.static.b_enc)
-
-
-def static_sae(static: Static, k: int) -> Sae:
-    """A static SAE as a TSAE that never uses its temporal parts: mix 0, gates open, no
-    recurrence.
-    """
-    params = tsae.from_static(
-        static, scale=1.0, hidden_enc=1, hidden_dec=1, generator=torch.Generator()
-    )
-    return Sae(params=params, dials=Dials(k=k, window=1, mix=0.0, gate=False, recur=False))
+def modes(sae: Sae) -> dict[str, bool]:
+    """Name and `propagated` of each way to apply an edit; one where no code reaches later tokens."""
+    dials = sae.dials
+    carried = dials.mix > 0 and (dials.beta > 0 or dials.recur)
+    return {"local": False, "propagated": True} if carried else {"local": False}
 
 
 # ---------------------------------------------------------------------------------------------- edits

@@ -34,16 +34,9 @@ def residual_reader() -> Reader:
     return lambda x: x[:, -1].cpu().numpy()
 
 
-def static_reader(static: tsae.Static, k: int, low: torch.dtype = torch.float32) -> Reader:
-    """The code of a static SAE."""
-    d_sae = len(static.b_enc)
-    return lambda x: _last(tsae.encode_static(x, static, k, low), d_sae)
-
-
-def tsae_reader(params: tsae.Params, dials: tsae.Dials) -> Reader:
-    """The code of a TSAE that has read the text from an empty state."""
-    d_sae = len(params.static.b_enc)
-    return lambda x: _last(tsae.encode(params, x, dials)[0], d_sae)
+def code_reader(sae: tsae.Sae) -> Reader:
+    """The code of an SAE that has read the text from an empty state."""
+    return lambda x: _last(tsae.encode(sae.params, x, sae.dials)[0], sae.d_sae)
 
 
 def memory_reader(
@@ -204,33 +197,26 @@ def _stacked(parts: Sequence[Features]) -> Features:
 
 
 def readers(
-    params: tsae.Params | None,
-    dials: tsae.Dials | None,
-    static: tsae.Static,
-    k: int,
-    *,
-    low: torch.dtype = torch.float32,
-    variants: bool = False,
+    static: tsae.Sae, ours: tsae.Sae | None, *, variants: bool = False
 ) -> dict[str, Reader]:
-    """Readers "tsae" (if there is one), "static" and "resid"; with `variants`, also of what the
-    TSAE carries along.
+    """Readers "tsae" (if there is one), "static", "resid"; `variants`: what the TSAE carries, too.
 
     "memory" is the memory's reading, "window" its plain mean over all tokens that it holds,
     "tsae+memory" and "tsae+window" side by side, "state" the hidden states of the LSTMs, "static
-    window" the plain mean of the static SAE's codes. `low` is the dtype of the static SAE's
-    product.
+    window" the plain mean of the static SAE's codes.
     """
-    out: dict[str, Reader] = {"static": static_reader(static, k, low), "resid": residual_reader()}
-    if params is None or dials is None:
+    out: dict[str, Reader] = {"static": code_reader(static), "resid": residual_reader()}
+    if ours is None:
         return out
-    code, memory = tsae_reader(params, dials), memory_reader(params.static, dials)
+    params, dials, code = ours.params, ours.dials, code_reader(ours)
     out = {"tsae": code, **out}
     if variants:
+        memory = memory_reader(params.static, dials)
         window = memory_reader(params.static, dials, tau=math.inf)
         out |= {"memory": memory, "tsae+memory": joined(code, memory)}
         out |= {"window": window, "tsae+window": joined(code, window)}
         out |= {"state": state_reader(params, dials)}
-        out |= {"static window": memory_reader(static, dials, tau=math.inf)}
+        out |= {"static window": memory_reader(static.params.static, dials, tau=math.inf)}
     return out
 
 

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import metrics
-import tsae
 from metrics import CodedText
+from tsae import Sae
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.data.store import Store
 from tsae_lab.measures import evaluation
@@ -41,13 +41,11 @@ class Section:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Subject:
-    """A model and its codes on the text."""
+    """An SAE and its codes on the text."""
 
     name: str  # in figures and tables, "TSAE" or "static SAE"
     prefix: str  # of its numbers' names
-    weights: tsae.Static | tsae.Params
-    dials: tsae.Dials  # of a static SAE, k and low count
-    model: evaluation.Model
+    sae: Sae
     codes: CodedText
     fve: float
 
@@ -59,7 +57,7 @@ class Subject:
     @property
     def dec_norm(self) -> Float[Tensor, " d_sae"]:
         """Norms of the decoder's rows: what turns activations into contributions."""
-        return static_part(self.weights).W_dec.detach().cpu().norm(dim=1)
+        return self.sae.params.static.W_dec.detach().cpu().norm(dim=1)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -88,35 +86,13 @@ class Context:
         return (self.subjects[0], self.subjects[1]) if len(self.subjects) == 2 else None
 
 
-def static_part(weights: tsae.Static | tsae.Params) -> tsae.Static:
-    """The static SAE of a model."""
-    return weights.static if isinstance(weights, tsae.Params) else weights
-
-
 def subject(
-    weights: tsae.Static | tsae.Params,
-    dials: tsae.Dials,
-    store: Store,
-    device: torch.device,
-    *,
-    prefix: str = "",
-    progress: Callable[[], None] = lambda: None,
+    sae: Sae, store: Store, *, prefix: str = "", progress: Callable[[], None] = lambda: None
 ) -> Subject:
-    """A model with its codes on the store."""
-    if isinstance(weights, tsae.Params):
-        name, model = "TSAE", evaluation.tsae_model(weights, dials)
-    else:
-        name, model = "static SAE", evaluation.static_model(weights, dials.k, dials.low)
-    found = evaluation.measure(model, store, len(static_part(weights).b_enc), device, progress)
-    return Subject(
-        name=name,
-        prefix=prefix,
-        weights=weights,
-        dials=dials,
-        model=model,
-        codes=found.codes,
-        fve=found.fve,
-    )
+    """An SAE with its codes on the store."""
+    measured = evaluation.measure(sae, store, progress)
+    name = "TSAE" if sae.temporal else "static SAE"
+    return Subject(name=name, prefix=prefix, sae=sae, codes=measured.codes, fve=measured.fve)
 
 
 # ---------------------------------------------------------------- estimates and their intervals

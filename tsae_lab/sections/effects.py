@@ -18,21 +18,20 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import metrics
-import tsae
 from probes import Pair
+from tsae import Sae
 from tsae_lab.data import language_model, public_sets, tasks
 from tsae_lab.data.language_model import Above, LanguageModel
 from tsae_lab.data.public_sets import Rule
 from tsae_lab.data.texts import Tokens
-from tsae_lab.measures import effects, interventions, lifetimes, minimal_pairs
+from tsae_lab.measures import effects, evaluation, lifetimes, minimal_pairs
 from tsae_lab.measures.effects import SPAN, Batch, Change
-from tsae_lab.measures.interventions import Sae
+from tsae_lab.measures.interventions import modes
 from tsae_lab.sections import figures
-from tsae_lab.sections.context import Context, Section
+from tsae_lab.sections.context import Context, Section, Subject
 from tsae_lab.terminal import console
 
 Rows = list[dict[str, Any]]
-Found = tuple[dict[str, float], dict[str, Rows], dict[str, Figure]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,41 +104,6 @@ class Shared:
     seed: int
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Model:
-    """An SAE under examination and its codes on the text."""
-
-    name: str  # in tables and figures
-    prefix: str  # of its numbers' names
-    sae: Sae
-    codes: metrics.CodedText
-
-    @property
-    def modes(self) -> dict[str, bool]:
-        """Name and `propagated` of each way to apply an edit; a static SAE has one."""
-        dials = self.sae.dials
-        static = dials.mix == 0 or (dials.beta == 0 and not dials.recur)
-        return {"local": False} if static else {"local": False, "propagated": True}
-
-
-def model(
-    weights: tsae.Static | tsae.Params,
-    dials: tsae.Dials,
-    codes: metrics.CodedText,
-    prefix: str = "",
-) -> Model:
-    """A model from its weights; products in float32, as exact differences need."""
-    if isinstance(weights, tsae.Static):
-        return Model(
-            name="static SAE",
-            prefix=prefix,
-            sae=interventions.static_sae(weights, dials.k),
-            codes=codes,
-        )
-    sae = Sae(params=weights, dials=replace(dials, low=torch.float32))
-    return Model(name="TSAE", prefix=prefix, sae=sae, codes=codes)
-
-
 # ------------------------------------------------------------------------------------------ before the models
 
 
@@ -180,7 +144,9 @@ def prepare_shared(
 # ------------------------------------------------------------------------------------------------- the whole
 
 
-def measures(bench: Shared, models: Sequence[Model], tokens: Tokens, *, draw: bool = True) -> Found:
+def measures(
+    bench: Shared, models: Sequence[Subject], tokens: Tokens, *, draw: bool = True
+) -> Section:
     """Numbers, tables and figures of all models on one text. A model's numbers have its prefix.
 
     The table "intervals" has measure, model, value, low and high. Without `draw`, numbers and
@@ -229,7 +195,8 @@ def measures(bench: Shared, models: Sequence[Model], tokens: Tokens, *, draw: bo
                 tables[table] += [{"model": name, **row} for row in rows]
     pair_numbers, tables["minimal_pairs"] = pair_accuracies(bench, models)
     figures = draw_all(bench, verbs, lasts, curves) if draw else {}
-    return numbers | pair_numbers, {name: rows for name, rows in tables.items() if rows}, figures
+    filled = {name: rows for name, rows in tables.items() if rows}
+    return Section(numbers | pair_numbers, filled, figures)
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,14 +212,14 @@ class Part:
 
 
 def verb_effects(
-    bench: Shared, one: Model, features: Int[Tensor, " n"], *, by_offset: bool
+    bench: Shared, one: Subject, features: Int[Tensor, " n"], *, by_offset: bool
 ) -> Part:
     """Effects of the number features at the verb, local and propagated, with their controls
     (`by_offset`: at each).
     """
     offsets = [SPAN, *bench.counts.offsets]
     numbers, rows, arrays, intervals = {}, [], {}, []
-    for mode, propagated in one.modes.items():
+    for mode, propagated in modes(one.sae).items():
         for name, change in _edits(one.sae, features, propagated).items():
             wanted = offsets if name == "effect" else [SPAN]
             found = effects.profile(bench.above, bench.test, change, wanted, bench.clean)
@@ -265,12 +232,12 @@ def verb_effects(
             intervals[-1]["value"] = numbers[f"{name}_{mode}"]
             if name == "effect":
                 arrays[mode] = effects.normalised(found[1:], bench.patch[0])
-    propagated = list(one.modes.values())[-1]
+    propagated = list(modes(one.sae).values())[-1]
     arrays["controls"] = _random_sets(
         bench, one, features, propagated, offsets if by_offset else [SPAN]
     )
-    if (
-        "propagated" not in one.modes
+    if "propagated" not in modes(
+        one.sae
     ):  # the same for a static SAE, under both names: differences need a partner
         numbers |= {key.replace("_local", "_propagated"): value for key, value in numbers.items()}
     numbers |= _controls(bench, one, features, propagated, arrays["controls"][:, 0])
@@ -306,7 +273,11 @@ def _profile_rows(
 
 
 def _random_sets(
-    bench: Shared, one: Model, features: Int[Tensor, " n"], propagated: bool, offsets: Sequence[int]
+    bench: Shared,
+    one: Subject,
+    features: Int[Tensor, " n"],
+    propagated: bool,
+    offsets: Sequence[int],
 ) -> Float[np.ndarray, "draws offsets"]:
     """Normalised effects of random sets of features, matched in position, contribution and firing
     rate.
@@ -325,7 +296,7 @@ def _random_sets(
 
 def _controls(
     bench: Shared,
-    one: Model,
+    one: Subject,
     features: Int[Tensor, " n"],
     propagated: bool,
     drawn: Float[np.ndarray, " draws"],
@@ -352,7 +323,7 @@ def _controls(
 
 
 def steering_part(
-    bench: Shared, one: Model, features: Int[Tensor, " n"], difference: Float[Tensor, " d_sae"]
+    bench: Shared, one: Subject, features: Int[Tensor, " n"], difference: Float[Tensor, " d_sae"]
 ) -> Part:
     """Change of logit(plural) - logit(singular) at the verb by steering strength, and that of
     matched random sets.
@@ -376,12 +347,12 @@ def steering_part(
         scores = torch.cat(found, 1).mean(1).numpy()
         return scores[1:] - scores[0]
 
-    arrays = {mode: curve(features, propagated) for mode, propagated in one.modes.items()}
-    propagated = list(one.modes.values())[-1]
+    arrays = {mode: curve(features, propagated) for mode, propagated in modes(one.sae).items()}
+    propagated = list(modes(one.sae).values())[-1]
     arrays["controls"] = np.stack([curve(draw, propagated) for draw in draws])
     rows = [
         {"mode": mode, "strength": strength, "logits": float(value)}
-        for mode in one.modes
+        for mode in modes(one.sae)
         for strength, value in zip(bench.counts.strengths, arrays[mode], strict=True)
     ]
     return Part({}, {"steering": rows}, arrays)
@@ -390,7 +361,7 @@ def steering_part(
 # ------------------------------------------------------------------------------------------------- on text
 
 
-def text_effects(bench: Shared, one: Model, features: Int[Tensor, " n"], tokens: Tokens) -> Part:
+def text_effects(bench: Shared, one: Subject, features: Int[Tensor, " n"], tokens: Tokens) -> Part:
     """Nats per token of KL on unrelated text with the number features off, and with a matched
     random set off.
     """
@@ -399,14 +370,14 @@ def text_effects(bench: Shared, one: Model, features: Int[Tensor, " n"], tokens:
     stand_ins = effects.matched_features(
         metrics.firing_rate(one.codes), features, 1, seed=bench.seed
     )[0]
-    propagated, sets = list(one.modes.values())[-1], [features, stand_ins]
+    propagated, sets = list(modes(one.sae).values())[-1], [features, stand_ins]
     own, control = effects.unrelated_kl(
         bench.lm, bench.above, bench.hook, one.sae, sets, tokens, rows, propagated=propagated
     )
     return Part({"kl_unrelated": own, "kl_unrelated_control": control}, {}, {})
 
 
-def effect_durations(bench: Shared, one: Model, tokens: Tokens) -> Part:
+def effect_durations(bench: Shared, one: Subject, tokens: Tokens) -> Part:
     """Rank correlation of a feature's lifetime with how long the effect of its ablation at one
     token lasts.
     """
@@ -415,9 +386,9 @@ def effect_durations(bench: Shared, one: Model, tokens: Tokens) -> Part:
     life = lifetimes.feature_restricted_mean(found, 16)
     places = effects.edit_places(one.codes, features, bench.counts.duration_each, seed=bench.seed)
     numbers, intervals, rows, arrays = {}, [], [], {}
-    modes = list(one.modes.values())
-    decays = effects.decay(bench.lm, bench.above, bench.hook, one.sae, tokens, places, modes)
-    for mode, kl in zip(one.modes, decays, strict=True):
+    ways = list(modes(one.sae).values())
+    decays = effects.decay(bench.lm, bench.above, bench.hook, one.sae, tokens, places, ways)
+    for mode, kl in zip(modes(one.sae), decays, strict=True):
         names, lasts = effects.durations(kl, places.feature)
         rank = effects.spearman(life[names], lasts, seed=bench.seed)
         numbers |= {
@@ -438,7 +409,7 @@ def effect_durations(bench: Shared, one: Model, tokens: Tokens) -> Part:
         ]
         arrays[mode] = np.stack([life[names], lasts])
         arrays[f"{mode} rho"] = np.array([rank.rho, rank.low, rank.high])
-    if "propagated" not in one.modes:
+    if "propagated" not in modes(one.sae):
         numbers |= {key.replace("_local", "_propagated"): value for key, value in numbers.items()}
     return Part(numbers, {"durations": rows, "intervals": intervals}, arrays)
 
@@ -446,7 +417,7 @@ def effect_durations(bench: Shared, one: Model, tokens: Tokens) -> Part:
 # ------------------------------------------------------------------------------------------ minimal pairs
 
 
-def pair_accuracies(bench: Shared, models: Sequence[Model]) -> tuple[dict[str, float], Rows]:
+def pair_accuracies(bench: Shared, models: Sequence[Subject]) -> tuple[dict[str, float], Rows]:
     """Accuracy on each set of minimal pairs, clean and with each model spliced in."""
     numbers: dict[str, float] = (
         {"minimal_pair_sets_absent": float(len(bench.absent))}
@@ -454,7 +425,7 @@ def pair_accuracies(bench: Shared, models: Sequence[Model]) -> tuple[dict[str, f
         else {}
     )
     rows: Rows = [{"set": name, "group": "absent"} for name in bench.absent]
-    splices = {one.name: _splice(one.sae) for one in models}
+    splices = {one.name: evaluation.replacement(one.sae) for one in models}
     for name, (pairs, rule) in bench.pairs.items():
         scores = minimal_pairs.score(bench.lm, bench.hook, pairs, splices, rule)
         numbers[f"minimal_pairs_clean_{name}"] = minimal_pairs.pair_accuracy(scores, "clean")
@@ -468,10 +439,6 @@ def pair_accuracies(bench: Shared, models: Sequence[Model]) -> tuple[dict[str, f
             for why, n in scores.skipped.items()
         ]
     return numbers, rows
-
-
-def _splice(sae: Sae) -> Any:
-    return lambda x: tsae.forward(sae.params, x, sae.dials)[0]
 
 
 # ------------------------------------------------------------------------------------------------ figures
@@ -516,8 +483,14 @@ def draw_all(
 def interventions_section(context: Context) -> Section:
     """Causal effects of number features, and how long effects last, for each model."""
     bench = _shared(context.lm, context.store.hook, context.share, context.data_dir)
-    models = [model(one.weights, one.dials, one.codes, one.prefix) for one in context.subjects]
-    return Section(*measures(bench, models, context.store.tokens, draw=context.long))
+    models = [exact(subject) for subject in context.subjects]
+    return measures(bench, models, context.store.tokens, draw=context.long)
+
+
+def exact(subject: Subject) -> Subject:
+    """The subject with products in float32, as exact differences need."""
+    dials = replace(subject.sae.dials, low=torch.float32)
+    return replace(subject, sae=replace(subject.sae, dials=dials))
 
 
 @functools.lru_cache(maxsize=1)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 import metrics
+import tsae
 from metrics import CodedText
 from tsae_lab.data.store import Store
 from tsae_lab.measures import evaluation, lifetimes
@@ -30,7 +31,6 @@ from tsae_lab.sections.context import (
     _longest,
     interval_rows,
     named,
-    static_part,
     top_words,
 )
 from tsae_lab.sections.figures import stability_figure, survival_figure
@@ -174,12 +174,12 @@ def spliced_codes(one: Subject, store: Store, at: int) -> CodedText | None:
     index = rows.double()[:, None, None].expand(-1, store.tokens.valid.shape[1], 1)
     mixed, _ = metrics.splice_documents(index, document, at)
     begun, continued = mixed[:, 0, 0].long(), mixed[:, -1, 0].long()
-    vals, idx = [], []
+    vals, idx, sae = [], [], one.sae
     for first, second in zip(
         begun.split(evaluation.EVAL_ROWS), continued.split(evaluation.EVAL_ROWS), strict=True
     ):
         x = torch.cat([store.x(first)[:, :at], store.x(second)[:, at:]], dim=1)
-        codes = one.model(x.to(static_part(one.weights).W_dec.device))[1]
+        codes = tsae.encode(sae.params, x.to(sae.params.static.W_dec.device), sae.dials)[0]
         vals.append(codes.vals.cpu())
         idx.append(codes.idx.cpu())
     return metrics.codes_from_topk(torch.cat(vals), torch.cat(idx), one.codes.d_sae)
