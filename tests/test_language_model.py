@@ -151,7 +151,7 @@ def bridge_nats(
     return nats * tokens.valid
 
 
-# ------------------------------------------------------------------------------------------------ language model
+# ---------------------------------------------------------------- language model
 
 
 def test_the_bridge_and_the_plain_model_share_one_set_of_weights(any_lm):
@@ -215,7 +215,7 @@ def test_importing_activations_imports_no_language_model_library():
         assert roots <= {"numpy", "torch", "jaxtyping", "tsae_lab"}
 
 
-# ------------------------------------------------------------------------------------------------ tokens
+# ---------------------------------------------------------------- tokens
 
 
 @settings(shared, max_examples=50)
@@ -269,7 +269,7 @@ def test_a_sequence_length_outside_the_models_is_refused(lm, seq):
         language_model.tokenize(lm, DOCUMENTS, seq=seq)
 
 
-# ------------------------------------------------------------------------------------------------ running the model
+# ---------------------------------------------------------------- running the model
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
@@ -347,7 +347,7 @@ def test_splice_refuses_a_wrong_shape_and_the_name_clean(lm, tokens):
         language_model.splice(lm, tokens.ids, tokens.valid, HOOK, {"clean": lambda x: x})
 
 
-# ------------------------------------------------------------------------------------------------ activation store
+# ---------------------------------------------------------------- activation store
 
 
 def make_store(lm, tokens, cache_dir, *, progress: bool = False) -> store.Store:
@@ -538,7 +538,7 @@ def test_progress_is_at_most_ten_lines_where_there_is_no_terminal_and_none_when_
     assert capsys.readouterr().err == ""
 
 
-# ------------------------------------------------------------------------------------------------ SmolLM2
+# ---------------------------------------------------------------- SmolLM2
 
 
 @pytest.fixture(scope="module")

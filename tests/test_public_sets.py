@@ -293,7 +293,7 @@ def test_a_missing_file_an_empty_one_and_one_that_is_not_text_are_refused(tmp_pa
     with pytest.raises(ValueError, match=r"empty.jsonl has no usable line: it is empty"):
         public_sets.load_blimp(write(tmp_path / "empty.jsonl"))
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"b.jsonl is not UTF-8 at byte 0"):
+    with pytest.raises(ValueError, match=r"b.jsonl is not UTF-8 text: byte 0xff at offset 0"):
         public_sets.load_blimp(tmp_path / "b.jsonl")
 
 

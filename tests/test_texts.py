@@ -6,6 +6,7 @@ import threading
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,9 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from tsae_lab import files
 from tsae_lab.data import texts
 from tsae_lab.data.texts import (
-    _at_character,
     document_tokens,
     load_corpus,
+    pack,
     pages,
     scenes,
     split_documents,
@@ -40,7 +41,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.delenv("TSAE_DATA", raising=False)
 
 
-# ------------------------------------------------------------------------------------------------ splitting
+# ---------------------------------------------------------------- splitting
 
 
 @untimed
@@ -115,17 +116,7 @@ def test_pages_join_again_and_begin_with_the_page_mark(parts):
     assert all(b"\n  <page>\n" not in p[1:] for p in found)
 
 
-@untimed
-@given(st.text(st.sampled_from("aé€🙂"), min_size=1), st.data())
-def test_a_cut_inside_a_character_moves_to_its_first_byte(text, data):
-    encoded = text.encode()
-    at = data.draw(st.integers(0, len(encoded)))
-    moved = _at_character(encoded, at)
-    assert 0 <= at - moved <= 3
-    assert encoded[:moved].decode() + encoded[moved:].decode() == text
-
-
-# ------------------------------------------------------------------------------------------------ tokens of a document
+# ---------------------------------------------------------------- tokens of a document
 
 
 @functools.cache
@@ -188,10 +179,30 @@ def test_a_document_longer_than_a_window_has_the_tokens_of_the_whole(monkeypatch
     assert chars.sum() == len(document)
 
 
-# ------------------------------------------------------------------------------------------------ local texts
+@untimed
+@given(st.data(), st.integers(1, 5))
+def test_packed_sequences_hold_every_token_once_and_pad_with_the_first_of_the_prefix(data, seq):
+    lengths = data.draw(st.lists(st.integers(0, 12), max_size=4))
+    documents = [
+        (np.arange(n, dtype=np.int32) + 100 * i, np.full(n, i + 1), 7 + i)
+        for i, n in enumerate(lengths)
+    ]
+    packed = pack(documents, seq=seq, prefix=(5, 6))
+    rows = [(i, start) for i, n in enumerate(lengths) for start in range(0, n, seq)]
+    assert packed.ids.shape == (len(rows), seq + 2)
+    for row, (i, start) in enumerate(rows):
+        expected = [100 * i + token for token in range(start, min(start + seq, lengths[i]))]
+        n_padding = seq - len(expected)
+        assert packed.ids[row].tolist() == [5, 6, *expected, *[5] * n_padding]
+        assert packed.valid[row].tolist() == [True] * len(expected) + [False] * n_padding
+        assert (packed.document[row], packed.start[row]) == (7 + i, start)
+        assert packed.chars[row] == (i + 1) * len(expected)
 
 
-def test_a_folder_gives_a_document_a_file_and_no_document_in_both_splits(tmp_path):
+# ---------------------------------------------------------------- local texts
+
+
+def test_a_folder_gives_one_document_per_file_and_no_document_in_both_splits(tmp_path):
     for i in range(12):
         (tmp_path / f"{i}.txt").write_text(f"document {i % 10} " * 40)
     (tmp_path / "notes.bin").write_bytes(b"\xff\xfe")
@@ -209,15 +220,6 @@ def test_a_file_is_cut_at_the_paragraph_end_nearest_to_90_percent(tmp_path):
     corpus = load_corpus(str(tmp_path / "one.txt"))
     assert corpus.train == ("".join(paragraphs[:90]),)
     assert corpus.val == ("".join(paragraphs[90:]),)
-
-
-def test_the_identity_follows_the_text_and_the_split(tmp_path):
-    file = tmp_path / "one.txt"
-    identities = []
-    for text in ("some text\n" * 200, "some text\n" * 200, "some text\n" * 199 + "same text\n"):
-        file.write_text(text)
-        identities.append(load_corpus(file).identity)
-    assert identities[0] == identities[1] != identities[2]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,7 @@ def test_an_unknown_corpus_says_what_exists(tmp_path):
         load_corpus(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------ downloads
+# ---------------------------------------------------------------- downloads
 
 
 def source_of(data: bytes, url: str, *names: str) -> files.Source:
@@ -282,7 +284,7 @@ def test_a_download_is_unpacked_checked_kept_and_split_by_bytes(dump, monkeypatc
     assert len("".join(corpus.train + corpus.val).encode()) >= len(data) * 95 // 100 - 3
     assert not set(corpus.train) & set(corpus.val)
     (folder / "enwik8.zip").unlink()
-    assert load_corpus("enwik8").identity == corpus.identity
+    assert load_corpus("enwik8") == corpus
 
 
 @pytest.mark.parametrize("file", ["enwik8", "enwik8.zip"])
@@ -291,10 +293,24 @@ def test_a_local_folder_is_used_before_a_download(dump, monkeypatch, file):
     set_source(monkeypatch, source_of(data, "http://127.0.0.1:9/enwik8.zip", file))
     by_argument = load_corpus("enwik8", data_dir=folder)
     monkeypatch.setenv("TSAE_DATA", str(folder))
-    assert load_corpus("enwik8").identity == by_argument.identity
+    assert load_corpus("enwik8") == by_argument
 
 
-def test_text8_is_one_document_a_split(tmp_path, monkeypatch):
+@settings(untimed, max_examples=25)
+@given(st.lists(st.sampled_from("aé€🙂"), min_size=7, max_size=40))
+def test_a_cut_inside_a_character_moves_to_its_first_byte(tmp_path_factory, characters):
+    folder, data = tmp_path_factory.mktemp("text8"), "".join(characters * 200).encode()
+    (folder / "text8").write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        set_source(patch, source_of(data, "http://127.0.0.1:9/text8.zip", "text8"), "text8")
+        corpus = load_corpus("text8", data_dir=folder)
+    (train,), (val,) = ([d.encode() for d in split] for split in (corpus.train, corpus.val))
+    assert data.startswith(train + val)
+    assert 0 <= len(data) * 90 // 100 - len(train) <= 3
+    assert 0 <= len(data) * 95 // 100 - len(train + val) <= 3
+
+
+def test_text8_is_one_document_per_split(tmp_path, monkeypatch):
     data = b"anarchism originated as a term of abuse " * 100
     (tmp_path / "text8").write_bytes(data)
     set_source(monkeypatch, source_of(data, "http://127.0.0.1:9/text8.zip", "text8"), "text8")
@@ -340,7 +356,7 @@ def test_a_file_that_cannot_be_downloaded_is_a_one_line_error(dump, monkeypatch,
         load_corpus("enwik8", data_dir=tmp_path / "absent")
 
 
-# ------------------------------------------------------------------------------------------------ data packages
+# ---------------------------------------------------------------- data packages
 
 
 @pytest.fixture
@@ -400,7 +416,7 @@ def test_a_failed_or_interrupted_stage_leaves_nothing(tmp_path):
     assert (tmp_path / "target" / "whole").read_text() == "whole"
 
 
-# ------------------------------------------------------------------------------------------------ the real texts
+# ---------------------------------------------------------------- the real texts
 
 
 @pytest.mark.parametrize(

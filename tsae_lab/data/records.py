@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from probes import Item, Pair
+from tsae_lab import files
 
 Case = TypeVar("Case", Item, Pair)
 Line = TypeVar("Line")
@@ -51,16 +52,9 @@ def columns_of(path: Path) -> list[str]:
 
 def lines(path: Path) -> list[str]:
     """The lines of a UTF-8 file, without their ends and without an empty last one."""
-    try:
-        found = (
-            path.read_bytes().decode("utf-8-sig").split("\n")
-        )  # not splitlines: running text holds other separators
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 at byte {error.start}") from error
-    found = [line.removesuffix("\r") for line in found]
-    return found[:-1] if found[-1] == "" else found
+    # not splitlines: running text holds other separators
+    *whole, rest = files.read_text(path).split("\n")
+    return [*whole, rest] if rest else whole
 
 
 def collect(

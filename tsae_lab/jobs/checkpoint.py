@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import tsae
-from tsae_lab.files import _json, _write_all, write_atomic
+from tsae_lab.files import json_text, write_all, write_atomic
 
 SAELENS_WEIGHTS, SAELENS_CFG = "sae_weights.safetensors", "cfg.json"
 OPTIONS = ("normalize_activations", "reshape_activations")  # of SAELens; only "none" is read
@@ -28,7 +28,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, A
 
     Atomic. The header holds a crc32 of everything; the same content gives the same bytes.
     """
-    text = _json(path, meta)
+    text = json_text(path, meta)
     odd = [n for n, t in tensors.items() if t.dtype not in DTYPES or n == "__metadata__"]
     if odd:
         raise ValueError(f"{path} not written: name or dtype of {odd} has no place in the format")
@@ -72,9 +72,9 @@ def save_saelens(
     cfg = {"architecture": "topk", "d_in": d_in, "d_sae": d_sae, "k": k, "dtype": "float32"}
     cfg |= {"device": "cpu", "apply_b_dec_to_input": True, "normalize_activations": "none"}
     cfg |= {"metadata": {**(metadata or {}), **names}}
-    text = _json(folder / SAELENS_CFG, cfg, indent=2) + "\n"
+    text = json_text(folder / SAELENS_CFG, cfg, indent=2) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    _write_all(
+    write_all(
         {
             folder / SAELENS_WEIGHTS: lambda path: _write_safetensors(path, sae, "{}"),
             folder / SAELENS_CFG: lambda path: path.write_text(text),

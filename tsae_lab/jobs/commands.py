@@ -156,9 +156,7 @@ def documents_of(ask: Ask, dataset: str | None, config: Config) -> tuple[str, Se
     path = Path(name).expanduser() if len(name) < 1_000 else Path()  # longer than a path: a text
     is_file, is_folder = path.is_file(), path.is_dir() and len(name) < 1_000
     if is_file:
-        text = texts.decode_text(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), path).replace(
-            "\r\n", "\n"
-        )
+        text = files.read_text(path)
         if not text.strip():
             raise ValueError(f"{path} is empty")
         return path.name, [text] if ask.literal else pieces(text)
