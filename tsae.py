@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tsae_kernels import (
     decode_codes,
+    feature_sums,
     gate_values,
     kept_values,
     lstm,
@@ -80,7 +81,7 @@ class Dials:
     """tokens in which the memory's reading falls by 1/e; inf reads the plain mean"""
     cap: float = 1.6
     """largest value of a code that the memory reads, in units of `scale`; inf reads all of it"""
-    beta: float = 1.0
+    beta: float = 1.3
     """strength of the memory in the selection"""
     mix: float = 1.0
     """share of the temporal parts: 0 is the static SAE"""
@@ -678,100 +679,131 @@ def params_from(named: Mapping[str, Tensor]) -> Params:
     return Params(static=Static(**pick[Static]), temporal=Temporal(**pick[Temporal]))
 
 
+# ------------------------------------------------------------------------------------------ lifecycle
+
 UNBORN, BORN, ACTIVE, DORMANT, DEAD = range(5)
+NEVER = -2  # a position that is before every token and next to none
+
+
+@dataclass(frozen=True, eq=False)
+class Streams:
+    """The runs of each stream, in positions of the chunk that it reads (0 is the first token)."""
+
+    opens: Bool[Tensor, " streams"]  # whether the chunk begins a document
+    length: Int[Tensor, " streams"]  # tokens of the chunk read so far
+    last: Int[Tensor, "streams d_sae"]  # where a feature was last on; NEVER if not in this chunk
+    begun: Int[Tensor, "streams d_sae"]  # where that run of it began
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Lifecycle:
-    """Per feature, in tokens of one stream read in order."""
+    """What each feature did in the tokens read so far, over all streams.
+
+    A run is a maximal stretch of tokens of one chunk at which a feature is on. Its birth was seen
+    unless it starts at the first token of a chunk inside a document; its death was seen once a
+    token of the same chunk is off. A gap lies between two runs of one chunk.
+    """
 
     tokens: Int[Tensor, ""]  # read so far
-    age: Int[Tensor, " d_sae"]  # tokens of the run that is on now; 0 when off
-    idle: Int[Tensor, " d_sae"]  # tokens since it was last on; `tokens` while unborn
+    idle: Int[Tensor, " d_sae"]  # tokens since it was last on in any stream; `tokens` if never
     fired: Int[Tensor, " d_sae"]  # tokens it was on at
-    births: Int[Tensor, " d_sae"]  # times it went from off to on
-    deaths: Int[Tensor, " d_sae"]  # times it went from on to off
-    peak: Float[Tensor, " d_sae"]  # largest value so far
+    peak: Float[Tensor, " d_sae"]  # largest value
+    births: Int[Tensor, " d_sae"]  # runs that were seen to begin
+    deaths: Int[Tensor, " d_sae"]  # runs that were seen to end
+    gaps: Int[Tensor, " d_sae"]  # gaps that have ended
+    gap_tokens: Int[Tensor, " d_sae"]  # tokens in those
+    age_sum: Int[Tensor, " d_sae"]  # sum over `fired` of the age, the tokens since it was last off
+    oldest: Int[Tensor, " d_sae"]  # largest age
+    streams: Streams | None = None  # None: runs are not followed; births to oldest stay 0
 
 
 def start_lifecycle(d_sae: int, like: Tensor) -> Lifecycle:
-    """No token read: every feature unborn."""
+    """No token read and no stream open; values on the device and in the dtype of `like`."""
+    counted = ("idle", "fired", "births", "deaths", "gaps", "gap_tokens", "age_sum", "oldest")
     zero = torch.zeros(d_sae, dtype=torch.int64, device=like.device)
-    return Lifecycle(
-        tokens=zero.new_zeros(()),
-        age=zero,
-        idle=zero,
-        fired=zero,
-        births=zero,
-        deaths=zero,
-        peak=like.new_zeros(d_sae),
-    )
+    counts = dict.fromkeys(counted, zero)
+    return Lifecycle(tokens=zero.new_zeros(()), peak=like.new_zeros(d_sae), **counts)
 
 
-def advance(
-    life: Lifecycle,
-    vals: Float[Tensor, "tokens k"],
-    idx: Int[Tensor, "tokens k"],
-    starts: Int[Tensor, " chunks"],
-) -> Lifecycle:
-    """The lifecycle after these tokens; in pieces or at once, the result is the same.
+def begin_chunks(life: Lifecycle, opens: Bool[Tensor, " streams"]) -> Lifecycle:
+    """The lifecycle where every stream begins a new chunk; `opens` marks those that open a document.
 
-    A run ends at each of `starts`, the positions in `vals` where a new document or chunk begins: no
-    run crosses a seam.
+    No run goes over the seam: what was on has no death, and is not born again.
     """
-    tokens = len(vals)
-    on_t, on_f = _active_sorted(vals, idx)
-    seam = torch.zeros(tokens + 1, dtype=torch.int64, device=vals.device)
-    seam.index_add_(0, starts, torch.ones_like(starts))
-    part = seam.cumsum(0)  # which chunk a token lies in, relative to the one before these tokens
-    joined = torch.zeros(len(on_t), dtype=torch.bool, device=vals.device)
-    if len(on_t) > 1:
-        joined[1:] = (
-            (on_f[1:] == on_f[:-1])
-            & (on_t[1:] == on_t[:-1] + 1)
-            & (part[on_t[1:]] == part[on_t[:-1]])
-        )
-    first = torch.ones_like(joined)
-    first[1:] = on_f[1:] != on_f[:-1]
-    joined |= first & (on_t == 0) & (part[on_t] == 0) & (life.age[on_f] > 0)
-    births = torch.zeros_like(life.births).index_add_(0, on_f, (~joined).long())
-    last = torch.full_like(life.age, -1).scatter_reduce_(0, on_f, on_t, "amax")
-    run_start = torch.full_like(life.age, -1).scatter_reduce_(
-        0, on_f[~joined], on_t[~joined], "amax"
-    )
-    still = (last == tokens - 1) if tokens else life.age > 0
-    fresh = torch.where(run_start >= 0, last - run_start + 1, life.age + last + 1)
-    age = torch.where(still, fresh, torch.zeros_like(fresh)) if tokens else life.age
-    fired = torch.zeros_like(life.fired).index_add_(0, on_f, torch.ones_like(on_f))
+    length = torch.zeros_like(opens, dtype=torch.int64)
+    never = torch.full((len(opens), len(life.idle)), NEVER, device=opens.device)
+    return replace(life, streams=Streams(opens, length, never, never))
+
+
+def advance(life: Lifecycle, codes: Codes, weight: Float[Tensor, "batch seq"]) -> Lifecycle:
+    """The lifecycle after these tokens: one stream per row, which goes on from the call before.
+
+    Cut along `seq` into pieces, the result is the same. Weight 0 (padding) is no token; weights
+    are else 1. Where no chunk was begun (`begin_chunks`) only tokens, idle, fired and peak count.
+    """
+    real, d_sae = weight > 0, len(life.idle)
+    vals, idx = codes.vals.detach() * real[..., None], codes.idx
+    on = vals > 0
+    read = torch.nn.functional.pad(real.sum(0).cumsum(0), (1, 0))  # tokens before each column
+    column = torch.where(on, torch.arange(1, len(read), device=idx.device)[:, None], 0)
+    latest = life.idle.new_zeros(d_sae).scatter_reduce_(0, idx.flatten(), column.flatten(), "amax")
+    total = read[-1]
     peak = life.peak.scatter_reduce(0, idx.flatten(), vals.flatten().to(life.peak.dtype), "amax")
-    return Lifecycle(
-        tokens=life.tokens + tokens,
-        age=age,
-        idle=torch.where(last >= 0, tokens - 1 - last, life.idle + tokens),
-        fired=life.fired + fired,
-        births=life.births + births,
-        deaths=life.births + births - (age > 0).long(),
+    counted = replace(
+        life,
+        tokens=life.tokens + total,
+        idle=torch.where(latest > 0, total - read[latest], life.idle + total),
+        fired=life.fired + feature_sums(on.long(), idx, d_sae),
         peak=peak,
     )
+    return counted if life.streams is None else _follow(counted, life.streams, idx, on, real)
 
 
-def _active_sorted(vals: Tensor, idx: Tensor) -> tuple[Tensor, Tensor]:
-    """Token and feature of every active entry, by feature and then by token."""
-    token, slot = (vals > 0).nonzero(as_tuple=True)
-    key = (idx[token, slot] * max(len(vals), 1) + token).sort().values
-    return key % max(len(vals), 1), key // max(len(vals), 1)
+def _follow(life: Lifecycle, streams: Streams, idx: Tensor, on: Tensor, real: Tensor) -> Lifecycle:
+    """`life` with what happened to the runs, token by token, all streams at once."""
+    if len(streams.opens) != len(idx):
+        raise ValueError(f"this lifecycle has {len(streams.opens)} streams; got {len(idx)} rows")
+    d_sae = len(life.idle)
+    position = streams.length[:, None] + real.long().cumsum(1) - 1
+    feature = torch.where(on, idx, d_sae)  # an entry that is off is written to a spare column
+    last, begun = (torch.nn.functional.pad(t, (0, 1)) for t in (streams.last, streams.begun))
+    before, begin = torch.empty_like(idx), torch.empty_like(idx)
+    for t in range(idx.shape[1]):
+        f, now = feature[:, t], position[:, t, None].expand_as(idx[:, t])
+        before[:, t] = last.gather(1, f)
+        begin[:, t] = torch.where(before[:, t] == now - 1, begun.gather(1, f), now)
+        last.scatter_(1, f, now)
+        begun.scatter_(1, f, begin[:, t])
+    now, last = position[..., None], last[:, :d_sae]
+    length = streams.length + real.sum(1)
+    fresh = on & (begin == now)
+    gap = torch.where(fresh & (before > NEVER), now - before - 1, 0)
+    age = torch.where(on, now - begin + 1, 0)
+    still = (last == length[:, None] - 1).sum(0)
+    open_before = (streams.last == streams.length[:, None] - 1).sum(0)
+    born = fresh & ((now > 0) | streams.opens[:, None, None])
+    return replace(
+        life,
+        births=life.births + feature_sums(born.long(), idx, d_sae),
+        deaths=life.deaths + open_before + feature_sums(fresh.long(), idx, d_sae) - still,
+        gaps=life.gaps + feature_sums((gap > 0).long(), idx, d_sae),
+        gap_tokens=life.gap_tokens + feature_sums(gap, idx, d_sae),
+        age_sum=life.age_sum + feature_sums(age, idx, d_sae),
+        oldest=life.oldest.scatter_reduce(0, idx.flatten(), age.flatten(), "amax"),
+        streams=Streams(streams.opens, length, last, begun[:, :d_sae]),
+    )
 
 
-def stage(life: Lifecycle, *, dormant_after: int, dead_after: int) -> Int[Tensor, " d_sae"]:
-    """UNBORN, BORN (on for the first time), ACTIVE, DORMANT or DEAD, by the tokens since a feature
-    was last on.
+def stage(life: Lifecycle, *, dead_after: int, dormant_after: int = 1) -> Int[Tensor, " d_sae"]:
+    """UNBORN, BORN (not yet seen to switch off), ACTIVE, DORMANT or DEAD, by tokens since last on.
+
+    A feature that was never on is DEAD too after `dead_after` tokens.
     """
-    if not 0 < dormant_after < dead_after:
+    if not 0 < dormant_after <= dead_after:
         raise ValueError(
-            f"need 0 < dormant_after < dead_after tokens; got {dormant_after}, {dead_after}"
+            f"need 0 < dormant_after <= dead_after tokens; got {dormant_after}, {dead_after}"
         )
-    out = torch.full_like(life.age, ACTIVE)
-    out[(life.births == 1) & (life.age > 0)] = BORN
+    out = torch.where(life.deaths > 0, ACTIVE, BORN)
     out[life.idle >= dormant_after] = DORMANT
     out[life.fired == 0] = UNBORN
     out[life.idle >= dead_after] = DEAD

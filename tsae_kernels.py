@@ -7,7 +7,7 @@ stays in float32.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.autograd import Function
 
@@ -71,7 +71,10 @@ def codes_t_product(
     return F.embedding_bag(token, x, starts, per_sample_weights=vals.flatten()[order], mode="sum")
 
 
-def _feature_sums(vals: Tensor, idx: Tensor, d_sae: int) -> Tensor:
+def feature_sums(
+    vals: Shaped[Tensor, "*codes k"], idx: Int[Tensor, "*codes k"], d_sae: int
+) -> Shaped[Tensor, " d_sae"]:
+    """Sum of the values of each feature; whole numbers stay whole."""
     return vals.new_zeros(d_sae).index_add_(0, idx.flatten(), vals.flatten())
 
 
@@ -88,7 +91,7 @@ class _Keep(Function):
         on, idx, x = ctx.saved_tensors
         d_vals = grads[0] * on
         d_W = codes_t_product(d_vals, idx, x, ctx.d_sae).t() if ctx.needs_input_grad[3] else None
-        d_b = _feature_sums(d_vals, idx, ctx.d_sae) if ctx.needs_input_grad[4] else None
+        d_b = feature_sums(d_vals, idx, ctx.d_sae) if ctx.needs_input_grad[4] else None
         return None, None, None, d_W, d_b
 
 
@@ -151,7 +154,7 @@ class _Gate(Function):
         return (
             d_h,
             codes_t_product(grad, idx, h, len(W_gate)),
-            _feature_sums(grad, idx, len(W_gate)),
+            feature_sums(grad, idx, len(W_gate)),
             None,
         )
 

@@ -1,5 +1,6 @@
 """The planned runs without a language model: what a step is given."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,3 +95,20 @@ def test_a_given_static_sae_begins_as_it_is_with_the_moments_of_a_few_steps(tmp_
     wrong = replace(one, config=replace(one.config, static_sae=str(tmp_path / "none")))
     with pytest.raises((ValueError, OSError), match="none"):
         experiment.given_static(wrong, alone)
+
+
+def test_a_run_with_retired_options_is_read_and_goes_on_where_they_changed_nothing(tmp_path):
+    config, path = Config(beta=0.7), tmp_path / "config.json"
+    plan.claim(tmp_path, config, "run_2")
+    old = json.loads(path.read_text()) | dict.fromkeys(plan.RETIRED, 1.0)
+    path.write_text(json.dumps(old))
+    found, name = plan.run_config(tmp_path)
+    assert (vars(found), name) == (vars(config), "run_2")
+    plan.refuse_other(tmp_path, config, "run_2")
+    path.write_text(json.dumps(old | {"lr_bridge": 0.5}))
+    with pytest.raises(ValueError, match=r"sets lr_bridge=0\.5: options"):
+        plan.run_config(tmp_path)
+    with pytest.raises(ValueError, match=r"another configuration \(lr_bridge=0\.5 there"):
+        plan.refuse_other(tmp_path, config, "run_2")
+    with pytest.raises(ValueError, match="beta"):
+        plan.refuse_other(tmp_path, replace(config, beta=0.8), "run_2")

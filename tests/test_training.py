@@ -155,7 +155,7 @@ def test_the_auxiliary_loss_revives_dead_features():
             trainer, _ = training.train_step(
                 trainer, x[step % 60], torch.ones(8, 4), step, one, ALONE, FP32
             )
-        fired[aux] = int((trainer.idle < 1_000).sum())
+        fired[aux] = int((trainer.life.idle < 1_000).sum())
     assert fired[recipe.aux] > fired[0.0] + 4
 
 
@@ -242,17 +242,13 @@ def test_the_dials_of_a_step_follow_the_schedules_and_end_at_the_recipe():
 def test_rates_are_those_of_the_schedule_and_the_temporal_parts_warm_up_again(step, decay):
     recipe = replace(Recipe(), decay=decay)
     phases = tsae.phase_steps(300, pretrain=0.4, distil=0.1, introduce=0.2)
-    rate = training.rates(step, recipe, phases, tsae.phase_at(step, phases))
+    rate = training.rates(step, recipe, phases)
     assert set(rate) == {*training.STATIC, *training.TEMPORAL} - {"scale"}
-    assert all(rate[name] == rate["W_dec"] for name in training.STATIC)
     base = recipe.lr * tsae.rate_at(step, total=300, warmup=recipe.warmup, decay=decay)
-    assert 0 < rate["W_dec"] <= base <= recipe.lr
-    assert (rate["dec_W_x"] == 0) == (step < phases.pretrain)
-    refining = tsae.phase_at(step, phases) == "refine"
-    assert rate["W_dec"] == base
+    assert 0 < base <= recipe.lr
+    assert all(rate[name] == base for name in training.STATIC)
     into = min(1, (step - phases.pretrain + 1) / recipe.warmup)
-    ratio = recipe.lr_lstm_refine if refining else recipe.lr_lstm
-    assert rate["dec_W_x"] == pytest.approx(max(into, 0) * ratio * base)
+    assert rate["dec_W_x"] == rate["bridge"] == pytest.approx(max(into, 0) * base)
 
 
 def test_the_gradient_is_clipped():
@@ -306,7 +302,57 @@ def test_a_teacher_with_its_encoder_transposed_in_memory_gives_the_same_bits_aft
         assert again.teacher.W_enc.stride() == start.teacher.W_enc.stride()
 
 
-def test_a_tsae_takes_over_the_moments_and_idle_tokens_of_its_static_sae():
+@settings(deadline=None, max_examples=20)
+@given(
+    st.integers(1, 60), st.lists(st.lists(st.integers(0, 5), min_size=4, max_size=4), max_size=9)
+)
+def test_a_feature_is_dead_after_whole_steps_of_that_many_tokens_in_which_it_never_fired(
+    dead_after, lengths
+):
+    """The loop counts per step; the trainer goes through its checkpoint after every other step."""
+    recipe = replace(SMALL, dead_after=dead_after, k_aux=4)
+    trainer, off = small_trainer(temporal=False), [0] * recipe.d_sae
+    for step, valid in enumerate(lengths):
+        expected = [f for f in range(recipe.d_sae) if off[f] >= dead_after]
+        assert training.dead_features(trainer, recipe).tolist() == expected
+        weight = (torch.arange(5) < torch.tensor(valid)[:, None]).float()
+        x = batch(step)[0] * weight[..., None]
+        static = Static(**{n: trainer.named[n].detach().clone() for n in training.STATIC})
+        acts = tsae.dense(tsae.encode_static(x, static, recipe.k), recipe.d_sae)
+        fired = acts[weight > 0].sum(0) > 0
+        off = [0 if fired[f] else n + sum(valid) for f, n in enumerate(off)]
+        trainer, info = training.train_step(trainer, x, weight, step, recipe, ALONE, FP32)
+        assert info["dead"] == len(expected)
+        assert trainer.life.streams is None
+        if step % 2:
+            trainer = training.restore(training.snapshot(trainer), recipe)
+
+
+def test_a_checkpoint_from_before_the_lifecycle_has_the_same_dead_features():
+    recipe = replace(SMALL, dead_after=45)
+    trainer = small_trainer(temporal=False)
+    off = torch.randint(0, 3, (24,), generator=generator()) * 20  # whole steps of 20 tokens
+    saved = training.snapshot(trainer)
+    old = {n: t for n, t in saved.items() if not n.startswith(("life.", "step_tokens"))}
+    trainer = training.restore(old | {"idle": off}, recipe)
+    for step in range(4):
+        dead = training.dead_features(trainer, recipe).tolist()
+        assert dead == (off >= 45).nonzero()[:, 0].tolist()
+        trainer, _ = training.train_step(trainer, *batch(step), step, recipe, ALONE, FP32)
+        off = torch.where(trainer.life.idle < 20, 0, off + 20)
+    assert len(dead)
+
+
+def test_the_recipes_dials_are_those_of_the_model_and_have_its_defaults():
+    recipe, dials = Recipe(), Dials()
+    assert training.final_dials(recipe) == dials
+    moved = replace(recipe, window=5, tau=7.0, cap=0.5, beta=0.25, gate=False, recur=False, k=9)
+    given_ = {name: getattr(moved, name) for name in vars(dials) if hasattr(moved, name)}
+    assert set(vars(dials)) - set(given_) == {"mix", "low"}
+    assert training.final_dials(moved, torch.bfloat16) == Dials(**given_, low=torch.bfloat16)
+
+
+def test_a_tsae_takes_over_the_moments_and_the_lifecycle_of_its_static_sae():
     static = small_trainer(temporal=False)
     for step in range(4):
         static, _ = training.train_step(static, *batch(step), step, SMALL, ALONE, FP32)
@@ -322,7 +368,9 @@ def test_a_tsae_takes_over_the_moments_and_idle_tokens_of_its_static_sae():
         for n in ours
         if n.startswith("adam.")
     )
-    assert torch.equal(ours["idle"], theirs["idle"])
+    counts = [n for n in theirs if n.startswith("life.")] + ["step_tokens"]
+    assert all(torch.equal(ours[n], theirs[n]) for n in counts)
+    assert theirs["life.tokens"] == 4 * 20
     assert all(torch.equal(ours[f"param.{n}"], named[n]) for n in named)
 
 
@@ -383,13 +431,12 @@ def test_padding_has_no_influence_on_a_step(temporal, step, dead_after):
     grads, infos, idle = [], [], []
     for one, mask in ((x, weight), (padded, padded_weight)):
         trainer = small_trainer(temporal=temporal)
-        trainer = replace(
-            trainer, idle=torch.arange(24) % 2
-        )  # every other feature is dead where dead_after is 1
+        # every other feature is dead where dead_after is 1
+        trainer = replace(trainer, life=replace(trainer.life, idle=torch.arange(24) % 2))
         trainer, info = training.train_step(trainer, one, mask, step, recipe, phases, FP32)
         grads.append({name: t.grad for name, t in trainer.named.items() if t.grad is not None})
         infos.append(info)
-        idle.append(trainer.idle)
+        idle.append(trainer.life.idle)
     assert infos[0]["dead"] == (12 if dead_after == 1 else 0)
     assert infos[0].pop("phase") == infos[1].pop("phase")
     assert infos[0] == pytest.approx(infos[1], rel=1e-4)
@@ -431,8 +478,10 @@ def test_the_log_says_what_the_codes_are():
     assert info["loss"] == pytest.approx(error.item() / real.sum().item(), rel=1e-5)
     assert info["l0"] == pytest.approx((codes.vals[real] > 0).sum().item() / real.sum().item())
     assert (info["phase"], info["k"], info["mix"], info["dead"]) == ("pretrain", 3, 0.0, 0)
-    fired = set(codes.idx[real][codes.vals[real] > 0].tolist())
-    assert after.idle.tolist() == [0 if f in fired else int(real.sum()) for f in range(24)]
+    acts = tsae.dense(codes, 24)[real]
+    assert after.life.tokens.item() == len(acts) == int(real.sum())
+    assert torch.equal(after.life.fired, (acts > 0).sum(0))
+    assert torch.equal(after.life.peak, acts.amax(0))
 
 
 def test_the_benchmark_runs_at_a_tiny_size(capsys, monkeypatch):

@@ -49,6 +49,8 @@ SCALES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 FREE = ("threads", "device", "cache_dir", "data_dir", "checkpoint_every", "sections")
 """Options that change no result: a run may go on with others."""
+RETIRED = {"lr_lstm": 1.0, "lr_lstm_refine": 1.0, "lr_bridge": 1.0}
+"""Options of earlier versions, which their config.json names, and the value that this one has."""
 AT_LEAST_1 = (
     *("seeds", "seq", "batch", "steps", "train_tokens", "val_tokens", "splice_tokens"),
     *("checkpoint_every", "hidden_enc", "hidden_dec", "warmup", "dead_after", "k_aux"),
@@ -231,7 +233,7 @@ def refuse_other(out_dir: Path, config: Config, plan: str) -> None:
         saved = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); give another --out_dir") from error
-    saved = saved if isinstance(saved, dict) else {}
+    saved = _without_retired(saved) if isinstance(saved, dict) else {}
     wanted = {"plan": plan} | vars(config)
     other = sorted(key for key in wanted | saved if wanted.get(key) != saved.get(key))
     free = FREE if plan == "run_3" else (*FREE, "share")
@@ -254,9 +256,17 @@ def run_config(out_dir: Path) -> tuple[Config, str]:
     if not path.exists():
         advice = f"there is no config.json; make one with --out_dir={out_dir}"
         raise ValueError(f"{out_dir} holds no run: {advice}")
-    saved = json.loads(path.read_text())
+    saved = _without_retired(json.loads(path.read_text()))
+    other = ", ".join(f"{key}={saved[key]}" for key in RETIRED if key in saved)
+    if other:
+        raise ValueError(f"{path} sets {other}: options that this version does not have")
     plan = saved.pop("plan", "run_2")
     return Config(**saved), plan
+
+
+def _without_retired(saved: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a config.json but for retired options that have their only value."""
+    return {key: value for key, value in saved.items() if RETIRED.get(key, ()) != value}
 
 
 # ------------------------------------------------------------------- what follows from a config

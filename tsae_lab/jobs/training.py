@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import tsae
-from tsae import Dials, Memory, Params, Phases, State, Static, decode_static, encode_static
+from tsae import Dials, Lifecycle, Memory, Params, Phases, State, Static
 from tsae_kernels import lstm
 
 
@@ -21,38 +21,30 @@ from tsae_kernels import lstm
 class Recipe:
     """How a static SAE or a TSAE is trained; one recipe for every arm of a comparison."""
 
-    k: int = 32
+    k: int = Dials.k
     """active features a token"""
     d_sae: int = 4_608
     """features"""
-    window: int = 16
+    window: int = Dials.window
     """tokens that the memory holds"""
-    tau: float = 2.0
+    tau: float = Dials.tau
     """tokens in which the memory's reading falls by 1/e"""
-    cap: float = 1.6
-    """largest value of a code that the memory reads, in units of the root mean square of x -
-    b_dec
-    """
-    beta: float = 1.3
+    cap: float = Dials.cap
+    """largest value of a code that the memory reads, in units of the root mean square of x - b_dec"""
+    beta: float = Dials.beta
     """strength of the memory in the selection"""
     hidden_enc: int = 64
     """units of the encoder LSTM"""
     hidden_dec: int = 256
     """units of the decoder LSTM"""
-    gate: bool = True
+    gate: bool = Dials.gate
     """whether the encoder LSTM gates the codes"""
-    recur: bool = True
+    recur: bool = Dials.recur
     """whether the decoder LSTM corrects the reconstruction"""
     learn_bridge: bool = True
     """whether the bridge's strength is learned per feature"""
     lr: float = 5e-3
     """peak learning rate of Adam"""
-    lr_lstm: float = 1.0
-    """rate of the LSTMs and gates relative to lr while they are introduced"""
-    lr_lstm_refine: float = 1.0
-    """rate of the LSTMs and gates relative to lr in the refinement"""
-    lr_bridge: float = 1.0
-    """rate of the bridge relative to lr"""
     warmup: int = 20
     """steps of linear warm-up, at the start and of the temporal parts at theirs"""
     decay: float = 0.3
@@ -77,17 +69,14 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trainer:
-    """Tensors by name, their Adam moments (inside `adam`), and the tokens since each feature was
-    last on.
-    """
+    """All that the next step depends on beside its batch; `adam` holds the moments."""
 
     named: dict[str, Tensor]
     adam: torch.optim.Adam
-    idle: Tensor
-    teacher: Static | None  # the frozen static SAE of phase (a)
-    state: State | None = (
-        None  # of the streams that the next step reads on; None where it begins new ones
-    )
+    life: Lifecycle  # of the codes of all steps; no runs
+    step_tokens: tuple[int, ...] = ()  # of the last steps, newest first, as far as `dead_after`
+    teacher: Static | None = None  # the frozen static SAE of phase (a)
+    state: State | None = None  # of the streams; None where the next step begins new ones
 
 
 TEMPORAL = tuple(tsae.Temporal.__dataclass_fields__)
@@ -101,149 +90,121 @@ def start_trainer(
     teacher: Static | None = None,
     before: Trainer | None = None,
 ) -> Trainer:
-    """A trainer on copies of the tensors; a static SAE's four, or all of a TSAE's.
+    """A trainer on copies of the tensors of a static SAE (four) or of a TSAE (all).
 
-    From `before`, the trainer of its static SAE, it takes over the moments and the tokens since
-    each feature was on: Adam starting anew in phase (a), where the student equals its teacher,
-    makes steps of the rounding noise.
+    From `before`, the trainer of its static SAE, it takes over Adam's moments and the lifecycle:
+    moments that start anew in phase (a), where the student equals its teacher, would make its
+    first steps out of rounding noise.
     """
-    own = {
-        name: _own(name, named[name]) for name in (*STATIC, *TEMPORAL) if name in named
-    }  # files sort by name
+    names = [name for name in (*STATIC, *TEMPORAL) if name in named]  # files sort by name
+    own = {name: _own(name, named[name]) for name in names}
     if teacher is not None:
         teacher = Static(**{name: _own(name, tensor) for name, tensor in vars(teacher).items()})
     groups = [{"params": [tensor], "name": name} for name, tensor in own.items() if name != "scale"]
     adam = torch.optim.Adam(groups, lr=recipe.lr, fused=True)
-    idle = torch.zeros(len(own["b_enc"]), dtype=torch.int64, device=own["b_enc"].device)
-    if before is not None:
-        moments = {
-            group["name"]: before.adam.state[group["params"][0]]
-            for group in before.adam.param_groups
-        }
-        for group in adam.param_groups:
-            if moments.get(group["name"]):
-                adam.state[group["params"][0]] = {
-                    key: v.clone() for key, v in moments[group["name"]].items()
-                }
-        idle = before.idle.clone()
-    return Trainer(named=own, adam=adam, idle=idle, teacher=teacher)
+    if before is None:
+        life = tsae.start_lifecycle(len(own["b_enc"]), own["b_enc"])
+        return Trainer(named=own, adam=adam, life=life, teacher=teacher)
+    moments = {g["name"]: before.adam.state[g["params"][0]] for g in before.adam.param_groups}
+    for group in adam.param_groups:
+        if moments.get(group["name"]):
+            copies = {key: value.clone() for key, value in moments[group["name"]].items()}
+            adam.state[group["params"][0]] = copies
+    taken = {"life": before.life, "step_tokens": before.step_tokens}
+    return Trainer(named=own, adam=adam, teacher=teacher, **taken)
 
 
 def _own(name: str, tensor: Tensor) -> Tensor:
     """A copy; `W_enc` with its columns contiguous, which is how its gradient comes."""
     tensor = tensor.detach()
-    return (
-        tensor.t().clone(memory_format=torch.contiguous_format).t()
-        if name == "W_enc"
-        else tensor.clone()
-    )
+    if name == "W_enc":
+        return tensor.t().clone(memory_format=torch.contiguous_format).t()
+    return tensor.clone()
 
 
 def snapshot(trainer: Trainer) -> dict[str, Tensor]:
     """Everything that the next step depends on, by name: what a checkpoint saves."""
-    out = {f"param.{name}": tensor for name, tensor in trainer.named.items()} | {
-        "idle": trainer.idle
-    }
+    out = {f"param.{name}": tensor for name, tensor in trainer.named.items()}
+    out |= {f"life.{name}": t for name, t in vars(trainer.life).items() if name != "streams"}
+    out["step_tokens"] = torch.tensor(trainer.step_tokens, dtype=torch.int64)
     for group in trainer.adam.param_groups:
         for key, value in trainer.adam.state[group["params"][0]].items():
             out[f"adam.{group['name']}.{key}"] = value
     if trainer.teacher is not None:
         out |= {f"teacher.{name}": tensor for name, tensor in vars(trainer.teacher).items()}
     if trainer.state is not None:
-        named = vars(trainer.state) | vars(trainer.state.memory)
-        out |= {
-            f"state.{name}": torch.as_tensor(value)
-            for name, value in named.items()
-            if name != "memory"
-        }
+        held = {n: v for n, v in vars(trainer.state).items() if n != "memory"}
+        held |= vars(trainer.state.memory)
+        out |= {f"state.{name}": torch.as_tensor(value) for name, value in held.items()}
     return out
 
 
 def restore(saved: dict[str, Tensor], recipe: Recipe) -> Trainer:
-    """The trainer that `snapshot` was taken of; its next steps are the same to the bit."""
+    """The trainer that `snapshot` was taken of; its next steps are the same to the bit.
 
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {
-            name.removeprefix(prefix): value
-            for name, value in saved.items()
-            if name.startswith(prefix)
-        }
+    A checkpoint from before the lifecycle has "idle" alone: which features are dead comes out the
+    same; tokens, firing and peaks are counted from here on.
+    """
 
-    teacher = part("teacher.")
-    trainer = start_trainer(part("param."), recipe, teacher=Static(**teacher) if teacher else None)
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {n.removeprefix(prefix): v for n, v in saved.items() if n.startswith(prefix)}
+
+    teacher, streams = under("teacher."), under("state.")
+    trainer = start_trainer(under("param."), recipe, teacher=Static(**teacher) if teacher else None)
     for group in trainer.adam.param_groups:
-        state = part(f"adam.{group['name']}.")
-        if state:
+        moments = under(f"adam.{group['name']}.")
+        if moments:
             trainer.adam.state[group["params"][0]] = {
                 key: _own(group["name"] if value.ndim == 2 else "", value)
-                for key, value in state.items()
+                for key, value in moments.items()
             }
-    streams = part("state.")
-    memory = (
-        Memory(streams.pop("vals"), streams.pop("idx"), int(streams.pop("pushed")))
-        if streams
-        else None
-    )
-    state = None if memory is None else State(memory=memory, **streams)
-    return replace(trainer, idle=saved["idle"].clone(), state=state)
+    state = None
+    if streams:
+        ring = Memory(streams.pop("vals"), streams.pop("idx"), int(streams.pop("pushed")))
+        state = State(memory=ring, **streams)
+    counts = under("life.") or {"idle": saved["idle"]}
+    life = replace(trainer.life, **{name: count.clone() for name, count in counts.items()})
+    step_tokens = tuple(saved["step_tokens"].tolist()) if "step_tokens" in saved else ()
+    return replace(trainer, life=life, step_tokens=step_tokens, state=state)
+
+
+SHARED = ("window", "tau", "cap", "beta", "gate", "recur")  # dials that no schedule changes
 
 
 def dials_at(step: int, recipe: Recipe, phases: Phases, low: torch.dtype) -> Dials:
     """Dials of a TSAE at a step counted from the start of its static SAE's pretraining."""
-    mix = tsae.mix_at(step, phases)
-    return Dials(
-        k=tsae.k_at(step, phases, k=recipe.k, multiple=recipe.k_multiple),
-        window=recipe.window,
-        tau=recipe.tau,
-        cap=recipe.cap,
-        beta=recipe.beta,
-        mix=mix,
-        gate=recipe.gate,
-        recur=recipe.recur,
-        low=low,
-    )
+    k = tsae.k_at(step, phases, k=recipe.k, multiple=recipe.k_multiple)
+    return replace(final_dials(recipe, low), k=k, mix=tsae.mix_at(step, phases))
 
 
 def final_dials(recipe: Recipe, low: torch.dtype = torch.float32) -> Dials:
     """Dials of the finished TSAE."""
-    return dials_at(10**9, recipe, tsae.Phases(pretrain=0, distil=0, introduce=0, refine=0), low)
+    return Dials(k=recipe.k, mix=1.0, low=low, **{n: getattr(recipe, n) for n in SHARED})
 
 
 def trained_at(phase: str, recipe: Recipe) -> frozenset[str]:
     """Names of the tensors that learn in a phase."""
-    if phase == "pretrain":
-        return frozenset(STATIC)
-    temporal = {
-        n
-        for n in TEMPORAL
-        if n not in ("bridge", "scale") or (n == "bridge" and recipe.learn_bridge)
-    }
-    if phase == "distil":
-        return frozenset(STATIC) | {n for n in temporal if n != "bridge"}
-    return frozenset(temporal) if phase == "introduce" else frozenset(STATIC) | temporal
+    static, temporal = frozenset(STATIC), frozenset(TEMPORAL) - {"scale"}
+    if phase == "distil" or not recipe.learn_bridge:  # mix is 0 in "distil": no bridge acts
+        temporal -= {"bridge"}
+    return {"pretrain": static, "introduce": temporal}.get(phase, static | temporal)
 
 
-def rates(step: int, recipe: Recipe, phases: Phases, phase: str) -> dict[str, float]:
-    """Learning rate of every tensor at a step."""
-    base = recipe.lr * tsae.rate_at(
-        step, total=phases.total, warmup=recipe.warmup, decay=recipe.decay
-    )
-    into = tsae.rate_at(
-        step - phases.pretrain, total=phases.total, warmup=recipe.warmup, decay=1e-9
-    )
-    lstm = recipe.lr_lstm_refine if phase == "refine" else recipe.lr_lstm
-    temporal = {n: recipe.lr_bridge if n == "bridge" else lstm for n in TEMPORAL if n != "scale"}
-    return {n: base for n in STATIC} | {
-        n: base * max(into, 0.0) * ratio for n, ratio in temporal.items()
-    }
+def rates(step: int, recipe: Recipe, phases: Phases) -> dict[str, float]:
+    """Learning rate of every tensor at a step; the temporal ones warm up from their start on."""
+    schedule = {"total": phases.total, "warmup": recipe.warmup}
+    base = recipe.lr * tsae.rate_at(step, decay=recipe.decay, **schedule)
+    into = tsae.rate_at(step - phases.pretrain, decay=1e-9, **schedule)
+    temporal = dict.fromkeys(TEMPORAL, base * max(into, 0.0))
+    del temporal["scale"]
+    return dict.fromkeys(STATIC, base) | temporal
 
 
 def train_step(
     trainer: Trainer, x: Float[Tensor, "batch seq d_in"], weight: Float[Tensor, "batch seq"], step: int,
     recipe: Recipe, phases: Phases, low: torch.dtype, *, begins: bool = True,
 ) -> tuple[Trainer, dict[str, Any]]:  # fmt: skip
-    """One step; the trainer's tensors are updated in place. Returns it, and what a log line says of
-    the step.
+    """The trainer after a step, its tensors updated in place, and what a log line says of the step.
 
     `x` is 0 where `weight` is 0 (padding, at the end of a sequence). Where it `begins` new
     sequences nothing is remembered; else it goes on from the step before, whose state is carried
@@ -259,30 +220,48 @@ def train_step(
     dials = replace(dials, k=recipe.k) if phase == "pretrain" else dials
     state = None if begins else trainer.state
     loss, x_hat, codes, state = _loss(trainer, x, weight, phase, dials, state)
-    dead = (trainer.idle >= recipe.dead_after).nonzero()[:, 0]
-    static = Static(**{name: trainer.named[name] for name in STATIC})
-    total = loss
-    spread = _spread(x, weight)
+    dead = dead_features(trainer, recipe)
+    total, spread = loss, _spread(x, weight)
     if len(dead) and "W_enc" in learning:
+        static = Static(**{name: trainer.named[name] for name in STATIC})
         real, error = x[weight > 0][None], (x - x_hat)[weight > 0][None]
         total = loss + recipe.aux * spread * tsae.auxiliary_loss(
             error, real, static, dead, recipe.k_aux, low
         )
     total.backward()
-    norm = _descend(trainer, rates(step, recipe, phases, phase), recipe)
+    norm = _descend(trainer, rates(step, recipe, phases), recipe)
     with torch.no_grad():
-        idle = _idle(trainer.idle, codes, weight)
+        life = tsae.advance(trainer.life, codes, weight)
+        n_tokens = int(weight.sum().item())
         error = tsae.squared_error(x, x_hat, weight) if phase == "distil" else loss.detach()
         info = {
             "loss": loss.item(),
             "fve": 1 - (error / spread).item() if spread > 0 else 0.0,
-            "l0": (((codes.vals > 0).sum(-1) * weight).sum() / weight.sum().clamp(min=1)).item(),
+            "l0": (((codes.vals > 0).sum(-1) * weight).sum() / max(n_tokens, 1)).item(),
             "dead": len(dead),
             "k": dials.k,
             "mix": dials.mix,
             "grad_norm": norm,
         }
-    return replace(trainer, idle=idle, state=_detached(state)), {"phase": phase} | info
+    step_tokens = _recent((n_tokens, *trainer.step_tokens), recipe.dead_after)
+    after = replace(trainer, life=life, step_tokens=step_tokens, state=_detached(state))
+    return after, {"phase": phase} | info
+
+
+def dead_features(trainer: Trainer, recipe: Recipe) -> Int[Tensor, " dead"]:
+    """Features that were off for `dead_after` tokens or more, in whole steps.
+
+    A feature that was on anywhere in a step counts as on at its end.
+    """
+    patience = max(sum(trainer.step_tokens), recipe.dead_after)
+    return (tsae.stage(trainer.life, dead_after=patience) == tsae.DEAD).nonzero()[:, 0]
+
+
+def _recent(step_tokens: tuple[int, ...], enough: int) -> tuple[int, ...]:
+    """The first of `step_tokens`, no more than it takes to sum to `enough`."""
+    while sum(step_tokens[:-1]) >= enough:
+        step_tokens = step_tokens[:-1]
+    return step_tokens
 
 
 def _detached(state: State | None) -> State | None:
@@ -314,13 +293,6 @@ def _spread(x: Tensor, weight: Tensor) -> Tensor:
     return ((x - mean).square().sum(-1) * weight).sum() / n
 
 
-def _idle(idle: Tensor, codes: tsae.Codes, weight: Tensor) -> Tensor:
-    on = (codes.vals > 0) & (weight > 0)[..., None]
-    fired = torch.zeros_like(idle, dtype=torch.bool)
-    fired[codes.idx[on]] = True
-    return torch.where(fired, 0, idle + int(weight.sum().item()))
-
-
 def _descend(trainer: Trainer, rate: dict[str, float], recipe: Recipe) -> float:
     """Clip, step, normalise the decoder's rows; the norm of the gradient before clipping."""
     with torch.no_grad():
@@ -336,9 +308,8 @@ def _descend(trainer: Trainer, rate: dict[str, float], recipe: Recipe) -> float:
             W_dec /= W_dec.norm(dim=1, keepdim=True)
         if "bridge" in trainer.named:
             bridge = trainer.named["bridge"].clamp_(min=0.0)
-            bridge /= bridge.mean().clamp(
-                min=1e-6
-            )  # beta says how strong, the bridge says for which features
+            # mean 1: beta sets the strength, the bridge its distribution over features
+            bridge /= bridge.mean().clamp(min=1e-6)
     return norm.item()
 
 
@@ -366,11 +337,8 @@ def integrators(
     static, t = params.static, params.temporal
     if not valid.any():
         raise ValueError("integrators needs at least one valid token; got none")
-    parts = [
-        decode_static(encode_static(part, static, dials.k, dials.low), static)
-        for part in x.split(START_ROWS)
-    ]
-    base = torch.cat(parts)
+    codes = [tsae.encode_static(rows, static, dials.k, dials.low) for rows in x.split(START_ROWS)]
+    base = torch.cat([tsae.decode_static(row_codes, static) for row_codes in codes])
     r, error = (base - static.b_dec) / t.scale, ((x - base) / t.scale)[valid]
     W_x, b = _units(r, error, valid, len(t.dec_W_h))
     zeros, W_h = r.new_zeros(START_ROWS, len(t.dec_W_h)), torch.zeros_like(t.dec_W_h)
