@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from probes import Item, Pair
-from tsae_lab.data import public_sets, records
+from tsae_lab.data import public_sets
 from tsae_lab.data.records import Loaded
 
 DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
@@ -91,27 +91,63 @@ def homographs(n: int = 8) -> list[str]:
 
 # -------------------------------------------------------------------------------------- minimal pairs
 
-words = st.lists(
-    st.sampled_from(["a", "cat", "cats", "sleep", "sleeps", "is", "not", "."]),
-    min_size=1,
-    max_size=6,
-)
+tokens = st.sampled_from(["a", "cat", "cats", "sleep", "sleeps.", "cat.", "is", "not", ".", "!"])
+sentences = st.lists(tokens, min_size=1, max_size=6).map(" ".join)
+
+
+def pairs_of(folder: Path, good: str, bad: str) -> Loaded[Pair]:
+    """The pair, after one that always serves: a file without any would be refused."""
+    return public_sets.load_blimp(write(folder / "b.jsonl", blimp(), blimp(good, bad)))
 
 
 @settings(deadline=None)
-@given(words, words)
-def test_a_pair_puts_both_sentences_together_again_and_its_forms_differ_in_full(ours, theirs):
-    good, bad = " ".join(ours), " ".join(theirs)
-    if good == bad:
-        with pytest.raises(records.Skip):
-            public_sets._pair(good, bad, "g")
+@given(sentences, sentences)
+def test_a_pair_puts_both_sentences_together_again_and_its_forms_differ_in_full(
+    tmp_path_factory, good, bad
+):
+    loaded = pairs_of(tmp_path_factory.getbasetemp(), good, bad)
+    if loaded.skipped:
+        assert good == bad or not (good[0].isalpha() and bad[0].isalpha())
         return
-    pair = public_sets._pair(good, bad, "g")
+    pair = loaded.items[1]
     assert (pair.sentence_good, pair.sentence_bad) == (good, bad)
-    assert pair.good
-    assert pair.bad
+    assert pair.good.strip()
+    assert pair.bad.strip()
     assert pair.good != pair.bad
     assert not pair.prefix.endswith(" ")
+    assert not pair.good.endswith(" ")
+    assert not pair.bad.endswith(" ")
+    assert (pair.good[0] == " ") == (pair.bad[0] == " ") == bool(pair.prefix)
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "forms"),
+    [
+        ("a a .", "a .", ("", "a a", "a", " .")),
+        ("She smiled .", "She smiled today .", ("She", " smiled", " smiled today", " .")),
+        ("Today she smiled.", "she smiled.", ("", "Today she", "she", " smiled.")),
+        ("She smiled", "She smiled today", ("She", " smiled", " smiled today", "")),
+        ("She smiled.", "She smiled today.", ("She", " smiled", " smiled today", ".")),
+    ],
+)
+def test_the_forms_of_an_insertion_hold_the_word_before_or_after_it(tmp_path, good, bad, forms):
+    pair = pairs_of(tmp_path, good, bad).items[1]
+    assert (pair.prefix, pair.good, pair.bad, pair.suffix) == forms
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "reason"),
+    [
+        ("a b", "a  b", "good and bad form are equal"),
+        ("a b ", "a b", "good and bad form are equal"),
+        (" ", "a", "a sentence is empty"),
+        (". a", "b. a", "a form would be empty"),
+    ],
+)
+def test_sentences_that_make_no_pair_are_skipped_by_reason(tmp_path, good, bad, reason):
+    loaded = pairs_of(tmp_path, good, bad)
+    assert len(loaded.items) == 1
+    assert loaded.skipped == {reason: 1}
 
 
 def test_a_full_stop_that_both_forms_carry_belongs_to_the_suffix(tmp_path):

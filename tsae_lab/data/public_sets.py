@@ -11,6 +11,7 @@ too few sentences have.
 """
 
 import collections
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -130,30 +131,38 @@ def _who(sentid: str) -> tuple[tuple[str, str], int, str]:
 
 
 def _pair(good: str, bad: str, group: str) -> Pair:
-    """The pair with what the sentences share, word by word, taken to its prefix and suffix."""
-    if good == bad:
+    """The pair whose prefix and suffix are the words that both sentences share at either end.
+
+    Each form keeps a word: of "she smiled." and "she smiled today." the forms begin at "smiled".
+    """
+    if good.split() == bad.split():
         raise records.Skip("good and bad form are equal")
-    ours, theirs = (re.findall(r"\s*\S+", sentence) for sentence in (good, bad))
+    ours, theirs = (re.findall(r"\s*\S+", sentence.strip()) for sentence in (good, bad))
     if not ours or not theirs:
         raise records.Skip("a sentence is empty")
-    shorter = min(len(ours), len(theirs))
-    head = next((i for i in range(shorter) if ours[i] != theirs[i]), shorter)
-    head = min(
-        head, shorter - 1
-    )  # a form is never empty: "she smiled" / "she smiled today" differ from "smiled" on
-    tail = next(
-        (i for i in range(shorter - head) if ours[-1 - i] != theirs[-1 - i]), shorter - head
-    )
-    tail = min(tail, shorter - head - 1)
-    ours_differ, theirs_differ = ("".join(part[head : len(part) - tail]) for part in (ours, theirs))
-    stop = re.search(r"\W*$", ours_differ)[0]  # type: ignore[index]
-    stop = (
-        stop if theirs_differ.endswith(stop) and len(stop) < len(ours_differ) else ""
-    )  # the full stop both end in
-    return Pair(
-        prefix="".join(ours[:head]), good=ours_differ.removesuffix(stop), bad=theirs_differ.removesuffix(stop),
-        suffix=stop + "".join(ours[len(ours) - tail :]), group=group,
-    )  # fmt: skip
+    spare = min(len(ours), len(theirs)) - 1
+    for head in range(min(_n_equal(ours, theirs), spare), -1, -1):
+        tail = min(_n_equal(ours[::-1], theirs[::-1]), spare - head)
+        forms = ["".join(words[head : len(words) - tail]) for words in (ours, theirs)]
+        ours_end, theirs_end = (re.findall(r"\W*$", form)[0] for form in forms)
+        stop = ours_end if ours_end == theirs_end else ""  # such as the full stop both end in
+        good_form, bad_form = (form.removesuffix(stop) for form in forms)
+        if good_form and bad_form:
+            suffix = stop + "".join(ours[len(ours) - tail :])
+            return Pair(
+                prefix="".join(ours[:head]),
+                good=good_form,
+                bad=bad_form,
+                suffix=suffix,
+                group=group,
+            )
+    raise records.Skip("a form would be empty")
+
+
+def _n_equal(ours: Sequence[str], theirs: Sequence[str]) -> int:
+    """Number of words at the beginning that are the same in both."""
+    same = (a == b for a, b in zip(ours, theirs, strict=False))
+    return sum(1 for _ in itertools.takewhile(bool, same))
 
 
 # -------------------------------------------------------------------------------------------- agreement
