@@ -1,8 +1,8 @@
 """Linear probes on any code: dense and k-sparse, on held-out groups, with controls and intervals.
 
 A probe is a logistic regression (scikit-learn). All items of a group (a lemma, a set of names, a
-cue) lie on one side of every split; so do they in the inner cross-validation that chooses the
-strength of regularisation.
+cue) lie on one side of every split, also in the inner cross-validation that chooses the strength
+of regularisation.
 """
 
 import itertools
@@ -19,11 +19,10 @@ from sklearn.linear_model import LogisticRegression
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A minimal pair: `prefix + good + suffix` is a sentence, `prefix + bad + suffix` is none; no
-    character is added.
+    """A minimal pair: `prefix + good + suffix` is grammatical, `prefix + bad + suffix` is not.
 
     `good` and `bad` are the words that differ, with the space before them (none at the start of the
-    sentence); `suffix` is what comes after, with its own space or full stop. They are never equal.
+    sentence), never empty and never equal; `suffix` has its own space or full stop.
     """
 
     prefix: str
@@ -67,9 +66,7 @@ class Item:
     factors: Mapping[str, str] = field(default_factory=dict, hash=False)
     """what else was crossed, by name"""
     other: tuple[str, int, int] | None = None
-    """a second text with its `begin` and `end`, where the label is about both: the probe reads
-    |difference| of codes
-    """
+    """second text with `begin` and `end`: the probe then reads |difference| of the two codes"""
 
     @property
     def word(self) -> str:
@@ -77,13 +74,14 @@ class Item:
         return self.text[self.begin : self.end]
 
 
-EMBEDDING = "embedding"
-
-Features = (
-    sparse.csr_array | Float[np.ndarray, "_items _width"]
-)  # not bound: codes of several widths come together
+# The widths are not bound to a name: codes of several widths are probed in one call.
+Features = sparse.csr_array | Float[np.ndarray, "_items _width"]
 STRENGTHS = (0.01, 0.1, 1.0)  # C of scikit-learn: the inverse of the penalty
 KS = (1, 2, 5, 10, 20)
+CONTROLLED = (5, None)  # numbers of features whose probes have a random-label control
+EMBEDDING = "embedding"
+PREFIX = {"tsae": "", "static": "static_", "resid": "resid_", EMBEDDING: "embed_"}
+MAX_UNITS = 12  # with more units than these (homonyms), a table has no line per unit
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -115,37 +113,36 @@ class Accuracy:
 def folds(
     groups: Sequence[str], labels: Int[np.ndarray, " items"], n_folds: int, *, seed: int = 0
 ) -> Int[np.ndarray, " items"]:
-    """Fold of each item, 0 .. n_folds - 1: groups dealt out at random, those of one class (cues)
-    class by class.
+    """Fold of each item, 0 .. n_folds - 1: groups dealt out at random, class by class where a group
+    (a cue) has one label only.
 
-    Raises ValueError for fewer than two folds, or groups.
+    Raises ValueError for fewer than two folds, or fewer groups than folds.
     """
-    share = {group: float(np.mean(labels[at])) for group, at in _members(groups).items()}
+    share = {group: float(np.mean(labels[rows])) for group, rows in _members(groups).items()}
     if not 2 <= n_folds <= len(share):
         raise ValueError(
             f"folds needs 2 <= n_folds <= groups; got n_folds={n_folds}, {len(share)} groups"
         )
-    rng = np.random.default_rng(seed)
     names = sorted(share)
-    shuffled = [names[i] for i in rng.permutation(len(names))]
+    shuffled = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     dealt = sorted(shuffled, key=lambda group: share[group])  # stable: random within a class
-    fold = {group: at % n_folds for at, group in enumerate(dealt)}
+    fold = {group: i % n_folds for i, group in enumerate(dealt)}
     return np.array([fold[group] for group in groups])
 
 
 def _members(groups: Sequence[str]) -> dict[str, Int[np.ndarray, " _"]]:
-    at: dict[str, list[int]] = {}
+    """Indices of each group's items."""
+    members: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
-        at.setdefault(group, []).append(i)
-    return {group: np.array(found) for group, found in at.items()}
+        members.setdefault(group, []).append(i)
+    return {group: np.array(rows) for group, rows in members.items()}
 
 
 def random_labels(labels: Int[np.ndarray, " items"], *, seed: int = 0) -> Int[np.ndarray, " items"]:
-    """The labels in random order: the control task.
+    """The labels in random order: the control task after Hewitt and Liang (2019).
 
-    After Hewitt and Liang (2019); theirs draws one label a word type and lets the types recur in
-    the test, which measures memory. Here groups are held out, so what a probe memorises does not
-    help, and a control above chance says that the split leaks.
+    Theirs draws one label per word type and lets types recur in the test, which measures memory.
+    Here groups are held out: memory does not help, and a control above chance means a leaking split.
     """
     return np.random.default_rng(seed).permutation(labels)
 
@@ -158,13 +155,10 @@ def _rows(features: Any, at: np.ndarray) -> Any:  # scipy's types know no row in
 
 
 def chosen(features: Features, labels: Int[np.ndarray, " items"], k: int) -> tuple[int, ...]:
-    """The k features whose class means differ most, `|mean(label 1) - mean(label 0)|`; the lower
-    index on a tie.
-    """
-    difference = _rows(features, labels == 1).mean(axis=0) - _rows(features, labels == 0).mean(
-        axis=0
-    )
-    return tuple(np.argsort(-np.abs(np.asarray(difference)), kind="stable")[:k].tolist())
+    """The k features with the largest `|mean(label 1) - mean(label 0)|`; on a tie the lower index."""
+    negative, positive = (_rows(features, labels == label).mean(axis=0) for label in (0, 1))
+    difference = np.asarray(positive - negative)
+    return tuple(np.argsort(-np.abs(difference), kind="stable")[:k].tolist())
 
 
 def probe(
@@ -175,11 +169,10 @@ def probe(
     k: int | None = None,
     n_folds: int = 5,
     few: bool = False,
-    strengths: Sequence[float] = STRENGTHS,
     seed: int = 0,
 ) -> Probed:
-    """Probes on `n_folds` splits by group: each trained on all folds but one; if `few`, on one,
-    tested on the others.
+    """Probes on `n_folds` splits by group, each trained on all folds but one and tested on that one;
+    with `few`, trained on one and tested on the others.
 
     With `k`, a probe is given the k features of `chosen`, picked on its training items. Dense
     features are standardised, sparse ones divided by their root mean square, over the training
@@ -190,18 +183,18 @@ def probe(
     """
     _check(features, labels, groups, k)
     fold = folds(groups, labels, n_folds, seed=seed)
-    hits, times = np.zeros(len(labels)), np.zeros(len(labels))
-    picked, strength = [], []
-    for at in range(n_folds):
-        train = fold == at if few else fold != at
-        kept = () if k is None else chosen(_rows(features, train), labels[train], k)
-        ours = features if k is None else _columns(features, kept)
-        said, best = _fitted(ours, labels, groups, train, strengths, seed)
-        hits += (said == labels) & ~train
-        times += ~train
-        picked.append(kept)
-        strength.append(best)
-    return Probed(correct=hits / times, features=tuple(picked), strengths=tuple(strength))
+    n_right, n_tested = np.zeros(len(labels)), np.zeros(len(labels))
+    picked, strengths = [], []
+    for i in range(n_folds):
+        train = fold == i if few else fold != i
+        columns = () if k is None else chosen(_rows(features, train), labels[train], k)
+        inputs = features if k is None else _columns(features, columns)
+        predicted, strength = _fitted(inputs, labels, groups, train, seed)
+        n_right += (predicted == labels) & ~train
+        n_tested += ~train
+        picked.append(columns)
+        strengths.append(strength)
+    return Probed(correct=n_right / n_tested, features=tuple(picked), strengths=tuple(strengths))
 
 
 def _check(features: Any, labels: np.ndarray, groups: Sequence[str], k: int | None) -> None:
@@ -222,9 +215,9 @@ def _check(features: Any, labels: np.ndarray, groups: Sequence[str], k: int | No
         raise ValueError("a probe needs finite features; got NaN or infinity")
 
 
-def _columns(features: Any, kept: Sequence[int]) -> Float[np.ndarray, "items k"]:
-    found = features[:, list(kept)]
-    return found if isinstance(found, np.ndarray) else found.toarray()
+def _columns(features: Any, columns: Sequence[int]) -> Float[np.ndarray, "items k"]:
+    selected = features[:, list(columns)]
+    return selected if isinstance(selected, np.ndarray) else selected.toarray()
 
 
 def _fitted(
@@ -232,16 +225,13 @@ def _fitted(
     labels: np.ndarray,
     groups: Sequence[str],
     train: Bool[np.ndarray, " items"],
-    strengths: Sequence[float],
     seed: int,
 ) -> tuple[Int[np.ndarray, " items"], float]:
-    """What a probe fitted to the training items says about all items, and the strength it was
-    given.
-    """
+    """What a probe fitted to the training items predicts for all items, and its strength."""
     scaled = _scaled(features, train)
-    at = np.flatnonzero(train)
-    best = _strength(scaled[at], labels[at], [groups[int(i)] for i in at], strengths, seed)
-    return _said(_regression(scaled[at], labels[at], best), scaled), best
+    rows = np.flatnonzero(train)
+    strength = _strength(scaled[rows], labels[rows], [groups[int(i)] for i in rows], seed)
+    return _predicted(_regression(scaled[rows], labels[rows], strength), scaled), strength
 
 
 def _scaled(features: Any, train: Bool[np.ndarray, " items"]) -> Any:
@@ -253,34 +243,30 @@ def _scaled(features: Any, train: Bool[np.ndarray, " items"]) -> Any:
     return sparse.csr_array(features @ sparse.diags_array(1 / np.where(rms > 1e-6, rms, 1.0)))
 
 
-def _strength(
-    features: Any, labels: np.ndarray, groups: Sequence[str], strengths: Sequence[float], seed: int
-) -> float:
-    """The strength with the best accuracy on inner folds by group; the weakest probe on a tie.
+def _strength(features: Any, labels: np.ndarray, groups: Sequence[str], seed: int) -> float:
+    """The strength with the best accuracy on inner folds by group; on a tie the strongest penalty.
 
     Where the groups do not make two folds with both classes to train on, the middle one.
     """
     n_groups = len(set(groups))
-    inner = (
-        folds(groups, labels, min(3, n_groups // 2), seed=seed + 1)
-        if n_groups >= 4
-        else np.zeros(len(labels))
-    )
-    splits = [inner != at for at in np.unique(inner)]
+    inner = np.zeros(len(labels))
+    if n_groups >= 4:
+        inner = folds(groups, labels, min(3, n_groups // 2), seed=seed + 1)
+    splits = [inner != i for i in np.unique(inner)]
     if len(splits) < 2 or any(len(np.unique(labels[train])) < 2 for train in splits):
         if len(np.unique(labels)) < 2:
             raise ValueError(
                 "a training split has one class only: more groups, or fewer folds, are needed"
             )
-        return sorted(strengths)[len(strengths) // 2]
-    right = {strength: 0 for strength in sorted(strengths)}
-    for train, strength in itertools.product(splits, right):
-        said = _said(_regression(features[train], labels[train], strength), features[~train])
-        right[strength] += int((said == labels[~train]).sum())
-    return max(right, key=lambda strength: right[strength])
+        return sorted(STRENGTHS)[len(STRENGTHS) // 2]
+    n_right = {strength: 0 for strength in sorted(STRENGTHS)}
+    for train, strength in itertools.product(splits, n_right):
+        fitted = _regression(features[train], labels[train], strength)
+        n_right[strength] += int((_predicted(fitted, features[~train]) == labels[~train]).sum())
+    return max(n_right, key=lambda strength: n_right[strength])
 
 
-def _said(probe: LogisticRegression, features: Any) -> Int[np.ndarray, " items"]:
+def _predicted(probe: LogisticRegression, features: Any) -> Int[np.ndarray, " items"]:
     return np.asarray(probe.predict(features))
 
 
@@ -323,55 +309,43 @@ def scores(
     items: Sequence[Item],
     *,
     k: int | None,
+    n_folds: int = 5,
+    few: bool = False,
     control: bool = False,
     seed: int = 0,
-    **options: object,
 ) -> Float[np.ndarray, " items"]:
-    """`correct` of every item, by one probe a unit; with `control`, of probes on labels in random
-    order.
-    """
-    out = np.zeros(len(items))
-    for unit, at in _members([item.unit for item in items]).items():
-        labels = np.array([items[i].label for i in at])
+    """`correct` of every item, by one probe per unit; with `control`, the labels in random order."""
+    correct = np.zeros(len(items))
+    for unit, rows in _members([item.unit for item in items]).items():
+        labels = np.array([items[i].label for i in rows])
         if control:
             labels = random_labels(labels, seed=seed + zlib.crc32(unit.encode()))
-        groups = [items[i].group for i in at]
+        inputs, groups = _rows(features, rows), [items[i].group for i in rows]
         try:
-            out[at] = probe(_rows(features, at), labels, groups, k=k, seed=seed, **options).correct  # type: ignore[arg-type]
+            probed = probe(inputs, labels, groups, k=k, n_folds=n_folds, few=few, seed=seed)
         except ValueError as error:
-            raise ValueError(f"unit {unit!r} ({len(at)} items): {error}") from error
-    return out
-
-
-MAX_UNITS = 12  # more units than these (homonyms) are not listed one by one
+            raise ValueError(f"unit {unit!r} ({len(rows)} items): {error}") from error
+        correct[rows] = probed.correct
+    return correct
 
 
 def breakdown(items: Sequence[Item]) -> dict[str, Bool[np.ndarray, " items"]]:
-    """Which items each line of a table is about: all, the units if they are few, attractors,
-    congruence, distance.
+    """Mask of the items of each line of a table: all, each unit (if at most `MAX_UNITS`), those with
+    an attractor, congruent or not, and each distance.
     """
     units = list(dict.fromkeys(item.unit for item in items))
-    out = {"all": np.ones(len(items), dtype=bool)}
+    masks = {"all": np.ones(len(items), dtype=bool)}
     if 1 < len(units) <= MAX_UNITS:
-        out |= {unit: np.array([item.unit == unit for item in items]) for unit in units}
-    if any(item.congruent is not None for item in items):
-        out["attractor"] = np.array([item.congruent is not None for item in items])
-        out |= {
-            name: np.array([item.congruent is value for item in items])
-            for name, value in (("congruent", True), ("incongruent", False))
-        }
-    distances = sorted({item.distance for item in items} - {0})
-    out |= {f"distance {d}": np.array([item.distance == d for item in items]) for d in distances}
-    return {name: mask for name, mask in out.items() if mask.any()}
+        masks |= {unit: np.array([item.unit == unit for item in items]) for unit in units}
+    masks["attractor"] = np.array([item.congruent is not None for item in items])
+    masks["congruent"] = np.array([item.congruent is True for item in items])
+    masks["incongruent"] = np.array([item.congruent is False for item in items])
+    for distance in sorted({item.distance for item in items} - {0}):
+        masks[f"distance {distance}"] = np.array([item.distance == distance for item in items])
+    return {name: mask for name, mask in masks.items() if mask.any()}
 
 
-PREFIX = {
-    "tsae": "",
-    "static": "static_",
-    "resid": "resid_",
-    EMBEDDING: "embed_",
-}  # of a model's numbers
-CONTROLLED = (5, None)  # the probes that have a random-label control
+# ---------------------------------------------------------------------------------------------- tables
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -385,38 +359,29 @@ class Task:
     """train on one fold and test on the others, so that a probe sees few items"""
 
 
-# ---------------------------------------------------------------------------------------------- tables
-
-
 def task_rows(
     task: Task,
     features: Mapping[str, Features],
     *,
     ks: Sequence[int] = KS,
-    controlled: Sequence[int | None] = CONTROLLED,
     seed: int = 0,
     progress: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """One row a code, a number of features ("all": dense) and a line of `probes.breakdown`.
+    """One row per code, number of features ("all": dense) and line of `breakdown`.
 
     `accuracy` with its interval `low`, `high` (95 %, bootstrap over groups), `n_items`, `n_groups`;
     and, where the random-label control was run, `control` and `selectivity`, their difference. The
-    embedding is probed densely only.
+    embedding is probed densely only. `progress` is called after each probe.
     """
-    rows, parts = [], breakdown(task.items)
-    for name, found in features.items():
+    rows, masks = [], breakdown(task.items)
+    for name, code in features.items():
         for k in (None,) if name == EMBEDDING else (*ks, None):
-            options: dict[str, Any] = {
-                "k": k,
-                "n_folds": task.n_folds,
-                "few": task.few,
-                "seed": seed,
-            }
-            correct = scores(found, task.items, **options)
-            control = (
-                scores(found, task.items, control=True, **options) if k in controlled else None
-            )
-            for line, mask in parts.items():
+            options: dict[str, Any] = {"k": k, "n_folds": task.n_folds, "few": task.few}
+            correct = scores(code, task.items, seed=seed, **options)
+            control = None
+            if k in CONTROLLED:
+                control = scores(code, task.items, seed=seed, control=True, **options)
+            for line, mask in masks.items():
                 row = {"task": task.name, "model": name, "k": k or "all", "items": line}
                 rows.append(row | _measured(task, correct, control, mask, seed))
             progress()
@@ -426,31 +391,31 @@ def task_rows(
 def _measured(
     task: Task, correct: np.ndarray, control: np.ndarray | None, mask: np.ndarray, seed: int
 ) -> dict[str, float]:
-    groups = [item.group for item, kept in zip(task.items, mask, strict=True) if kept]
-    found = accuracy(correct[mask], groups, seed=seed)
-    out = {"accuracy": found.value, "low": found.low, "high": found.high}
+    groups = [task.items[i].group for i in np.flatnonzero(mask)]
+    right = accuracy(correct[mask], groups, seed=seed)
+    numbers = {"accuracy": right.value, "low": right.low, "high": right.high}
     if control is not None:
-        chance = accuracy(control[mask], groups, seed=seed).value
-        out |= {"control": chance, "selectivity": found.value - chance}
-    return out | {"n_items": found.n_items, "n_groups": found.n_groups}
+        chance = accuracy(control[mask], groups, n_boot=0).value
+        numbers |= {"control": chance, "selectivity": right.value - chance}
+    return numbers | {"n_items": right.n_items, "n_groups": right.n_groups}
 
 
 def row_numbers(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The rows as plain numbers: `probe_agreement_k5`, `static_probe_agreement_object_RC_k5`,
+    """Accuracies by name: `probe_agreement_k5`, `static_probe_agreement_object_RC_k5`,
     `resid_probe_agreement`.
 
-    The TSAE's have no prefix; dense probes have no k; lines other than "all" stand after the task.
-    Distances are left to the tables. Selectivity is `..._selectivity`.
+    The TSAE has no prefix and a dense probe no k; a line other than "all" follows the task. Distances
+    are in the tables only. Selectivity is `..._selectivity`.
     """
-    out = {}
+    numbers = {}
     for row in rows:
         if row["items"].startswith("distance"):
             continue
-        part = "" if row["items"] == "all" else f"_{row['items'].replace(' ', '_')}"
+        line = "" if row["items"] == "all" else f"_{row['items'].replace(' ', '_')}"
         k = "" if row["k"] == "all" else f"_k{row['k']}"
         prefix = PREFIX.get(row["model"], f"{row['model'].replace(' ', '_').replace('+', '_')}_")
-        name = f"{prefix}probe_{row['task']}{part}{k}"
-        out[name] = row["accuracy"]
+        name = f"{prefix}probe_{row['task']}{line}{k}"
+        numbers[name] = row["accuracy"]
         if "selectivity" in row and row["items"] == "all":
-            out[f"{name}_selectivity"] = row["selectivity"]
-    return out
+            numbers[f"{name}_selectivity"] = row["selectivity"]
+    return numbers
