@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
+
+import metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,24 +287,20 @@ def accuracy(
     n_boot: int = 1_000,
     seed: int = 0,
 ) -> Accuracy:
-    """The mean of `correct`, and its 95 % interval: percentiles over resamples of whole groups.
+    """The mean of `correct` with its 95 % interval (`metrics.interval`) over resamples of groups.
 
-    One group gives the interval (mean, mean). Raises ValueError without an item.
+    One group, or `n_boot=0`, gives the interval (0, 1). Raises ValueError without an item.
     """
     if len(correct) == 0:
         raise ValueError("accuracy needs at least one item; got none")
-    members = list(_members(groups).values())
-    sums, sizes = (
-        np.array([f(correct[at]) for at in members], dtype=np.float64) for f in (np.sum, len)
-    )
-    drawn = np.random.default_rng(seed).multinomial(
-        len(sums), np.full(len(sums), 1 / len(sums)), size=n_boot
-    )
-    low, high = np.quantile(drawn @ sums / (drawn @ sizes), (0.025, 0.975))
+    members = _members(groups).values()
+    sums = np.array([correct[rows].sum() for rows in members])
+    sizes = np.array([len(rows) for rows in members], dtype=np.float64)
     value = float(sums.sum() / sizes.sum())
-    return Accuracy(
-        value=value, low=float(low), high=float(high), n_items=len(correct), n_groups=len(sums)
-    )
+    generator = torch.Generator().manual_seed(seed)
+    replicates = metrics.resampled_ratio(sums, sizes, n_boot, generator)
+    low, high = metrics.interval(value, replicates, len(sums))
+    return Accuracy(value=value, low=low, high=high, n_items=len(correct), n_groups=len(sums))
 
 
 def scores(
