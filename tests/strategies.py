@@ -14,6 +14,16 @@ settings.load_profile("tsae")
 finite = st.floats(-1e3, 1e3, width=32, allow_subnormal=False)
 grid = st.integers(-8, 8).map(float)  # sums and products of these are exact in float32
 
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
 
 def tensors(
     *shape: int, elements: st.SearchStrategy[float] = finite

@@ -1,12 +1,7 @@
-import csv
 import errno
 import json
 import os
 import resource
-import signal
-import subprocess
-import sys
-import time
 import zlib
 from pathlib import Path
 
@@ -15,9 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from strategies import grid, sizes, tensors
+from strategies import grid, json_values, sizes, tensors
 
-from tsae_lab import files
 from tsae_lab.jobs import checkpoint
 
 DTYPES = (
@@ -48,17 +42,6 @@ def bits(tensor):
     """
     whole = tensor.contiguous().reshape(-1).view(torch.uint8)
     return tensor.dtype, tuple(tensor.shape), bytes(whole.tolist())
-
-
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
 
 
 @st.composite
@@ -215,41 +198,6 @@ def test_what_the_format_cannot_hold_is_not_saved(tmp_path, odd):
 # Atomic files
 
 
-def half_then(error):
-    def write(path):
-        path.write_bytes(b"half")
-        raise error
-
-    return write
-
-
-@pytest.mark.parametrize("before", [None, b"old"])
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, "No space left on device"),
-        ValueError("two\nlines"),
-        KeyboardInterrupt(),
-    ],
-)
-def test_a_write_that_fails_half_way_leaves_what_was_there_and_no_other_file(
-    tmp_path, before, error
-):
-    path = tmp_path / "a.json"
-    if before is not None:
-        path.write_bytes(before)
-    with pytest.raises(type(error)) as caught:
-        files.write_atomic(path, half_then(error))
-    assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == (
-        [] if before is None else [("a.json", before)]
-    )
-    if isinstance(error, OSError):
-        assert caught.value.errno == errno.ENOSPC
-    if not isinstance(error, KeyboardInterrupt):
-        assert f"{path} not written" in str(caught.value)
-        assert "\n" not in str(caught.value)
-
-
 def test_a_file_that_outgrows_the_limit_of_the_system_leaves_the_old_one(tmp_path):
     path = tmp_path / "a"
     checkpoint.save_tensors(path, {"a": torch.ones(2)}, {})
@@ -262,92 +210,6 @@ def test_a_file_that_outgrows_the_limit_of_the_system_leaves_the_old_one(tmp_pat
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert checkpoint.load_tensors(path)[0]["a"].tolist() == [1, 1]
     assert [f.name for f in tmp_path.iterdir()] == ["a"]
-
-
-KILLED = """
-import pathlib, sys, time, torch, checkpoint
-def write(temporary):
-    with temporary.open("wb") as file:
-        file.write(b"half"); file.flush(); print("half", flush=True); time.sleep(60)
-checkpoint.write_atomic(pathlib.Path(sys.argv[1]), write)
-"""
-
-
-def test_a_process_killed_in_the_middle_of_a_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "a"
-    path.write_bytes(b"old")
-    env = {**os.environ, "PYTHONPATH": str(Path(checkpoint.__file__).parent)}
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, env=env
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"half\n"
-        process.send_signal(signal.SIGKILL)
-    assert path.read_bytes() == b"old"
-    [left] = temporary_files(tmp_path)
-    files.write_atomic(path, lambda temporary: temporary.write_bytes(b"new"))
-    assert temporary_files(tmp_path) == [
-        left
-    ]  # so young that it might be of a process that still writes
-    long_ago = time.time() - 7200
-    os.utime(tmp_path / left, (long_ago, long_ago))
-    files.write_atomic(path, lambda temporary: temporary.write_bytes(b"newer"))
-    assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == [("a", b"newer")]
-
-
-def test_a_missing_folder_is_an_error_with_the_name_of_the_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"b/c\.json not written: No such file"):
-        files.write_json(tmp_path / "b" / "c.json", {})
-
-
-@on_disk
-@given(json_values)
-def test_json_is_read_back_as_it_was_written(folder, obj):
-    files.write_json(folder / "any.json", obj)
-    assert json.loads((folder / "any.json").read_text()) == obj
-
-
-def test_csv_is_read_back_as_it_was_written(tmp_path):
-    rows = [
-        {"word": 'a "quoted", one', "n": 1},
-        {"word": "two\nlines", "n": -2},
-        {"word": "[東]", "n": 3},
-    ]
-    files.write_csv(tmp_path / "rows.csv", rows)
-    with (tmp_path / "rows.csv").open(newline="", encoding="utf-8") as file:
-        assert [{**row, "n": int(row["n"])} for row in csv.DictReader(file)] == rows
-    with pytest.raises(ValueError, match=r"rows\.csv"):
-        files.write_csv(tmp_path / "rows.csv", [{"a": 1}, {"b": 2}])
-    assert "quoted" in (tmp_path / "rows.csv").read_text()
-    files.write_csv(tmp_path / "rows.csv", [])
-    assert (tmp_path / "rows.csv").read_text() == ""
-
-
-@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
-def test_json_with_nan_or_infinity_is_refused_with_its_place(tmp_path, odd):
-    path = tmp_path / "a.json"
-    path.write_text("old")
-    with pytest.raises(ValueError, match=rf"a\.json not written: means\.loss\.1 is {odd}"):
-        files.write_json(path, {"n": 1, "means": {"loss": [0.5, odd]}})
-    with pytest.raises(ValueError, match="not written: step is"):
-        checkpoint.save_tensors(path, {}, {"step": odd})
-    with pytest.raises(ValueError, match="not written: it is"):
-        files.write_json(path, odd)
-    assert path.read_text() == "old"
-
-
-def test_an_object_that_json_does_not_know_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"a\.json not written: Object of type Tensor"):
-        files.write_json(tmp_path / "a.json", {"loss": torch.tensor(1.0)})
-
-
-def test_too_little_space_is_an_error_with_needed_and_free_bytes(tmp_path):
-    files.require_space(tmp_path / "not" / "yet" / "there", 1)
-    with pytest.raises(
-        OSError, match=r"a needs 1,000,000,000,000,000,000 bytes of disk, [\d,]+ are free"
-    ) as caught:
-        files.require_space(tmp_path / "a", 10**18)
-    assert caught.value.errno == errno.ENOSPC
 
 
 # The SAELens format

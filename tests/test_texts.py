@@ -25,7 +25,6 @@ from tsae_lab.data.texts import (
     split_text,
     windows,
 )
-from tsae_lab.files import Wheel, unpack_wheel
 
 TINY_SHAKESPEARE = Path(__file__).parents[2] / "shared" / "data" / "text" / "tinyshakespeare.txt"
 USER_CACHE = os.environ.get(
@@ -354,66 +353,6 @@ def test_a_file_that_cannot_be_downloaded_is_a_one_line_error(dump, monkeypatch,
         server.shutdown()
     with pytest.raises(ValueError, match=r"data directory .* does not exist"):
         load_corpus("enwik8", data_dir=tmp_path / "absent")
-
-
-# ---------------------------------------------------------------- data packages
-
-
-@pytest.fixture
-def wheel_house(tmp_path, monkeypatch):
-    """A folder with one tiny wheel that pip finds there and nowhere else."""
-    folder = tmp_path / "wheels"
-    folder.mkdir()
-    file = folder / "tsae_sample_texts-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("tsae_sample_texts/data/one.txt", "one")
-        archive.writestr("tsae_sample_texts/__init__.py", "")
-        info = "tsae_sample_texts-1.0.dist-info"
-        archive.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tsae-sample-texts\nVersion: 1.0\n"
-        )
-        archive.writestr(
-            f"{info}/WHEEL",
-            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        )
-        archive.writestr(f"{info}/RECORD", "")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def test_a_wheel_is_fetched_with_the_users_pip_settings_checked_and_unpacked(wheel_house, tmp_path):
-    wheel = Wheel("tsae-sample-texts", "1.0", wheel_house)
-    files = unpack_wheel(wheel, lambda name: name.endswith(".txt"), tmp_path / "out")
-    assert [f.read_text() for f in files] == ["one"]
-    assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["one.txt"]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"), [("tsae-sample-texts", "wrong checksum"), ("tsae-absent", "pip could not")]
-)
-def test_a_wheel_that_is_absent_or_another_is_a_one_line_error(
-    wheel_house, tmp_path, name, message
-):
-    wheel = files.Wheel(name, "1.0", wheel_house[::-1])
-    with pytest.raises(ValueError, match=message) as caught:
-        files.unpack_wheel(wheel, lambda _: True, tmp_path / "out")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_failed_or_interrupted_stage_leaves_nothing(tmp_path):
-    def broken() -> None:
-        with files.staged(tmp_path / "target") as stage:
-            (stage / "half").write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        broken()
-    assert not list(tmp_path.glob("*target*"))
-    with files.staged(tmp_path / "target") as stage:
-        (stage / "whole").write_text("whole")
-    assert (tmp_path / "target" / "whole").read_text() == "whole"
 
 
 # ---------------------------------------------------------------- the real texts
