@@ -2,34 +2,20 @@ import json
 from pathlib import Path
 
 import pytest
-from test_language_model import save_model
-from test_tsae import random_model
+from toys import random_model, save_saes
 from typer.testing import CliRunner
 
 import experiment
 from tsae import Dials
-from tsae_lab.jobs import checkpoint
 
-HOOK = "blocks.1.hook_resid_post"
 run = CliRunner().invoke
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> tuple[Path, Path]:
+def folders(tmp_path_factory, lm_folder) -> tuple[Path, Path]:
     """A saved TSAE and a saved static SAE on a toy language model."""
-    root = tmp_path_factory.mktemp("models")
-    lm = root / "lm"
-    lm.mkdir()
-    save_model(lm, "llama")
-    params = random_model(d_in=24, d_sae=96)
-    for name in ("tsae", "static"):
-        checkpoint.save_saelens(
-            root / name, **vars(params.static), k=6, model_name=str(lm), hook_name=HOOK
-        )
-    dials = {key: value for key, value in vars(Dials(k=6)).items() if key != "low"}
-    checkpoint.save_tensors(
-        root / "tsae" / "temporal.safetensors", vars(params.temporal), {"dials": dials}
-    )
+    params, root = random_model(d_in=24, d_sae=96), tmp_path_factory.mktemp("models")
+    save_saes(root, params, Dials(k=6), lm_folder)
     return root / "tsae", root / "static"
 
 

@@ -1,9 +1,6 @@
 import numpy as np
 import pytest
-import torch
-from test_effects import HOOK, toy_batch
-from test_language_model import save_model
-from test_tsae import random_model
+from toys import HOOK, random_model, toy_batch
 
 import metrics
 import tsae
@@ -17,13 +14,6 @@ from tsae_lab.sections.effects import Counts, Shared
 
 SMALL = Counts(offsets=(-1, -4), features=2, controls=3, strengths=(-1.0, 0.0, 2.0), steer_cases=2, steer_controls=2,
                text_rows=2, duration_features=4, duration_each=2)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def lm(tmp_path_factory) -> language_model.LanguageModel:
-    return language_model.load_lm(
-        save_model(tmp_path_factory.mktemp("llama"), "llama"), device="cpu", dtype=torch.float32
-    )
 
 
 def make_bench(lm) -> Shared:

@@ -1,59 +1,17 @@
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_language_model import ENDS, SIZES, save_model, save_tokenizer
-from test_tsae import random_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from toys import HOOK, load_toy, random_model, save_model, toy_batch
 
 import tsae
 from tsae import Dials, Sae
 from tsae_lab.data import language_model, tasks
 from tsae_lab.measures import effects, interventions
 from tsae_lab.measures.effects import SPAN, Batch, Case
-
-HOOK = "blocks.1.hook_resid_post"
-
-
-@pytest.fixture(scope="module")
-def lm(tmp_path_factory) -> language_model.LanguageModel:
-    return language_model.load_lm(
-        save_model(tmp_path_factory.mktemp("llama"), "llama"), device="cpu", dtype=torch.float32
-    )
-
-
-def save_wide(folder: Path) -> Path:
-    """A random language model wide enough for random directions to be nearly at right angles."""
-    vocab_size = save_tokenizer(folder)
-    torch.manual_seed(0)
-    sizes = {**SIZES, **ENDS, "hidden_size": 120, "num_attention_heads": 3, "intermediate_size": 80}
-    LlamaForCausalLM(
-        LlamaConfig(vocab_size=vocab_size, initializer_range=0.2, **sizes)
-    ).save_pretrained(folder)
-    return folder
-
-
-def toy_batch(lm, n=24, seq=5, seed=0) -> Batch:
-    """Random texts whose second token is one of two words, the twin having the other: the toy's
-    number.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    text = torch.randint(20, 250, (n, seq), generator=generator)
-    label = torch.arange(n) % 2
-    words = torch.tensor([60, 70])
-    ids, twin = text.clone(), text.clone()
-    ids[:, 1], twin[:, 1] = words[label], words[1 - label]
-    prefix = torch.tensor(lm.prefix).expand(n, -1)
-    ids, twin = torch.cat([prefix, ids], 1), torch.cat([prefix, twin], 1)
-    forms = torch.tensor([30, 40])
-    return Batch(
-        ids=ids, hidden=language_model.residual(lm, ids, HOOK), twin=language_model.residual(lm, twin, HOOK)[:, len(lm.prefix) :],
-        good=forms[label], bad=forms[1 - label], label=label, subject=torch.full((n,), 1),
-    )  # fmt: skip
 
 
 def planted(lm, batch: Batch) -> tuple[Sae, int]:
@@ -84,7 +42,7 @@ def planted(lm, batch: Batch) -> tuple[Sae, int]:
 
 
 def test_a_planted_causal_feature_is_found_and_a_hundred_random_features_are_not(tmp_path):
-    lm = language_model.load_lm(save_wide(tmp_path), device="cpu", dtype=torch.float32)
+    lm = load_toy(save_model(tmp_path, "llama", hidden_size=120, intermediate_size=80))
     above = language_model.layers_above(lm, HOOK)
     train, test = toy_batch(lm), toy_batch(lm, seed=5)
     sae, feature = planted(lm, train)

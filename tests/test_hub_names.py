@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 from hub_server import dataset, serve, table
-from test_public_sets import DATA, blimp, linzen, real, write
+from toys import DATA, ROOT, blimp, linzen, real, write
 
 from tsae_lab.data import public_sets, records
 
-ROOT = Path(__file__).resolve().parent.parent
 WINOGENDER = [
     {
         "sentid": f"baker.guest.{answer}.{gender}.txt",

@@ -1,12 +1,10 @@
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_language_model import save_model
-from test_tsae import random_model
+from toys import random_model
 
 import tsae
 from tsae import Codes, Dials, Memory, Sae
@@ -265,26 +263,20 @@ def test_bad_edits_are_refused_in_one_line():
 # ------------------------------------------------------------------------------------------- language models
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt_neox", "gpt2"])
-def lm(request, tmp_path_factory) -> language_model.LanguageModel:
-    folder: Path = save_model(tmp_path_factory.mktemp(request.param), request.param)
-    return language_model.load_lm(folder, device="cpu", dtype=torch.float32)
-
-
 @pytest.mark.parametrize("layer", [0, 1, 2])
-def test_the_layers_above_give_what_the_bridge_gives_with_the_edit_hooked_in(lm, layer):
+def test_the_layers_above_give_what_the_bridge_gives_with_the_edit_hooked_in(any_lm, layer):
     hook = f"blocks.{layer}.hook_resid_post"
-    ids = torch.tensor([[*lm.prefix, *lm.tokenizer("a lazy dog jumps")["input_ids"]]])
-    sae = Sae(params=random_model(d_in=lm.d_in, d_sae=D_SAE), dials=Dials(k=K))
-    seq = ids.shape[1] - len(lm.prefix)
-    hidden = language_model.residual(lm, ids, hook)
-    x = hidden[:, len(lm.prefix) :]
+    ids = torch.tensor([[*any_lm.prefix, *any_lm.tokenizer("a lazy dog jumps")["input_ids"]]])
+    sae = Sae(params=random_model(d_in=any_lm.d_in, d_sae=D_SAE), dials=Dials(k=K))
+    seq = ids.shape[1] - len(any_lm.prefix)
+    hidden = language_model.residual(any_lm, ids, hook)
+    x = hidden[:, len(any_lm.prefix) :]
     edit = interventions.steer(torch.tensor([5]), interventions.positions(seq, [2]), 4.0)
     delta, _ = interventions.intervene(sae, x, edit, propagated=True)
-    patched = torch.cat([hidden[:, : len(lm.prefix)], x + delta], 1)
-    fast = language_model.layers_above(lm, hook)(ids, patched, seq)
-    slow = interventions.edited_logits(lm, ids, hook, sae, edit, propagated=True)
+    patched = torch.cat([hidden[:, : len(any_lm.prefix)], x + delta], 1)
+    fast = language_model.layers_above(any_lm, hook)(ids, patched, seq)
+    slow = interventions.edited_logits(any_lm, ids, hook, sae, edit, propagated=True)
     torch.testing.assert_close(fast, slow[:, -seq:], rtol=1e-4, atol=1e-5)
-    plain = lm.bridge(ids)
+    plain = any_lm.bridge(ids)
     assert (slow[:, -seq + 2 :] - plain[:, -seq + 2 :]).abs().max() > 1e-4
     assert torch.equal(slow[:, : -seq + 2], plain[:, : -seq + 2])

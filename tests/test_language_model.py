@@ -7,30 +7,18 @@ import sys
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PretrainedConfig,
-    PreTrainedTokenizerFast,
-)
+from toys import HOOK, load_toy, save_model
 
 from tsae_lab import files
 from tsae_lab.data import language_model, store, texts
 from tsae_lab.data.store import activation_store
 
-HOOK = "blocks.1.hook_resid_post"
 DOCUMENTS = (
     "the quick brown fox " * 9,
     "über lazy 🙂 dogs jump. " * 7,
@@ -42,52 +30,6 @@ documents = st.lists(st.text(st.sampled_from("the qué🙂\n"), max_size=40), mi
 shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
-def save_tokenizer(folder: Path) -> int:
-    """Writes a byte-level BPE tokenizer into the folder and gives the size of its vocabulary."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=290,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog. "] * 9, trainer)
-    end = "<|endoftext|>"
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=end, eos_token=end
-    ).save_pretrained(folder)
-    return tokenizer.get_vocab_size()
-
-
-SIZES: dict[str, Any] = {
-    "hidden_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "intermediate_size": 40,
-}
-ENDS: dict[str, Any] = {"max_position_embeddings": 32, "bos_token_id": 0, "eos_token_id": 0}
-
-
-def save_model(folder: Path, kind: str) -> Path:
-    vocab_size = save_tokenizer(folder)
-    torch.manual_seed(0)
-    config: PretrainedConfig
-    if kind == "gpt_neox":
-        config = GPTNeoXConfig(vocab_size=vocab_size, initializer_range=0.2, **SIZES, **ENDS)
-        GPTNeoXForCausalLM(config).save_pretrained(folder)
-    elif kind == "llama":
-        config = LlamaConfig(vocab_size=vocab_size, initializer_range=0.2, **SIZES, **ENDS)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    else:
-        config = GPT2Config(
-            vocab_size=vocab_size, n_embd=24, n_layer=3, n_head=3, n_positions=32, bos_token_id=0
-        )
-        GPT2LMHeadModel(config).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     return save_model(tmp_path_factory.mktemp("gpt_neox"), "gpt_neox")
@@ -95,13 +37,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def lm(folder) -> language_model.LanguageModel:
-    return language_model.load_lm(folder, device="cpu", dtype=torch.float32)
-
-
-@pytest.fixture(scope="session", params=["gpt_neox", "llama", "gpt2"])
-def any_lm(request, tmp_path_factory) -> language_model.LanguageModel:
-    model = save_model(tmp_path_factory.mktemp(request.param), request.param)
-    return language_model.load_lm(str(model), device="cpu", dtype=torch.float32)
+    return load_toy(folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,13 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_language_model import save_model
+from toys import DATA, HOOK
 
 from probes import Pair
-from tsae_lab.data import language_model, public_sets
+from tsae_lab.data import public_sets
 from tsae_lab.measures import minimal_pairs
-
-HOOK = "blocks.1.hook_resid_post"
-DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def pair(prefix: str, good: str, bad: str, suffix: str = "", group: str = "g") -> Pair:
@@ -24,13 +20,6 @@ PAIRS = (
     pair("", "the", "fox", " dog"),
     pair("over the lazy brown fox", " over", " lazy"),
 )
-
-
-@pytest.fixture(scope="module")
-def lm(tmp_path_factory) -> language_model.LanguageModel:
-    return language_model.load_lm(
-        save_model(tmp_path_factory.mktemp("llama"), "llama"), device="cpu", dtype=torch.float32
-    )
 
 
 def log_probability(lm, text: str, replacement=None, begin: int = 0) -> float:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from toys import store_of
 
 import experiment
 import tsae
-from tsae_lab.data.store import Store
-from tsae_lab.data.texts import Tokens
 from tsae_lab.jobs import checkpoint, plan, training
 from tsae_lab.jobs.plan import Config
 
@@ -21,13 +20,8 @@ def unit(*, n_seq: int, seq: int, pieces: int, batch: int, seed: int = 0) -> pla
         [torch.arange(n_seq)[:, None].expand(n_seq, seq), torch.arange(seq).expand(n_seq, seq)], 2
     )
     valid = torch.arange(seq) < torch.full((n_seq,), seq).sub(torch.arange(n_seq) % 3)[:, None]
-    ids, zero = (
-        torch.zeros(n_seq, seq + 1, dtype=torch.int32),
-        torch.zeros(n_seq, dtype=torch.int32),
-    )
-    tokens = Tokens(ids=ids, valid=valid, document=zero, start=zero, chars=zero + seq)
-    data = x.to(torch.bfloat16).view(torch.int16).numpy()
-    store = Store(path=Path(), hook="blocks.0.hook_resid_post", tokens=tokens, data=data)
+    zero = torch.zeros(n_seq, dtype=torch.int32)
+    store = store_of(x, valid, document=zero, start=zero, chars=zero + seq)
     return plan.Unit(
         config=Config(seq=seq, pieces=pieces, batch=batch), data=plan.Data(name="none", train=store, val=store),
         seed=seed, folder=Path(), log=Path(), device=torch.device("cpu"), low=torch.float32,

@@ -2,51 +2,16 @@
 line.
 """
 
-import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toys import DATA, blimp, linzen, real, write
 
 from probes import Item, Pair
 from tsae_lab.data import public_sets
 from tsae_lab.data.records import Loaded
-
-DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
-real = pytest.mark.skipif(not DATA.is_dir(), reason="the public sets are not beside the repository")
-
-
-def write(path: Path, *lines: str) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return path
-
-
-def blimp(
-    good: object = "The cats sleep.", bad: object = "The cats sleeps.", **rest: object
-) -> str:
-    return json.dumps(
-        {
-            "sentence_good": good,
-            "sentence_bad": bad,
-            "UID": "agreement",
-            "case": "agreement",
-            **rest,
-        }
-    )
-
-
-def linzen(**rest: object) -> str:
-    row = {
-        "tokens": ["the", "keys", "to", "it", "are", "here"],
-        "verb_index": 4,
-        "good": "are",
-        "bad": "is",
-        "attractors": 0,
-    }
-    return json.dumps(row | rest)
-
 
 GAP = (
     "ID",

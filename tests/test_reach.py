@@ -4,22 +4,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from test_language_model import save_model
-from test_tsae import random_model
+from toys import HOOK, random_model
 
 import metrics
 from tsae import Dials, Sae
 from tsae_lab.data import language_model
 from tsae_lab.measures import effects, interventions, lifetimes
-
-HOOK = "blocks.1.hook_resid_post"
-
-
-@pytest.fixture(scope="module")
-def lm(tmp_path_factory) -> language_model.LanguageModel:
-    return language_model.load_lm(
-        save_model(tmp_path_factory.mktemp("llama"), "llama"), device="cpu", dtype=torch.float32
-    )
 
 
 def make_sae(lm) -> Sae:

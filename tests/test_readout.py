@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_language_model import save_model
+from toys import HOOK, save_saes
 from typer.testing import CliRunner
 
 import experiment
@@ -21,10 +21,8 @@ import tsae
 from probes import Item
 from tsae_lab import files
 from tsae_lab.data import language_model, tasks
-from tsae_lab.jobs import checkpoint
 from tsae_lab.measures import readout
 
-HOOK = "blocks.1.hook_resid_post"
 TEXTS = (
     "the quick brown fox",
     "lazy dogs jump over it",
@@ -38,16 +36,6 @@ def item(text: str, word: str = "", **rest: object) -> Item:
     begin = text.rindex(word) if word else text.rindex(text.split()[-1])
     made = {"unit": "u", "label": 0, "group": text} | rest
     return Item(text=text, begin=begin, end=begin + len(word or text.split()[-1]), **made)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"), "llama")
-
-
-@pytest.fixture(scope="module")
-def lm(folder) -> language_model.LanguageModel:
-    return language_model.load_lm(folder, device="cpu", dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -187,17 +175,8 @@ def test_bad_input_to_read_out_is_refused(lm):
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory, folder, params) -> Path:
-    out = tmp_path_factory.mktemp("seed_0")
-    for name in ("tsae", "static"):
-        checkpoint.save_saelens(
-            out / name, **vars(params.static), k=4, model_name=str(folder), hook_name=HOOK
-        )
-    dials = {name: value for name, value in vars(DIALS).items() if name != "low"}
-    checkpoint.save_tensors(
-        out / "tsae" / "temporal.safetensors", vars(params.temporal), {"dials": dials}
-    )
-    return out
+def model_dir(tmp_path_factory, lm_folder, params) -> Path:
+    return save_saes(tmp_path_factory.mktemp("seed_0"), params, DIALS, lm_folder)
 
 
 def linzen(path: Path) -> Path:

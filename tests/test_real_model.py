@@ -4,7 +4,7 @@ in the cache.
 
 import pytest
 import torch
-from test_tsae import random_model
+from toys import random_model
 
 import tsae
 from tsae import Dials, Sae

@@ -16,15 +16,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_experiment import ROOT, TINY
+from toys import ROOT, STUDY, TINY, store_of
 from typer.testing import CliRunner
 
 import experiment
 import metrics
 import tsae
 from tsae_lab.data.language_model import LanguageModel
-from tsae_lab.data.store import Store
-from tsae_lab.data.texts import Tokens
 from tsae_lab.jobs import checkpoint, commands, study
 from tsae_lab.measures import lifetimes, transitions
 from tsae_lab.sections import context, figures, stability
@@ -46,16 +44,9 @@ def a_store(n_seq=12, seq=20, n_doc=6, seed=0, lengths=None):
     start = torch.tensor(
         [int((document[:row] == document[row]).sum()) * seq for row in range(n_seq)]
     ).int()
-    tokens = Tokens(
-        ids=ids, valid=valid, document=document, start=start, chars=torch.ones(n_seq).int()
-    )
     x = torch.randn(n_seq, seq, D_IN, generator=g).to(torch.bfloat16) * valid[..., None]
-    return Store(
-        path=Path(),
-        hook="blocks.0.hook_resid_post",
-        tokens=tokens,
-        data=x.view(torch.int16).numpy(),
-    )
+    chars = torch.ones(n_seq).int()
+    return store_of(x, valid, ids=ids, document=document, start=start, chars=chars)
 
 
 def a_lm():
@@ -471,9 +462,6 @@ def finished(tmp_path_factory) -> Path:
     assert done.returncode == 0, done.stderr[-2000:]
     assert "TSS" in done.stdout
     return out
-
-
-STUDY = ["--val_tokens=8000", "--share=0.02"]
 
 
 def run_3(out: Path, *options: str) -> subprocess.CompletedProcess:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import cut, grid, sizes, tensors
+from toys import random_model
 
 import tsae
 from tsae import Codes, Dials
@@ -62,18 +63,6 @@ def run(params, x, dials, pieces):
         acts.append(tsae.dense(codes, len(params.static.b_enc)))
         out.append(x_hat)
     return torch.cat(acts, 1), torch.cat(out, 1)
-
-
-def random_model(*, d_in=12, d_sae=96, hidden=8, seed=0):
-    """A model of normal weights, wide enough for the two-step top-k, whose every part acts."""
-    g = torch.Generator().manual_seed(seed)
-    static = tsae.init_static(torch.randn(d_in, generator=g), d_sae, generator=g)
-    params = tsae.from_static(
-        static, scale=1.3, hidden_enc=hidden, hidden_dec=2 * hidden, generator=g
-    )
-    t = params.temporal
-    W_gate, W_out = (torch.randn(w.shape, generator=g) for w in (t.W_gate, t.W_out))
-    return replace(params, temporal=replace(t, W_gate=W_gate, b_gate=t.b_gate / 2, W_out=W_out))
 
 
 # ------------------------------------------------------------------------------------------ what must hold

