@@ -76,14 +76,14 @@ def batch_at(unit: Unit, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     config, n = unit.config, len(unit.data.train)
     group, piece = divmod(step, config.pieces)
     epoch, batch = divmod(group, n // config.batch)
-    order = torch.randperm(n, generator=_generator(1_000_003 * unit.seed + epoch))
+    order = torch.randperm(n, generator=_seeded(1_000_003 * unit.seed + epoch))
     rows = order[batch * config.batch : (batch + 1) * config.batch].sort().values
     span = slice(*(config.seq * i // config.pieces for i in (piece, piece + 1)))
     weight = unit.data.train.tokens.valid[rows, span].to(unit.device, torch.float32)
     return unit.data.train.x(rows, span).to(unit.device), weight
 
 
-def _generator(seed: int) -> torch.Generator:
+def _seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
@@ -96,7 +96,7 @@ def start_static(unit: Unit) -> training.Trainer:
         named = {name: tensor.to(unit.device) for name, tensor in weights.items()}
         return training.start_trainer(named, config)
     x, weight = batch_at(unit, 0)
-    static = tsae.init_static(x[weight > 0].mean(0), config.d_sae, generator=_generator(unit.seed))
+    static = tsae.init_static(x[weight > 0].mean(0), config.d_sae, generator=_seeded(unit.seed))
     return training.start_trainer(tsae.tensors(static), config)
 
 
@@ -110,7 +110,7 @@ def start_tsae(unit: Unit, pretrained: training.Trainer) -> training.Trainer:
         scale=(x - teacher.b_dec)[weight > 0].square().mean().sqrt().item(),
         hidden_enc=config.hidden_enc,
         hidden_dec=config.hidden_dec,
-        generator=_generator(1_000 + unit.seed),
+        generator=_seeded(1_000 + unit.seed),
     )
     rows = slice(0, math.ceil(START_TOKENS / config.seq))
     x, valid = store.x(rows).to(unit.device), store.tokens.valid[rows].to(unit.device)
@@ -124,7 +124,7 @@ def start_tsae(unit: Unit, pretrained: training.Trainer) -> training.Trainer:
 def fit(
     unit: Unit, model: str, start: Callable[[], training.Trainer], steps: range, phases: tsae.Phases
 ) -> tuple[training.Trainer, float]:
-    """The trainer after `steps`, from `start` or on from the unit's checkpoint, and the seconds taken.
+    """The trainer after `steps`, from `start` or on from the unit's checkpoint, and the seconds it took.
 
     A checkpoint is written every `checkpoint_every` steps and at the end; a killed run continues
     from it to the same bits. `model` is "static" or "tsae" and names the checkpoint.

@@ -1,5 +1,4 @@
-"""Speed of training, in one process: `python bench.py` compares our steps with a plain dense
-implementation.
+"""Speed of training: `python experiment.py bench` compares our steps with a plain dense SAE's.
 
 All arms take the same tokens and the same recipe (loss, gradient clipping, Adam, unit decoder
 rows), and take turns, so that a drift of the machine's speed falls on all of them alike.
@@ -43,7 +42,7 @@ class Job:
 
     @property
     def tokens(self) -> int:
-        """Tokens a step."""
+        """Tokens per step."""
         return self.x.shape[0] * self.x.shape[1]
 
 
@@ -53,14 +52,10 @@ class DenseSAE(nn.Module):
     def __init__(self, static: tsae.Static, k: int):
         super().__init__()
         self.k = k
-        self.W_enc, self.b_enc = (
-            nn.Parameter(static.W_enc.clone()),
-            nn.Parameter(static.b_enc.clone()),
-        )
-        self.W_dec, self.b_dec = (
-            nn.Parameter(static.W_dec.clone()),
-            nn.Parameter(static.b_dec.clone()),
-        )
+        self.W_enc = nn.Parameter(static.W_enc.clone())
+        self.b_enc = nn.Parameter(static.b_enc.clone())
+        self.W_dec = nn.Parameter(static.W_dec.clone())
+        self.b_dec = nn.Parameter(static.b_dec.clone())
 
     def forward(self, x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, "tokens d_in"]:
         """The reconstruction."""
@@ -92,91 +87,84 @@ def dense_step(job: Job) -> Callable[[], object]:
 
 
 def our_step(job: Job, *, temporal: bool) -> Callable[[], object]:
-    """One step of `training.train_step`: of the static SAE, or of a TSAE with every part in, in its
-    refinement.
-    """
-    named = tsae.tensors(job_params(job) if temporal else job.static)
-    held = [training.start_trainer(named, job.recipe)]
+    """One step of `training.train_step`: the static SAE's, or the whole TSAE's in its refinement."""
+    named = tsae.tensors(_job_params(job) if temporal else job.static)
+    trainers = [training.start_trainer(named, job.recipe)]
     weight = torch.ones(job.x.shape[:2])
 
     def step() -> dict[str, Any]:
         phases = REFINE if temporal else ALONE
-        held[0], info = training.train_step(
-            held[0], job.x, weight, STEP, job.recipe, phases, job.low, begins=False
+        trainers[0], info = training.train_step(
+            trainers[0], job.x, weight, STEP, job.recipe, phases, job.low, begins=False
         )
         return info
 
     return step
 
 
-def job_params(job: Job) -> tsae.Params:
+def _job_params(job: Job) -> tsae.Params:
     """A TSAE on the job's static SAE."""
     g, recipe = torch.Generator().manual_seed(1), job.recipe
     sizes = {"hidden_enc": recipe.hidden_enc, "hidden_dec": recipe.hidden_dec}
     return tsae.from_static(job.static, scale=1.0, generator=g, **sizes)
 
 
-def arms_of(job: Job) -> Arms:
+def _arms_of(job: Job) -> Arms:
     """The steps that are compared, and the product that none of them can do without."""
     plain = replace(job, low=torch.float32)
     arms = {
         DENSE: dense_step(job),
-        f"static SAE, {name_of(job.low)} products": our_step(job, temporal=False),
-        f"TSAE, {name_of(job.low)} products": our_step(job, temporal=True),
+        f"static SAE, {_name_of(job.low)} products": our_step(job, temporal=False),
+        f"TSAE, {_name_of(job.low)} products": our_step(job, temporal=True),
     }
     if job.low != torch.float32:
         arms["static SAE, fp32 products"] = our_step(plain, temporal=False)
         arms["TSAE, fp32 products"] = our_step(plain, temporal=True)
-    for one in dict.fromkeys((job.low, torch.float32)):
-        arms[product_of(one)] = lambda low=one: tsae.pre_acts(job.x, job.static, low)
+    for dtype in dict.fromkeys((job.low, torch.float32)):
+        arms[_product_of(dtype)] = lambda low=dtype: tsae.pre_acts(job.x, job.static, low)
     return arms
 
 
-def name_of(dtype: torch.dtype) -> str:
-    """A dtype in four letters."""
+def _name_of(dtype: torch.dtype) -> str:
+    """Short name of a dtype: bf16, fp32, else its own."""
     return {torch.bfloat16: "bf16", torch.float32: "fp32"}.get(dtype, str(dtype))
 
 
-def product_of(low: torch.dtype) -> str:
+def _product_of(low: torch.dtype) -> str:
     """The name of the arm that is the encoder's product alone."""
-    return f"encoder product alone, {name_of(low)}"
+    return f"encoder product alone, {_name_of(low)}"
 
 
-def lstm_part(
+def _lstm_part(
     job: Job, W_x: Tensor, W_h: Tensor, b: Tensor, *, onward: Tensor | None = None
 ) -> Callable[[], object]:
-    """An LSTM of the job's x, forward and backward; with `onward`, also the product of its states
-    with that.
-    """
-    x = job.x if onward is None else leaf(job.x)
-    (w_x, w_h, bias), zeros = (
-        [leaf(w) for w in (W_x, W_h, b)],
-        job.x.new_zeros(len(job.x), len(W_h)),
-    )
+    """An LSTM over the job's x, forward and backward; with `onward`, its states times that too."""
+    x = job.x if onward is None else _leaf(job.x)
+    w_x, w_h, bias = (_leaf(w) for w in (W_x, W_h, b))
+    zeros = job.x.new_zeros(len(job.x), len(W_h))
 
-    def part() -> None:
+    def forward() -> Tensor:
         hs, _, _ = tsae_kernels.lstm(x, zeros, zeros, w_x, w_h, bias, job.low)
-        out = (
-            hs if onward is None else tsae_kernels.product(hs.flatten(0, 1), leaf(onward), job.low)
-        )
-        out.backward(torch.ones_like(out))
+        if onward is None:
+            return hs
+        return tsae_kernels.product(hs.flatten(0, 1), _leaf(onward), job.low)
 
-    return part
+    return _through(forward)
 
 
-def through(kernel: Callable[..., Tensor], *given: Tensor) -> Callable[[], object]:
+def _through(kernel: Callable[..., Tensor], *tensors: Tensor) -> Callable[[], object]:
     """A kernel, forward and backward."""
 
-    def part() -> None:
-        out = kernel(*given)
+    def both_ways() -> None:
+        out = kernel(*tensors)
         out.backward(torch.ones_like(out))
 
-    return part
+    return both_ways
 
 
-def parts_of(job: Job) -> Arms:
+def _parts_of(job: Job) -> Arms:
     """The parts of a TSAE's step, forward and backward, each by itself."""
-    params, recipe = job_params(job), job.recipe
+    params, recipe = _job_params(job), job.recipe
     static, t = params.static, params.temporal
     dials, k = training.final_dials(recipe, job.low), recipe.k
     memory = tsae.start_state(params, len(job.x), dials).memory
@@ -190,38 +178,41 @@ def parts_of(job: Job) -> Arms:
 
     def update() -> None:
         tsae.tangent(trainer.named["W_dec"], trainer.named["W_dec"])
-        torch.nn.utils.clip_grad_norm_(
-            [w for w in trainer.named.values() if w.grad is not None], recipe.clip
-        )
+        moving = [w for w in trainer.named.values() if w.grad is not None]
+        torch.nn.utils.clip_grad_norm_(moving, recipe.clip)
         trainer.adam.step()
 
     hs = torch.ones(len(idx), len(t.enc_W_h))
     return {
         "encoder product": lambda: tsae.pre_acts(job.x, static, job.low),
-        "top-k, twice": lambda: (
-            tsae_kernels.topk_idx(flat_pre, k),
-            tsae_kernels.topk_idx(flat_pre, k),
-        ),
+        "top-k, twice": lambda: [tsae_kernels.topk_idx(flat_pre, k) for _ in range(2)],
         "selection (memory and top-k)": lambda: tsae.select(pre, memory, t.bridge, t.scale, dials),
-        "kept values": through(
-            tsae_kernels.kept_values, flat_pre, idx, flat_x, leaf(static.W_enc), leaf(static.b_enc)
+        "kept values": _through(
+            tsae_kernels.kept_values,
+            flat_pre,
+            idx,
+            flat_x,
+            _leaf(static.W_enc),
+            _leaf(static.b_enc),
         ),
-        "encoder LSTM": lstm_part(job, t.enc_W_x, t.enc_W_h, t.enc_b),
-        "gates": through(tsae_kernels.gate_values, leaf(hs), leaf(t.W_gate), leaf(t.b_gate), idx),
-        "decoder": through(tsae_kernels.decode_codes, leaf(vals), idx, leaf(static.W_dec)),
-        "decoder LSTM and its output": lstm_part(
+        "encoder LSTM": _lstm_part(job, t.enc_W_x, t.enc_W_h, t.enc_b),
+        "gates": _through(
+            tsae_kernels.gate_values, _leaf(hs), _leaf(t.W_gate), _leaf(t.b_gate), idx
+        ),
+        "decoder": _through(tsae_kernels.decode_codes, _leaf(vals), idx, _leaf(static.W_dec)),
+        "decoder LSTM and its output": _lstm_part(
             job, t.dec_W_x, t.dec_W_h, t.dec_b, onward=t.W_out
         ),
         "clipping and Adam": update,
     }
 
 
-def leaf(tensor: Tensor) -> Tensor:
-    """A view that wants a gradient."""
+def _leaf(tensor: Tensor) -> Tensor:
+    """The tensor detached, as a _leaf that requires a gradient."""
     return tensor.detach().requires_grad_()
 
 
-def medians(arms: Arms, repeats: int) -> dict[str, float]:
+def _medians(arms: Arms, repeats: int) -> dict[str, float]:
     """Median seconds of each arm; they take turns, after one turn that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(repeats + 1):
@@ -230,24 +221,15 @@ def medians(arms: Arms, repeats: int) -> dict[str, float]:
             arm()
             if turn:
                 seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    return {name: statistics.median(turns) for name, turns in seconds.items()}
 
 
-def steps_table(seconds: dict[str, float], job: Job) -> Table:
-    """Every arm: milliseconds, tokens/s, the ratio to the dense one, the share that the encoder
-    product would take.
-    """
-    table = Table(title=f"one step of {job.tokens:,} tokens, {torch.get_num_threads()} threads")
-    for column, side in (
-        ("arm", "left"),
-        ("ms", "right"),
-        ("tokens/s", "right"),
-        ("x dense", "right"),
-    ):
-        table.add_column(column, justify=side)  # type: ignore[arg-type]
-    table.add_column("encoder product", justify="right")
+def _steps_table(seconds: dict[str, float], job: Job) -> Table:
+    """Per arm: milliseconds, tokens per second, times the dense arm, share of the encoder product."""
+    title = f"one step of {job.tokens:,} tokens, {torch.get_num_threads()} threads"
+    table = _right_aligned("arm", "ms", "tokens/s", "x dense", "encoder product", title=title)
     for name, took in seconds.items():
-        own = product_of(job.low if name_of(job.low) in name else torch.float32)
+        own = _product_of(job.low if _name_of(job.low) in name else torch.float32)
         ratio, share = seconds[DENSE] / took, seconds[own] / took
         table.add_row(
             name, f"{took * 1e3:.1f}", f"{job.tokens / took:,.0f}", f"{ratio:.2f}", f"{share:.0%}"
@@ -255,40 +237,43 @@ def steps_table(seconds: dict[str, float], job: Job) -> Table:
     return table
 
 
-def parts_table(seconds: dict[str, float], whole: float) -> Table:
+def _parts_table(seconds: dict[str, float], whole: float) -> Table:
     """What takes the time in a TSAE's step."""
-    table = Table(title="parts of the TSAE step, each alone, forward and backward")
-    for column, side in (("part", "left"), ("ms", "right"), ("of the step", "right")):
-        table.add_column(column, justify=side)  # type: ignore[arg-type]
+    title = "parts of the TSAE step, each alone, forward and backward"
+    table = _right_aligned("part", "ms", "of the step", title=title)
     shown = dict(seconds)
     both = shown.pop("selection (memory and top-k)")
     shown["memory"] = max(both - shown["top-k, twice"], 0.0)
-    shown["everything else"] = max(
-        whole - sum(shown.values()), 0.0
-    )  # each alone may take more than in its place
+    # each alone may take more than in its place: what is left is not below 0
+    shown["everything else"] = max(whole - sum(shown.values()), 0.0)
     for name, took in sorted(shown.items(), key=lambda item: -item[1]):
         table.add_row(name, f"{took * 1e3:.1f}", f"{took / whole:.0%}")
     return table
 
 
+def _right_aligned(first: str, *columns: str, title: str) -> Table:
+    table = Table(first, title=title)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
 def bench_command(
-    batch: Annotated[int, typer.Option(help="sequences a step")] = 64,
+    batch: Annotated[int, typer.Option(help="sequences per step")] = 64,
     seq: Annotated[int, typer.Option(help="tokens of a sequence that a step reads")] = 63,
     d_in: Annotated[int, typer.Option("--d_in", "--d-in", help="width of the activations")] = 576,
     d_sae: Annotated[int, typer.Option("--d_sae", "--d-sae", help="features")] = Recipe.d_sae,
-    k: Annotated[int, typer.Option(help="active features a token")] = Recipe.k,
+    k: Annotated[int, typer.Option(help="active features per token")] = Recipe.k,
     window: Annotated[int, typer.Option(help="tokens that the memory holds")] = Recipe.window,
     hidden_enc: Annotated[int, typer.Option("--hidden_enc", "--hidden-enc")] = Recipe.hidden_enc,
     hidden_dec: Annotated[int, typer.Option("--hidden_dec", "--hidden-dec")] = Recipe.hidden_dec,
-    repeats: Annotated[int, typer.Option(help="turns of every arm; medians are shown")] = 7,
+    repeats: Annotated[int, typer.Option(help="turns of every arm; _medians are shown")] = 7,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 takes all cores")] = 0,
     profile: Annotated[
         bool, typer.Option("--profile", help="show the operations of one TSAE step too")
     ] = False,
 ) -> None:
-    """Tokens/s of training: a dense fp32 implementation, our static SAE, the full TSAE; and what
-    takes the time.
-    """
+    """Tokens per second of training: dense fp32 SAE, static SAE, TSAE; and what takes the time."""
     fast_memory()
     torch.set_num_threads(cpu_threads(threads))
     recipe = Recipe(
@@ -303,16 +288,13 @@ def bench_command(
     x = torch.randn(batch, seq, d_in, generator=g)
     static = tsae.init_static(x.mean((0, 1)), d_sae, generator=g)
     job = Job(x=x, recipe=recipe, low=language_model.fast_dtype(x.device), static=static)
-    arms, console = arms_of(job), Console()
-    seconds = medians(arms, repeats)
-    console.print(steps_table(seconds, job))
-    full = f"TSAE, {name_of(job.low)} products"
-    console.print(parts_table(medians(parts_of(job), repeats), seconds[full]))
+    arms, console = _arms_of(job), Console()
+    seconds = _medians(arms, repeats)
+    console.print(_steps_table(seconds, job))
+    full = f"TSAE, {_name_of(job.low)} products"
+    console.print(_parts_table(_medians(_parts_of(job), repeats), seconds[full]))
     if profile:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
             arms[full]()
-        console.print(
-            found.key_averages().table(
-                sort_by="self_cpu_time_total", row_limit=24, max_name_column_width=40
-            )
-        )
+        operations = profiled.key_averages()
+        console.print(operations.table("self_cpu_time_total", 24, max_name_column_width=40))

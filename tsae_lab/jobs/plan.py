@@ -210,7 +210,7 @@ def check_config(config: Config, plan: str) -> None:
 
 
 def checked(config: Config, plan: str) -> Config:
-    """The config, with k and d_sae of a given static SAE; ValueError for options or texts that will not do."""
+    """The config, with a given static SAE's k and d_sae; ValueError for bad options or texts."""
     if config.static_sae:
         _, cfg = checkpoint.load_saelens(Path(config.static_sae).expanduser())
         config = replace(config, k=int(cfg["k"]), d_sae=int(cfg["d_sae"]))
