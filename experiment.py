@@ -30,6 +30,7 @@ if "--check_types" in sys.argv:  # has to be known before the modules are import
         ["tsae", "tsae_kernels", "metrics", "probes", "tsae_lab"], "beartype.beartype"
     )
 
+import metrics
 import tsae
 from tsae_lab import files
 from tsae_lab.data.language_model import LanguageModel, load_lm
@@ -308,8 +309,9 @@ def measure_unit(
         prefix = "static_" if name == "static" else ""
         out[f"{prefix}delta_ce"] = loss[name]["token"] - clean
         out[f"{prefix}kl"] = loss[name]["kl"]
-        recovered = (ablated - loss[name]["token"]) / (ablated - clean) if ablated > clean else 0.0
-        out[f"{prefix}ce_recovered"] = recovered
+        out[f"{prefix}ce_recovered"] = (
+            metrics.ce_recovered(clean, loss[name]["token"], ablated) if ablated > clean else 0.0
+        )
     return out | {
         "clean_ce": clean,
         "ablated_ce": ablated,

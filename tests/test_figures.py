@@ -200,7 +200,7 @@ def test_the_training_figure_has_a_panel_a_measure_and_a_line_a_seed():
     assert [axes.get_ylabel() for axes in figure.axes] == [
         "FVE of the batch",
         "squared error",
-        "L0, features a token",
+        "L0, features per token",
         "mix",
     ]
     assert all(len(axes.lines) == 4 for axes in figure.axes)

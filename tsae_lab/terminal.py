@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tsae_lab import definitions
+
 console = Console(stderr=True)
 
 
@@ -36,20 +38,15 @@ def progress_bar(label: str, total: int, done: int) -> Iterator[Callable[[str], 
     yield line
 
 
+RUN_MEASURES = (
+    "fve", "jaccard", "tss", "l0", "delta_ce", "kl", "ce_recovered", "alive_frac",
+)  # fmt: skip
+
+
 def show(info: dict[str, Any], plan: str) -> None:
     """The main measures as a table, TSAE beside the static SAE, mean and standard error over the
     seeds.
     """
-    rows = {
-        "FVE": "fve",
-        "Jaccard overlap of neighbours": "jaccard",
-        "TSS, lag 1": "tss",
-        "L0": "l0",
-        "delta CE, nats a token": "delta_ce",
-        "KL, nats a token": "kl",
-        "CE recovered": "ce_recovered",
-        "alive": "alive_frac",
-    }
     for name, part in info.items():
         means, errors = part["means"], part["stderrs"]
         table = Table(
@@ -59,45 +56,25 @@ def show(info: dict[str, Any], plan: str) -> None:
         shown = [("static SAE", "static_")] + ([("TSAE", "")] if "fve_mean" in means else [])
         for title, _ in shown:
             table.add_column(title, justify="right")
-        for title, key in rows.items():
+        for key in RUN_MEASURES:
             cells = [
                 f"{means[f'{p}{key}_mean']:.4f} ± {errors[f'{p}{key}_stderr']:.4f}"
                 for _, p in shown
             ]
-            table.add_row(title, *cells)
+            table.add_row(definitions.label(key), *cells)
         Console().print(table)
 
 
-STUDY_ROWS = {
-    "FVE": "fve",
-    "L0": "l0",
-    "delta CE, nats a token": "delta_ce",
-    "KL, nats a token": "kl",
-    "Jaccard overlap of neighbours": "jaccard",
-    "the same above chance": "jaccard_kappa",
-    "TSS, mean of lags 1..16": "tss_mean",
-    "TSS by activity": "tss_weighted_mean",
-    "TSS above its own document": "tss_in_document_mean",
-    "features eligible for TSS": "tss_eligible_frac",
-    "responsiveness": "responsiveness",
-    "lifetime up to 16 tokens": "restricted_mean_16",
-    "lifetime up to 64 tokens": "restricted_mean_64",
-    "the same, tokens shuffled": "shuffled_restricted_mean_64",
-    "the same, mean of features": "feature_restricted_mean_64",
-    "persistence": "persistence",
-    "transitions, significant": "transitions_significant",
-    "replicate in other documents": "transitions_replication",
-    "beyond token pairs": "transitions_beyond_token_pairs",
-    "chains of three": "transitions_chains",
-    "probe: agreement, attractor, 5 features": "probe_agreement_attractor_k5",
-    "probe: agreement, attractor, 10 features": "probe_agreement_attractor_k10",
-    "probe: coreference, 5 features": "probe_coreference_k5",
-    "probe: coreference, 10 features": "probe_coreference_k10",
-    "probe: disambiguation, 5 features": "probe_disambiguation_k5",
-    "effect of 10 number features at the verb": "effect_propagated",
-    "KL of ablating them on other text": "kl_unrelated",
-    "lifetime against duration of effect, rho": "lifetime_effect_rho_propagated",
-}
+STUDY_MEASURES = (
+    "fve", "l0", "delta_ce", "kl", "jaccard", "jaccard_kappa", "tss_mean",
+    "tss_weighted_mean", "tss_in_document_mean", "tss_eligible_frac", "responsiveness",
+    "restricted_mean_16", "restricted_mean_64", "shuffled_restricted_mean_64",
+    "feature_restricted_mean_64", "persistence", "transitions_significant",
+    "transitions_replication", "transitions_beyond_token_pairs", "transitions_chains",
+    "probe_agreement_attractor_k5", "probe_agreement_attractor_k10", "probe_coreference_k5",
+    "probe_coreference_k10", "probe_disambiguation_k5", "effect_propagated", "kl_unrelated",
+    "lifetime_effect_rho_propagated",
+)  # fmt: skip
 
 
 def show_study(info: dict[str, Any]) -> None:
@@ -113,7 +90,7 @@ def show_study(info: dict[str, Any]) -> None:
         table.add_column("measure")
         for title in ("static SAE", "TSAE", "difference", "95 % (documents)"):
             table.add_column(title, justify="right")
-        for title, key in STUDY_ROWS.items():
+        for key in STUDY_MEASURES:
             if f"{key}_mean" not in means:
                 continue
             cells = [f"{means[f'{p}{key}_mean']:.4g}" for p in ("static_", "")]
@@ -123,7 +100,7 @@ def show_study(info: dict[str, Any]) -> None:
             difference = means[f"{key}_mean"] - means[f"static_{key}_mean"]
             bounds = part["intervals"].get(f"TSAE - static SAE: {key}")
             shown = f"{bounds[0][1]:+.4f} to {bounds[0][2]:+.4f}" if bounds else ""
-            table.add_row(title, *cells, f"{difference:+.4g}", shown)
+            table.add_row(definitions.label(key), *cells, f"{difference:+.4g}", shown)
         table.caption = "intervals: seed 0, paired bootstrap over documents; all measures in summary.csv, intervals.csv"
         print_wide(table)
 

@@ -22,7 +22,7 @@ from rich.table import Table
 import probes
 import tsae
 from probes import Task
-from tsae_lab import files
+from tsae_lab import definitions, files
 from tsae_lab.data import language_model, public_sets, records, store, tasks, texts
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.data.store import Store
@@ -238,43 +238,28 @@ def heading(context: Context) -> str:
     return f"{one.name}, {context.dataset}: {tokens.n_tokens:,} tokens, documents: {n_doc}"
 
 
-def print_numbers(context: Context, section: Section, names: dict[str, str]) -> None:
+def print_numbers(context: Context, section: Section, keys: Sequence[str]) -> None:
     """The named numbers, with their intervals where there are any."""
     table = Table("measure", "value", "95 % interval (documents)", title=escape(heading(context)))
     bounds = {row["measure"]: row for row in section.tables.get("intervals", [])}
     one = context.subjects[0]
-    table.add_row("FVE", f"{one.fve:.4f}")
-    for title, key in names.items():
+    table.add_row(definitions.label("fve"), f"{one.fve:.4f}")
+    for key in keys:
         row = bounds.get(key)
         shown = f"{row['low']:.4f} to {row['high']:.4f}" if row else ""
-        table.add_row(title, f"{section.numbers[key]:.4f}", shown)
+        table.add_row(definitions.label(key), f"{section.numbers[key]:.4f}", shown)
     Console().print(table)
 
 
-STABILITY_NAMES = {
-    "TSS, mean of all lags": "tss_mean",
-    "the same, weighted by activity": "tss_weighted_mean",
-    "TSS above the document's own level": "tss_in_document_mean",
-    "share of features eligible for TSS": "tss_eligible_frac",
-    "Jaccard overlap of neighbours": "jaccard",
-    "the same above chance": "jaccard_kappa",
-    "responsiveness at a splice": "responsiveness",
-    "similarity of neighbours": "similarity_within",
-    "similarity across a splice": "similarity_across",
-    "smoothness of T-SAE (lower: smoother)": "smoothness",
-}
-LIFETIME_NAMES = {
-    "mean lifetime up to 16 tokens": "restricted_mean_16",
-    "mean lifetime up to 64 tokens": "restricted_mean_64",
-    "mean lifetime up to 128 tokens": "restricted_mean_128",
-    "up to 64, tokens shuffled": "shuffled_restricted_mean_64",
-    "up to 64, mean over features": "feature_restricted_mean_64",
-    "half-life, tokens": "half_life",
-    "persistence: P(on | on before)": "persistence",
-    "the same, tokens shuffled": "shuffled_persistence",
-    "dormant gap, tokens": "lifecycle_pooled_gap_tokens",
-    "age of an active feature, tokens": "lifecycle_pooled_age_tokens",
-}
+STABILITY_MEASURES = (
+    "tss_mean", "tss_weighted_mean", "tss_in_document_mean", "tss_eligible_frac", "jaccard",
+    "jaccard_kappa", "responsiveness", "similarity_within", "similarity_across", "smoothness",
+)  # fmt: skip
+LIFETIME_MEASURES = (
+    "restricted_mean_16", "restricted_mean_64", "restricted_mean_128",
+    "shuffled_restricted_mean_64", "feature_restricted_mean_64", "half_life", "persistence",
+    "shuffled_persistence", "lifecycle_pooled_gap_tokens", "lifecycle_pooled_age_tokens",
+)  # fmt: skip
 
 
 def stability_command(
@@ -292,7 +277,7 @@ def stability_command(
         ask = Ask(model=model, text=text, tokens=tokens, lm=lm, hook=hook, outputs=(json, csv, png))
         context = examined(ask)
         section = stability_section(context)
-        print_numbers(context, section, STABILITY_NAMES)
+        print_numbers(context, section, STABILITY_MEASURES)
         if not section.numbers["tss_eligible_frac"]:
             console.print(
                 "TSS is 0: no feature is active at 20 tokens in 5 documents; give more text",
@@ -322,7 +307,7 @@ def lifetimes_command(
         ask = Ask(model=model, text=text, tokens=tokens, lm=lm, hook=hook, outputs=(json, csv, png))
         context = examined(ask)
         section = lifetimes_section(context)
-        print_numbers(context, section, LIFETIME_NAMES)
+        print_numbers(context, section, LIFETIME_MEASURES)
         write(ask, context, section, f"features_{context.subjects[0].slug}", "survival")
 
 

@@ -24,6 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from metrics import Stability
+from tsae_lab import definitions
 from tsae_lab.measures.lifetimes import Evolution, Survival
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -400,9 +401,9 @@ def training_figure(
     figure.suptitle(title)
     panels = figure.subplots(2, 2)
     wanted = (
-        ("fve", "FVE of the batch"),
+        ("fve", f"{definitions.label('fve')} of the batch"),
         ("loss", "squared error"),
-        ("l0", "L0, features a token"),
+        ("l0", definitions.label("l0")),
         ("mix", "mix"),
     )
     groups = list(dict.fromkeys((line["dataset"], line["model"]) for line in lines))
@@ -476,9 +477,8 @@ def tradeoff_figure(
     axes.axvline(2 * static["jaccard"], color=COLOURS[6], linestyle=":", linewidth=1)
     axes.annotate("twice the static overlap", (2 * static["jaccard"], min(y)), rotation=90, xytext=(-10, 0),
                   textcoords="offset points", fontsize=8, va="bottom")  # fmt: skip
-    axes.set(
-        xlabel="Jaccard overlap of neighbouring codes", ylabel="FVE on validation text", title=title
-    )
+    fve, overlap = definitions.label("fve"), definitions.label("jaccard")
+    axes.set(xlabel=overlap, ylabel=f"{fve} on validation text", title=title)
     axes.legend(frameon=False, loc="lower left")
     return figure
 

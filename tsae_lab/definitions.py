@@ -1,0 +1,516 @@
+"""What every reported number means: name, unit, formula, range and source of each measure.
+
+`python -m tsae_lab.definitions > docs/MEASURES.md` writes the reference.
+"""
+
+import functools
+import re
+from dataclasses import dataclass, fields
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Name and meaning of one measure. Text in braces is filled in from the key."""
+
+    group: str
+    label: str
+    unit: str  # empty for a share, a ratio or a score
+    definition: str  # one sentence
+    formula: str  # empty where the sentence says it all
+    range: str
+    better: Literal["higher", "lower", "neither"]
+    source: str  # the function that computes it, then the paper, if there is one
+
+
+PREFIXES = {
+    "static_": "of the static SAE",
+    "difference_": "TSAE minus static SAE",
+    "resid_": "of the residual stream itself (probes)",
+    "embed_": "of the embedding, layer 0 (probes)",
+    "memory_": "of the memory's reading (probes)",
+    "tsae_memory_": "of code and memory side by side (probes)",
+    "window_": "of the plain mean over the memory's window (probes)",
+    "tsae_window_": "of code and window side by side (probes)",
+    "state_": "of the hidden states of the LSTMs (probes)",
+    "static_window_": "of the plain mean of the static SAE's codes over the window (probes)",
+}
+"""Before a measure's key; without a prefix a number is the TSAE's, or the text's."""
+
+_VALUES = {
+    "lag": r"\d+",
+    "tau": r"\d+",
+    "k": r"\d+",
+    "average": "pooled|feature",
+    "mode": "local|propagated",
+    "items": ".+",
+    "set": ".+",
+}  # what may stand for {lag} and so on in a key
+
+# fmt: off
+DEFINITIONS = {
+    "fve": Measure(
+        "faithfulness", "FVE", "",
+        "Fraction of the variance of the activations that the reconstruction explains; the sums "
+        "run over all tokens and dimensions, with one mean vector.",
+        "1 - sum (x - x_hat)^2 / sum (x - mean)^2", "(-inf, 1]", "higher", "metrics.fve"),
+    "delta_ce": Measure(
+        "faithfulness", "delta CE", "nats per token",
+        "Rise of the language model's cross-entropy when the reconstruction replaces the "
+        "residual stream.",
+        "CE(spliced) - CE(clean)", "(-inf, inf)", "lower", "evaluation.splice_losses"),
+    "kl": Measure(
+        "faithfulness", "KL", "nats per token",
+        "Divergence of the language model's next-token prediction with the reconstruction in "
+        "place from its own.",
+        "mean over tokens of KL(clean || spliced)", "[0, inf)", "lower",
+        "evaluation.splice_losses"),
+    "ce_recovered": Measure(
+        "faithfulness", "CE recovered", "",
+        "Share of the loss caused by mean ablation that the reconstruction avoids; 0 where the "
+        "ablation costs nothing.",
+        "(CE(ablated) - CE(spliced)) / (CE(ablated) - CE(clean))", "(-inf, about 1]", "higher",
+        "metrics.ce_recovered"),
+    "clean_ce": Measure(
+        "faithfulness", "CE of the language model", "nats per token",
+        "Cross-entropy of the unchanged language model on the evaluated text.",
+        "mean of -ln p(token | text before it)", "[0, inf)", "neither",
+        "evaluation.splice_losses"),
+    "ablated_ce": Measure(
+        "faithfulness", "CE, mean ablation", "nats per token",
+        "Cross-entropy with the mean activation of training text at every token.",
+        "CE with x replaced by mean(x)", "[0, inf)", "neither", "evaluation.mean_replacement"),
+    "clean_nats_per_char": Measure(
+        "faithfulness", "loss of the language model", "nats per character",
+        "The unchanged language model's summed loss over the characters of the evaluated text.",
+        "sum of -ln p / characters", "[0, inf)", "neither", "evaluation.splice_losses"),
+    "final_train_loss": Measure(
+        "faithfulness", "loss with the code in place, training text", "nats per character",
+        "The language model's loss per character of training text with the trained model's "
+        "reconstruction in place.",
+        "sum of -ln p / characters", "[0, inf)", "lower", "evaluation.splice_losses"),
+    "best_val_loss": Measure(
+        "faithfulness", "loss with the code in place, validation text", "nats per character",
+        "The same on validation text, of the model as saved.",
+        "sum of -ln p / characters", "[0, inf)", "lower", "evaluation.splice_losses"),
+
+    "l0": Measure(
+        "sparsity", "L0", "features per token",
+        "Mean number of active features.",
+        "mean over tokens of #{f: a_f > 0}", "[0, k]", "neither", "metrics.l0"),
+    "alive_frac": Measure(
+        "sparsity", "alive features", "",
+        "Share of the features that are active on at least one evaluated token; the dead "
+        "fraction is 1 minus this.",
+        "#{f: a_f(t) > 0 for a t} / d_sae", "[0, 1]", "higher", "metrics.alive_frac"),
+
+    "jaccard": Measure(
+        "stability", "Jaccard overlap of neighbours", "",
+        "Mean overlap of the active sets of neighbouring tokens of one chunk; two empty sets "
+        "count as 0.",
+        "mean over t of |A_t & A_t+1| / |A_t | A_t+1|", "[0, 1]", "higher", "metrics.jaccard"),
+    "jaccard_kappa": Measure(
+        "stability", "Jaccard overlap above chance", "",
+        "The overlap of neighbours, corrected by the mean overlap J0 of random pairs of tokens.",
+        "(J - J0) / (1 - J0)", "(-inf, 1]", "higher", "metrics.jaccard_kappa"),
+    "tss": Measure(
+        "stability", "TSS, lag 1", "",
+        "Temporal stability score of neighbouring tokens (see `tss_lag_{lag}`).",
+        "mean over eligible f of max(0, kappa_f(1))", "[0, 1]", "higher", "metrics.tss"),
+    "tss_mean": Measure(
+        "stability", "TSS, mean of lags 1 to 16", "",
+        "Temporal stability score: mean over the lags of `tss_lag_{lag}`, over all eligible "
+        "features alike.",
+        "mean over j of TSS_j", "[0, 1]", "higher", "metrics.tss"),
+    "tss_weighted_mean": Measure(
+        "stability", "TSS, weighted by activity", "",
+        "TSS with each feature weighted by its summed contribution a = acts * |W_dec row|.",
+        "mean over j of sum_f w_f max(0, kappa_f(j)) / sum_f w_f, w_f = sum_t a_f(t)", "[0, 1]",
+        "higher", "metrics.tss"),
+    "tss_in_document_mean": Measure(
+        "stability", "TSS above the document's own level", "",
+        "TSS against the null that reorders tokens inside documents only, so that a topic of a "
+        "document counts as chance.",
+        "as `tss_mean`, p0 by document, weighted by its pairs", "[0, 1]", "higher", "metrics.tss"),
+    "tss_in_document_weighted_mean": Measure(
+        "stability", "TSS above the document's own level, weighted by activity", "",
+        "The same, with each feature weighted by its summed contribution.",
+        "as `tss_weighted_mean`, p0 by document", "[0, 1]", "higher", "metrics.tss"),
+    "tss_lag_{lag}": Measure(
+        "stability", "TSS, lag {lag}", "",
+        "Mean chance-corrected overlap of a feature's contributions {lag} tokens apart, over "
+        "the eligible features; N values a_(i) ascending over all tokens give the chance level.",
+        "mean over f of max(0, (p - p0) / (1 - p0)), p = sum_t min(a_t, a_t+j) / sum_t max(a_t, "
+        "a_t+j), p0 = sum_i (N - i) a_(i) / sum_i (i - 1) a_(i)", "[0, 1]", "higher",
+        "metrics.tss"),
+    "tss_weighted_lag_{lag}": Measure(
+        "stability", "TSS, lag {lag}, weighted by activity", "",
+        "The same, with each feature weighted by its summed contribution.",
+        "sum_f w_f max(0, kappa_f(j)) / sum_f w_f", "[0, 1]", "higher", "metrics.tss"),
+    "tss_in_document_lag_{lag}": Measure(
+        "stability", "TSS, lag {lag}, above the document's own level", "",
+        "`tss_lag_{lag}` against the null that reorders tokens inside documents only.",
+        "as `tss_lag_{lag}`, p0 by document", "[0, 1]", "higher", "metrics.tss"),
+    "tss_in_document_weighted_lag_{lag}": Measure(
+        "stability", "TSS, lag {lag}, above the document's own level, weighted by activity", "",
+        "The same, with each feature weighted by its summed contribution.",
+        "as `tss_weighted_lag_{lag}`, p0 by document", "[0, 1]", "higher", "metrics.tss"),
+    "tss_eligible_frac": Measure(
+        "stability", "share of features eligible for TSS", "",
+        "Share of the features that are active at 20 tokens or more in 5 documents or more and "
+        "have a chance level of at most 0.95 at all lags.",
+        "#{f eligible} / d_sae", "[0, 1]", "neither", "metrics.tss"),
+    "responsiveness": Measure(
+        "stability", "responsiveness at a splice", "",
+        "Drop of the similarity of neighbours across a splice of two documents, the state "
+        "carried over it; 0 for a code that never changes.",
+        "similarity_within - similarity_across", "[-1, 1]", "higher", "metrics.responsiveness"),
+    "similarity_within": Measure(
+        "stability", "similarity of neighbours", "",
+        "Mean similarity of the contributions of neighbouring tokens away from the splice.",
+        "mean of sum_f min(a, b) / sum_f max(a, b)", "[0, 1]", "neither",
+        "metrics.responsiveness"),
+    "similarity_across": Measure(
+        "stability", "similarity across a splice", "",
+        "The same of the two tokens at the splice.",
+        "mean of sum_f min(a, b) / sum_f max(a, b)", "[0, 1]", "lower", "metrics.responsiveness"),
+    "smoothness": Measure(
+        "stability", "smoothness of T-SAE", "activation per norm of x",
+        "Mean steepest slope of the features active in a chunk; depends on the scale of the "
+        "code, and inactive codes score low.",
+        "mean over chunks and features of max_t |a_t - a_t-1| / |x_t - x_t-1|", "[0, inf)",
+        "lower", "metrics.smoothness; Bhalla et al. 2025, arXiv 2511.05541"),
+
+    "restricted_mean_{tau}": Measure(
+        "lifetimes", "mean lifetime up to {tau} tokens", "tokens",
+        "Mean lifetime, cut at {tau} tokens, of the runs of all features, from the Kaplan-Meier "
+        "survival S; runs cut at a chunk's end are censored, runs of unseen beginning left out.",
+        "sum over 0 <= t < {tau} of S(t)", "[1, {tau}]", "higher", "lifetimes.restricted_mean"),
+    "feature_restricted_mean_{tau}": Measure(
+        "lifetimes", "mean lifetime up to {tau} tokens, mean over features", "tokens",
+        "The same for each feature with 5 ends seen or more, averaged over those features.",
+        "mean over f of sum over 0 <= t < {tau} of S_f(t)", "[1, {tau}]", "higher",
+        "lifetimes.feature_restricted_mean"),
+    "shuffled_restricted_mean_{tau}": Measure(
+        "lifetimes", "mean lifetime up to {tau} tokens, shuffled", "tokens",
+        "`restricted_mean_{tau}` with the tokens of each document in random order: the part "
+        "that is not due to time.",
+        "sum over 0 <= t < {tau} of S(t)", "[1, {tau}]", "neither", "lifetimes.shuffle"),
+    "half_life": Measure(
+        "lifetimes", "half-life", "tokens",
+        "First time at which half of the runs or fewer survive; the longest time observed, a "
+        "lower bound, where more than half survive it.",
+        "min t with S(t) <= 1/2", "[1, inf)", "higher", "lifetimes.survival"),
+    "persistence": Measure(
+        "lifetimes", "persistence, P(on | on before)", "",
+        "Probability that an active feature is active at the next token, over runs of length L "
+        "pooled.",
+        "sum (L - 1) / (sum (L - 1) + ends seen)", "[0, 1]", "higher", "lifetimes.persistence"),
+    "feature_persistence": Measure(
+        "lifetimes", "persistence, mean over features", "",
+        "The same for each feature that is ever active, averaged.",
+        "mean over f of sum (L - 1) / (sum (L - 1) + ends seen)", "[0, 1]", "higher",
+        "lifetimes.persistence"),
+    "shuffled_persistence": Measure(
+        "lifetimes", "persistence, shuffled", "",
+        "Persistence with the tokens of each document in random order.",
+        "sum (L - 1) / (sum (L - 1) + ends seen)", "[0, 1]", "neither", "lifetimes.shuffle"),
+    "lifecycle_{average}_gap_tokens": Measure(
+        "lifetimes", "dormant gap, {average}", "tokens",
+        "Mean length of the dormant stretches between two runs of a feature in one chunk "
+        "(pooled: over stretches; feature: over features).",
+        "dormant tokens / gaps", "[0, inf)", "neither", "lifetimes.lifecycle_means"),
+    "lifecycle_{average}_age_tokens": Measure(
+        "lifetimes", "age of an active feature, {average}", "tokens",
+        "Mean number of tokens since an active feature was last off (pooled: over active "
+        "tokens; feature: over features).",
+        "sum of ages / active tokens", "[0, inf)", "higher", "lifetimes.lifecycle_means"),
+    "lifecycle_{average}_births_per_1000_active": Measure(
+        "lifetimes", "births, {average}", "per 1,000 active tokens",
+        "Runs whose beginning was seen (pooled: over all features; feature: mean over "
+        "features).",
+        "1000 births / active tokens", "[0, 1000]", "lower", "lifetimes.lifecycle_means"),
+    "lifecycle_{average}_deaths_per_1000_active": Measure(
+        "lifetimes", "deaths, {average}", "per 1,000 active tokens",
+        "Runs whose end was seen (pooled: over all features; feature: mean over features).",
+        "1000 deaths / active tokens", "[0, 1000]", "lower", "lifetimes.lifecycle_means"),
+    "lifecycle_feature_peak": Measure(
+        "lifetimes", "peak activation, mean over features", "activation",
+        "Mean over the features that are ever active of their largest activation.",
+        "mean over f of max_t a_f(t)", "[0, inf)", "neither", "lifetimes.lifecycle_means"),
+    "lifecycle_feature_oldest_tokens": Measure(
+        "lifetimes", "longest run, mean over features", "tokens",
+        "Mean over the features that are ever active of their largest age.",
+        "mean over f of max L", "[0, inf)", "higher", "lifetimes.lifecycle_means"),
+    "survival": Measure(
+        "lifetimes", "survival", "",
+        "Column of survival.csv: share of the runs that are longer than t tokens, by Kaplan and "
+        "Meier.",
+        "S(t) = product over s <= t of (1 - hazard(s))", "[0, 1]", "neither",
+        "lifetimes.survival"),
+    "hazard": Measure(
+        "lifetimes", "hazard", "",
+        "Column of survival.csv: share of the runs followed for t tokens that end after exactly "
+        "t.",
+        "ends at t / at risk at t", "[0, 1]", "neither", "lifetimes.survival"),
+
+    "transitions_screened": Measure(
+        "transitions", "transitions screened", "transitions",
+        "Patterns (onset of i, then of j after a lag of 1 to 16 tokens) with a p-value of at "
+        "most 0.001 on one half of the documents.",
+        "", "[0, 10000]", "neither", "transitions.find_transitions"),
+    "transitions_significant": Measure(
+        "transitions", "transitions, significant", "transitions",
+        "Screened patterns that are significant on the other half of the documents against "
+        "circular shifts of j (Benjamini-Hochberg at 0.05).",
+        "#{q <= 0.05}", "[0, 10000]", "higher", "transitions.find_transitions"),
+    "transitions_replication": Measure(
+        "transitions", "transitions that replicate in other documents", "",
+        "Share of the screened patterns with a p-value of at most 0.05 on the other half; 0.05 "
+        "if chance alone screened.",
+        "#{p <= 0.05} / screened", "[0, 1]", "higher", "transitions.find_transitions"),
+    "transitions_beyond_token_pairs": Measure(
+        "transitions", "transitions beyond token pairs", "transitions",
+        "Significant transitions that remain when places are stratified by their pair of tokens "
+        "(Cochran-Mantel-Haenszel).",
+        "#{q <= 0.05 within strata}", "[0, 10000]", "higher", "transitions.beyond_token_pairs"),
+    "transitions_beyond_token_pairs_frac": Measure(
+        "transitions", "share of the transitions beyond token pairs", "",
+        "The same as a share of the significant transitions.",
+        "beyond token pairs / significant", "[0, 1]", "higher", "transitions.beyond_token_pairs"),
+    "transitions_chains": Measure(
+        "transitions", "chains of three", "chains",
+        "Chains of three onsets that are more frequent than their last step alone foretells "
+        "(binomial, Benjamini-Hochberg at 0.05).",
+        "#{q <= 0.05}", "[0, 1000]", "higher", "transitions.chains"),
+    "lift": Measure(
+        "transitions", "lift", "",
+        "Column of the transition tables: count over its mean under circular shifts of the "
+        "target.",
+        "count / expected", "[0, inf)", "higher", "transitions.find_transitions"),
+    "npmi": Measure(
+        "transitions", "NPMI", "",
+        "Column of the transition tables: normalised pointwise mutual information of the two "
+        "onsets at that lag.",
+        "ln(p_ij / (p_i p_j)) / -ln p_ij", "[-1, 1]", "higher", "transitions.find_transitions"),
+    "direction": Measure(
+        "transitions", "direction", "",
+        "Column of the transition tables: how much more often the source comes first than the "
+        "target.",
+        "(count - reverse) / (count + reverse)", "[-1, 1]", "neither",
+        "transitions.find_transitions"),
+
+    "probe_{items}": Measure(
+        "probes", "probe: {items}, dense", "",
+        "Accuracy of logistic regressions on the whole code, on held-out groups; after the task "
+        "may stand the unit or kind of its items.",
+        "right / items", "[0, 1]", "higher", "probes.task_rows"),
+    "probe_{items}_k{k}": Measure(
+        "probes", "probe: {items}, {k} features", "",
+        "The same on the {k} features whose class means differ most in the training items.",
+        "right / items", "[0, 1]", "higher",
+        "probes.task_rows; Gurnee et al. 2023, arXiv 2305.01610"),
+    "probe_{items}_selectivity": Measure(
+        "probes", "selectivity: {items}, dense", "",
+        "Accuracy minus that of a probe on labels in random order.",
+        "accuracy - control", "[-1, 1]", "higher",
+        "probes.random_labels; Hewitt and Liang 2019, arXiv 1909.03368"),
+    "probe_{items}_k{k}_selectivity": Measure(
+        "probes", "selectivity: {items}, {k} features", "",
+        "Accuracy minus that of a probe on labels in random order.",
+        "accuracy - control", "[-1, 1]", "higher",
+        "probes.random_labels; Hewitt and Liang 2019, arXiv 1909.03368"),
+
+    "full_patch_logits": Measure(
+        "interventions", "effect of the whole full patch", "logits",
+        "Mean change of logit(good) - logit(bad) at the verb when the residual stream from "
+        "subject to verb is that of the twin sentence of the other number.",
+        "mean over cases of d(patched) - d(clean)", "(-inf, inf)", "neither",
+        "effects.full_patch"),
+    "agreement_clean_accuracy": Measure(
+        "interventions", "agreement accuracy of the language model", "",
+        "Share of the test cases in which the unchanged language model prefers the right verb.",
+        "#{d(clean) > 0} / cases", "[0, 1]", "neither", "effects.clean_differences"),
+    "agreement_skipped": Measure(
+        "interventions", "agreement cases skipped", "cases",
+        "Cases that could not be used, by reason in skipped.csv.",
+        "", "[0, inf)", "neither", "effects.batches"),
+    "effect_{mode}": Measure(
+        "interventions", "effect of 10 number features at the verb, {mode}", "",
+        "Effect, as a share of the full patch's, of giving the 10 features that best tell the "
+        "numbers apart the twin's values (local: decoder alone; propagated: through the state "
+        "too).",
+        "sum over cases of effect / sum of full-patch effect", "(-inf, inf)", "higher",
+        "effects.swap_features"),
+    "effect_best_{mode}": Measure(
+        "interventions", "effect of the best number feature at the verb, {mode}", "",
+        "The same for the one feature that tells the numbers apart best.",
+        "sum over cases of effect / sum of full-patch effect", "(-inf, inf)", "higher",
+        "effects.swap_features"),
+    "effect_ablated_{mode}": Measure(
+        "interventions", "effect of ablating 10 number features, {mode}", "",
+        "The same with the 10 features set to 0.",
+        "sum over cases of effect / sum of full-patch effect", "(-inf, inf)", "neither",
+        "effects.ablate_features"),
+    "effect_code_{mode}": Measure(
+        "interventions", "effect of the whole code at the verb, {mode}", "",
+        "The same with the twin's whole code.",
+        "sum over cases of effect / sum of full-patch effect", "(-inf, inf)", "higher",
+        "effects.swap_codes"),
+    "control_mean": Measure(
+        "interventions", "effect of matched random sets, mean", "",
+        "Mean effect of random sets of features matched in position, contribution and firing "
+        "rate.",
+        "mean over sets of normalised effect", "(-inf, inf)", "neither", "effects.matched_push"),
+    "control_p95": Measure(
+        "interventions", "effect of matched random sets, 95th percentile", "",
+        "95th percentile of their size of effect.",
+        "quantile 0.95 over sets of |normalised effect|", "[0, inf)", "lower",
+        "effects.matched_push"),
+    "control_beaten_frac": Measure(
+        "interventions", "share of matched random sets beaten", "",
+        "Share of the random sets with a smaller effect than the number features on the same "
+        "cases.",
+        "#{|set| < |own|} / sets", "[0, 1]", "higher", "effects.matched_push"),
+    "random_direction": Measure(
+        "interventions", "effect of a random direction", "",
+        "Effect of a vector of random direction with the norm that the edit has at each "
+        "position.",
+        "sum over cases of effect / sum of full-patch effect", "(-inf, inf)", "neither",
+        "effects.random_direction"),
+    "other_position": Measure(
+        "interventions", "effect at another position", "",
+        "Effect of the edit's sum, put at the position before the subject.",
+        "sum over cases of effect / sum of full-patch effect", "(-inf, inf)", "neither",
+        "effects.elsewhere"),
+    "kl_unrelated": Measure(
+        "interventions", "KL of ablating number features on other text", "nats per token",
+        "Divergence of the prediction when the number features are off at every token of "
+        "unrelated text.",
+        "mean over tokens of KL(clean || edited)", "[0, inf)", "lower", "effects.unrelated_kl"),
+    "kl_unrelated_control": Measure(
+        "interventions", "KL of ablating a matched random set", "nats per token",
+        "The same for a random set of features matched in firing rate.",
+        "mean over tokens of KL(clean || edited)", "[0, inf)", "neither", "effects.unrelated_kl"),
+    "effect_duration_{mode}": Measure(
+        "interventions", "duration of an ablation's effect, {mode}", "tokens",
+        "Mean over features of the KL-weighted distance, 0 to 12 tokens, from the one token at "
+        "which the feature is ablated.",
+        "mean over f of sum_d d KL(d) / sum_d KL(d)", "[0, 12]", "neither", "effects.durations"),
+    "lifetime_effect_rho_{mode}": Measure(
+        "interventions", "lifetime against duration of effect, rho, {mode}", "",
+        "Spearman's rank correlation over features of mean lifetime (up to 16 tokens) and "
+        "duration of effect.",
+        "rho", "[-1, 1]", "higher", "effects.spearman"),
+    "minimal_pairs_{set}": Measure(
+        "interventions", "minimal pairs: {set}", "",
+        "Share of the pairs in which the language model, with the reconstruction in place, "
+        "prefers the good sentence.",
+        "#{ln p(good) > ln p(bad)} / pairs", "[0, 1]", "higher", "minimal_pairs.pair_accuracy"),
+    "minimal_pairs_clean_{set}": Measure(
+        "interventions", "minimal pairs: {set}, language model", "",
+        "The same for the unchanged language model.",
+        "#{ln p(good) > ln p(bad)} / pairs", "[0, 1]", "neither", "minimal_pairs.pair_accuracy"),
+    "minimal_pair_sets_absent": Measure(
+        "interventions", "minimal-pair sets absent", "sets",
+        "Sets of minimal pairs that were not found in the data folder.",
+        "", "[0, inf)", "neither", "public_sets.find_sets"),
+
+    "total_train_time": Measure(
+        "speed", "training time", "s",
+        "Time of the training steps; a TSAE's with its share of the static pretraining.",
+        "", "[0, inf)", "lower", "training.train_step"),
+    "train_tokens_per_second": Measure(
+        "speed", "training speed", "tokens per second",
+        "Tokens trained on over the training time.",
+        "tokens / total_train_time", "[0, inf)", "higher", "training.train_step"),
+    "avg_inference_tokens_per_second": Measure(
+        "speed", "speed of encoding and decoding", "tokens per second",
+        "Tokens encoded and decoded per second, the language model left out.",
+        "valid tokens / s", "[0, inf)", "higher", "evaluation.measure"),
+}
+# fmt: on
+
+
+def pattern_of(key: str) -> str:
+    """The key of `DEFINITIONS` that a number's key stands for, with or without a prefix.
+
+    Of several patterns the one with the most text of its own counts: `probe_agreement_k5` is
+    `probe_{items}_k{k}`. Raises ValueError for a key that nothing defines.
+    """
+    return _matched(key)[0]
+
+
+def definition(key: str) -> Measure:
+    """The measure that a number's key stands for (see `pattern_of`), its blanks filled in."""
+    pattern, values = _matched(key)
+    texts = {field.name: getattr(DEFINITIONS[pattern], field.name) for field in fields(Measure)}
+    for name, value in values.items():
+        words = value.replace("_", ", ", 1).replace("_", " ")  # agreement_object_RC
+        texts = {field: text.replace(f"{{{name}}}", words) for field, text in texts.items()}
+    return Measure(**texts)
+
+
+def label(key: str) -> str:
+    """The measure's name for a table or an axis, with its unit where the name does not say it."""
+    measure = definition(key)
+    silent = not measure.unit or measure.unit in measure.label
+    return measure.label if silent else f"{measure.label}, {measure.unit}"
+
+
+def _matched(key: str) -> tuple[str, dict[str, str]]:
+    """The pattern of a key, and what stands in its blanks."""
+    for prefix in ("", *PREFIXES):
+        for pattern in _by_length():
+            match = re.fullmatch(prefix + _regex(pattern), key)
+            if match:
+                return pattern, match.groupdict()
+    raise ValueError(f"no measure is called {key!r}; docs/MEASURES.md lists them")
+
+
+@functools.cache
+def _by_length() -> list[str]:
+    return sorted(DEFINITIONS, key=lambda key: -len(re.sub(r"\{\w+\}", "", key)))
+
+
+def _regex(pattern: str) -> str:
+    return re.sub(r"\{(\w+)\}", lambda blank: f"(?P<{blank[1]}>{_VALUES[blank[1]]})", pattern)
+
+
+_PREAMBLE = (
+    "Written by `python -m tsae_lab.definitions > docs/MEASURES.md`; not edited by hand.",
+    "The keys are those of `measures.json`, `final_info.json`, `summary.csv` and of a command's",
+    "`--json`. `{lag}`, `{tau}`, `{k}`, `{items}`, `{set}`: any value; `{average}`: pooled, feature;",
+    "`{mode}`: local, propagated. Documents never touch: no pair, run or transition crosses the end",
+    "of a chunk of text. A measure that is not defined for the codes at hand is 0.",
+)
+
+
+def markdown() -> str:
+    """docs/MEASURES.md: all measures by group, and what stands before a key."""
+    lines = ["# Measures", "", *_PREAMBLE, "", "| before a key | the number is |", "|---|---|"]
+    lines += [f"| `{prefix}` | {meaning} |" for prefix, meaning in PREFIXES.items()]
+    for group in dict.fromkeys(measure.group for measure in DEFINITIONS.values()):
+        lines += ["", f"## {group.capitalize()}"]
+        for key, measure in DEFINITIONS.items():
+            if measure.group == group:
+                lines += ["", f"### `{key}`: {measure.label}", "", *_entry(measure)]
+    return "\n".join(lines) + "\n"
+
+
+def _entry(measure: Measure) -> list[str]:
+    formula = [f"- formula: `{measure.formula}`"] if measure.formula else []
+    better = "" if measure.better == "neither" else f", {measure.better} is better"
+    function, _, paper = measure.source.partition("; ")
+    return [
+        measure.definition,
+        "",
+        *formula,
+        f"- range: {measure.range}{better}",
+        f"- unit: {measure.unit or 'none'}",
+        f"- source: `{function}`{paper and '; ' + paper}",
+    ]
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")  # noqa: T201
