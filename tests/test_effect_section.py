@@ -1,121 +1,267 @@
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from toys import HOOK, random_model, toy_batch
+import torch
+from scipy import stats
+from toys import HOOK, load_toy, random_model, save_model
 
 import metrics
 import tsae
-from probes import Pair
-from tsae import Dials
-from tsae_lab.data import language_model
-from tsae_lab.measures import effects
+from tsae_lab.data import language_model, store, tasks
+from tsae_lab.measures import effects, interventions
 from tsae_lab.sections import effects as effect_section
-from tsae_lab.sections.context import Subject
-from tsae_lab.sections.effects import Counts, Shared
+from tsae_lab.sections.context import Context, Subject
+from tsae_lab.sections.effects import Counts
 
-SMALL = Counts(offsets=(-1, -4), features=2, controls=3, strengths=(-1.0, 0.0, 2.0), steer_cases=2, steer_controls=2,
-               text_rows=2, duration_features=4, duration_each=2)  # fmt: skip
-
-
-def make_bench(lm) -> Shared:
-    above = language_model.layers_above(lm, HOOK)
-    train, test = [toy_batch(lm, n=8)], [toy_batch(lm, n=6, seed=5)]
-    few, offsets = effects.first_cases(test, 2), [effects.SPAN, *SMALL.offsets]
-    pair = Pair(prefix="the fox", good=" jumps", bad=" dog", suffix="", group="g")
-    return Shared(
-        lm=lm, hook=HOOK, above=above, train=train, test=test, few=few, counts=SMALL, seed=0, skipped={"odd": 3},
-        pairs={"blimp": ([pair], "sentence")}, absent=("winogender",),
-        clean=effects.clean_differences(above, test), clean_few=effects.clean_differences(above, few),
-        patch=effects.profile(above, test, effects.full_patch, offsets),
-        patch_few=effects.profile(above, few, effects.full_patch, offsets),
-    )  # fmt: skip
+SMALL = Counts(train_cases=40, test_cases=20, offsets=(-1, -6), features=3, controls=4,
+               strengths=(-1.0, 0.0, 2.0), steer_cases=4, steer_controls=2, text_rows=3,
+               duration_features=6, duration_each=2, pairs_each=8)  # fmt: skip
+TEXTS = [item.text for item in tasks.agreement()]
 
 
-def make_models(lm, tokens) -> list[Subject]:
-    params = random_model(d_in=lm.d_in, d_sae=96)
-    dials = Dials(k=6, beta=2.0)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random language model that has most words of the agreement tasks as one token each."""
+    texts = [*TEXTS, *[" is are"] * 20]
+    return save_model(tmp_path_factory.mktemp("lm"), "llama", texts=texts, vocab_size=900)
+
+
+@pytest.fixture(scope="module")
+def lm(folder) -> language_model.LanguageModel:
+    return load_toy(folder)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> str:
+    """Minimal pairs of one set, one of them unusable; the other sets are absent."""
+    (tmp_path_factory.getbasetemp() / "sets" / "blimp").mkdir(parents=True)
+    root = tmp_path_factory.getbasetemp() / "sets"
+    pairs = [(f"{text} is", f"{text} are") for text in TEXTS[:12:2]] + [("The man is " * 12, "The")]
+    rows = [{"sentence_good": good, "sentence_bad": bad, "UID": "toy"} for good, bad in pairs]
+    lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+    (root / "blimp" / "toy.jsonl").write_text(lines)
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def shared(lm, data_dir) -> effect_section.Shared:
+    return effect_section.prepare_shared(lm, HOOK, SMALL, data_dir)
+
+
+@pytest.fixture(scope="module")
+def tokens(lm):
+    documents = [" ".join(TEXTS[i : i + 50]) for i in range(0, 600, 50)]
+    return language_model.tokenize(lm, documents, seq=32)
+
+
+def subject(lm, tokens, sae: tsae.Sae, name: str, prefix: str = "") -> Subject:
     x = language_model.residual(lm, tokens.ids, HOOK)[:, len(lm.prefix) :]
-    codes = tsae.encode(params, x, dials)[0]
-    held = metrics.codes_from_topk(
-        codes.vals, codes.idx, 96, valid=tokens.valid, document=tokens.document
+    codes = interventions.codes_of(sae, x)
+    coded = metrics.codes_from_topk(
+        codes.vals, codes.idx, sae.d_sae, valid=tokens.valid, document=tokens.document
     )
-    sae, static = tsae.Sae(params=params, dials=dials), tsae.static_sae(params.static, dials.k)
+    return Subject(name=name, prefix=prefix, sae=sae, codes=coded, fve=0.0)
+
+
+def exact_sae(d_in: int) -> tsae.Sae:
+    """A static SAE without an error: two features per dimension, for its two signs."""
+    both = torch.cat([torch.eye(d_in), -torch.eye(d_in)])
+    zeros = torch.zeros(2 * d_in)
+    static = tsae.Static(W_enc=both.T.contiguous(), b_enc=zeros, W_dec=both, b_dec=zeros[:d_in])
+    return tsae.static_sae(static, 2 * d_in)
+
+
+@pytest.fixture(scope="module")
+def subjects(lm, tokens) -> list[Subject]:
+    dials = tsae.Dials(k=6, beta=2.0)
+    temporal = tsae.Sae(params=random_model(d_in=lm.d_in, d_sae=96), dials=dials)
     return [
-        Subject(name="TSAE", prefix="", sae=sae, codes=held, fve=0.0),
-        Subject(name="static SAE", prefix="static_", sae=static, codes=held, fve=0.0),
+        subject(lm, tokens, temporal, "TSAE"),
+        subject(lm, tokens, exact_sae(lm.d_in), "static SAE", "static_"),
     ]
 
 
-def test_the_section_says_everything_of_both_models_side_by_side(lm):
-    tokens = language_model.tokenize(
-        lm, ["the quick brown fox jumps over the lazy dog " * 30], seq=32
-    )
-    bench = make_bench(lm)
-    models = make_models(lm, tokens)
-    made = effect_section.measures(bench, models, tokens)
-    numbers, tables, figures = made.numbers, made.tables, made.figures
-    assert all(isinstance(value, float) and np.isfinite(value) for value in numbers.values())
-    for key in (
-        "effect",
-        "effect_best",
-        "effect_ablated",
-        "effect_code",
-        "lifetime_effect_rho",
-        "effect_duration",
-    ):
-        assert {
-            f"{p}{key}_{m}" for p in ("", "static_") for m in ("local", "propagated")
-        } <= numbers.keys()
-        assert numbers[f"static_{key}_local"] == numbers[f"static_{key}_propagated"]
-    for key in (
-        "kl_unrelated",
-        "control_p95",
-        "control_beaten_frac",
-        "random_direction",
-        "minimal_pairs_blimp",
-    ):
-        assert {key, f"static_{key}"} <= numbers.keys()
-    assert numbers["minimal_pair_sets_absent"] == 1
-    assert numbers["agreement_skipped"] == 3
-    assert {
-        "intervals",
-        "effects",
-        "controls",
-        "steering",
-        "durations",
-        "skipped",
-        "minimal_pairs",
-    } == tables.keys()
-    assert {"measure", "model", "value", "low", "high"} == tables["intervals"][0].keys()
-    assert all(row["low"] <= row["value"] <= row["high"] for row in tables["intervals"])
-    assert set(figures) == {"effect_by_offset", "steering", "lifetime_effect"}
-    zero = [row["logits"] for row in tables["steering"] if row["strength"] == 0]
-    assert zero == [0.0] * 3
+@pytest.fixture(scope="module")
+def section(shared, subjects, tokens):
+    return effect_section.measures(shared, subjects, tokens)
 
 
-def test_without_drawing_the_numbers_are_the_same_and_there_are_no_figures(lm):
-    tokens = language_model.tokenize(
-        lm, ["the quick brown fox jumps over the lazy dog " * 30], seq=32
+# --------------------------------------------------------------------- what all models share
+
+
+def test_every_case_is_measured_or_counted_as_skipped(shared):
+    counts = shared.counts
+    measured = sum(len(batch.ids) for batch in (*shared.train, *shared.test.batches))
+    assert measured + sum(shared.skipped.values()) == counts.train_cases + counts.test_cases
+    assert shared.skipped.keys() == {"text and twin differ in tokens"}
+    assert sum(len(batch.ids) for batch in shared.few.batches) == counts.control_cases
+    assert shared.absent == ("lm_syneval", "winogender")
+
+
+@torch.no_grad()
+def test_clean_differences_are_those_of_full_runs_of_the_language_model(lm, shared):
+    expected = []
+    for batch in shared.test.batches:
+        logits = lm.model(batch.ids).logits[:, -1]
+        rows = torch.arange(len(batch.ids))
+        expected += (logits[rows, batch.good] - logits[rows, batch.bad]).tolist()
+    np.testing.assert_allclose(shared.test.clean, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_full_patch_makes_each_case_its_twin(lm, shared):
+    words = [ids[len(lm.prefix) :] for batch in shared.test.batches for ids in batch.ids.tolist()]
+    texts = [lm.tokenizer.decode(ids) for ids in words]
+    clean = dict(zip(texts, shared.test.clean, strict=True))
+    twins = {case.text: case.twin for case in effects.agreement_cases(tasks.agreement())}
+    patched = shared.test.clean + shared.test.patch[0]
+    expected = [-clean[twins[text]] for text in texts]  # the forms are the other way round
+    np.testing.assert_allclose(patched, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_language_model_in_another_dtype_is_measured_in_float32(folder, shared):
+    half = language_model.load_lm(folder, device="cpu", dtype=torch.bfloat16)
+    again = effect_section.prepare_shared(half, HOOK, SMALL)
+    assert again.lm.dtype == torch.float32
+    assert not again.pairs
+    np.testing.assert_array_equal(again.test.clean, shared.test.clean)
+    with pytest.raises(ValueError, match="unknown hook"):
+        effect_section.prepare_shared(half, "blocks.9.hook_resid_post", SMALL)
+
+
+# --------------------------------------------------------------------- what edits do
+
+
+def rows_of(section, table: str, **wanted) -> list[dict]:
+    return [row for row in section.tables[table] if wanted.items() <= row.items()]
+
+
+def test_swapping_the_code_of_an_sae_without_error_is_the_full_patch(section, shared):
+    assert section.numbers["static_effect_code_local"] == pytest.approx(1.0, abs=1e-4)
+    assert abs(section.numbers["effect_code_local"] - 1) > 1e-2  # the random one has an error
+    whole = rows_of(section, "effects", offset="subject to verb")
+    assert {row["full_patch_here"] for row in whole} == {1.0}
+    assert section.numbers["full_patch_logits"] == pytest.approx(shared.test.patch[0].mean())
+    rows = rows_of(section, "effects", model="static SAE", edit="effect_code")
+    assert rows[0]["logits"] == pytest.approx(shared.test.patch[0].mean(), abs=1e-4)
+
+
+def test_a_static_sae_has_one_mode_under_both_names_and_a_tsae_has_two(section):
+    for name in ("effect", "effect_best", "effect_ablated", "effect_code", "effect_duration"):
+        ours, theirs = (
+            [section.numbers[f"{prefix}{name}_{mode}"] for mode in ("local", "propagated")]
+            for prefix in ("", "static_")
+        )
+        assert theirs[0] == theirs[1]
+        assert ours[0] != ours[1]
+    assert {row["mode"] for row in rows_of(section, "effects", model="static SAE")} == {"local"}
+
+
+def test_an_offset_is_measured_on_the_cases_that_are_long_enough(section, shared):
+    for row in rows_of(section, "effects", edit="effect", offset=-6):
+        assert row["cases"] == sum(len(b.ids) for b in shared.test.batches if b.seq >= 6)
+    for row in rows_of(section, "effects", offset="subject to verb"):
+        assert row["cases"] == len(shared.test.clean)
+
+
+def test_every_number_is_finite_and_lies_in_its_interval(section):
+    assert all(np.isfinite(value) for value in section.numbers.values())
+    assert len(section.tables["intervals"]) == 2 * 5 + 5  # measures times modes
+    prefixes = {"TSAE": "", "static SAE": "static_"}
+    for row in section.tables["intervals"]:
+        assert row["low"] <= row["value"] <= row["high"]
+        assert section.numbers[prefixes[row["model"]] + row["measure"]] == row["value"]
+
+
+def test_steering_by_nothing_does_nothing(section):
+    zero = rows_of(section, "steering", strength=0.0)
+    assert [row["logits"] for row in zero] == [0.0] * 3
+    assert all(row["logits"] != 0 for row in rows_of(section, "steering", strength=2.0))
+
+
+def test_controls_do_not_depend_on_the_chosen_features_but_the_effect_does(shared, tokens, lm):
+    sae = tsae.static_sae(random_model(d_in=lm.d_in, d_sae=96).static, 6)
+    chosen = effects.number_features(sae, shared.train)[0][: SMALL.features]
+    W_dec = sae.params.static.W_dec.clone()
+    W_dec[chosen] *= -1  # the norms stay, so the same features are chosen and matched
+    static = replace(sae.params.static, W_dec=W_dec)
+    turned = replace(sae, params=replace(sae.params, static=static))
+    first, second = (
+        effect_section.measures(
+            shared, [subject(lm, tokens, each, "static SAE")], tokens, draw=False
+        )
+        for each in (sae, turned)
     )
-    bench, models = make_bench(lm), make_models(lm, tokens)
-    drawn = effect_section.measures(bench, models, tokens).numbers
-    section = effect_section.measures(bench, models, tokens, draw=False)
-    assert not section.figures
-    assert section.numbers.keys() == drawn.keys()
-    for key, value in section.numbers.items():
-        assert value == pytest.approx(drawn[key], rel=1e-3, abs=1e-5)
+    assert first.tables["controls"] == second.tables["controls"]
+    assert len(first.tables["controls"]) == SMALL.controls
+    for section in (first, second):
+        drawn = np.array([row["normalised"] for row in section.tables["controls"]])
+        assert section.numbers["control_mean"] == pytest.approx(drawn.mean())
+        assert section.numbers["control_p95"] == np.quantile(abs(drawn), 0.95)
+    assert first.numbers["kl_unrelated_control"] == second.numbers["kl_unrelated_control"]
+    assert first.numbers["effect_local"] * second.numbers["effect_local"] < 0
+
+
+# --------------------------------------------------------------------- on text
+
+
+def test_an_sae_without_error_predicts_minimal_pairs_as_the_language_model_does(section):
+    numbers = section.numbers
+    assert numbers["static_minimal_pairs_blimp"] == numbers["minimal_pairs_clean_blimp"]
+    assert numbers["minimal_pair_sets_absent"] == 2
+    groups = [(row["set"], row["group"]) for row in section.tables["minimal_pairs"]]
+    absent = [("lm_syneval", "absent"), ("winogender", "absent")]
+    skipped = [("blimp", "skipped: too long for the model")]
+    assert groups == [*absent, ("blimp", "toy"), ("blimp", "all"), *skipped]
+
+
+def test_the_rank_correlation_is_that_of_the_table_of_durations(section):
+    for prefix, model in (("", "TSAE"), ("static_", "static SAE")):
+        for mode in ("local", "propagated") if model == "TSAE" else ("local",):
+            rows = rows_of(section, "durations", model=model, mode=mode)
+            life, lasts = zip(*((row["lifetime"], row["duration"]) for row in rows), strict=True)
+            rho = section.numbers[f"{prefix}lifetime_effect_rho_{mode}"]
+            assert rho == pytest.approx(float(stats.spearmanr(life, lasts)[0]))  # type: ignore[arg-type]
+            assert section.numbers[f"{prefix}effect_duration_{mode}"] == pytest.approx(
+                np.mean(lasts)
+            )
+            assert 1 <= min(life) <= max(life) <= 16
+            assert 0 <= min(lasts) <= max(lasts) <= effects.AFTER
+
+
+def test_without_drawing_the_numbers_are_the_same_and_nothing_is_drawn(
+    section, shared, subjects, tokens
+):
+    plain = effect_section.measures(shared, subjects, tokens, draw=False)
+    assert set(section.figures) == {"effect_by_offset", "steering", "lifetime_effect"}
+    assert not plain.figures
+    assert "steering" not in plain.tables
+    assert plain.numbers.keys() == section.numbers.keys()
+    for name, value in plain.numbers.items():
+        assert value == pytest.approx(section.numbers[name], rel=1e-3, abs=1e-5)
+
+
+def test_the_section_of_a_context_measures_its_subjects_in_float32(
+    lm, tokens, subjects, data_dir, tmp_path
+):
+    sae = subjects[0].sae
+    low = replace(sae, dials=replace(sae.dials, low=torch.bfloat16))
+    unread = np.zeros((len(tokens.ids), 1, lm.d_in), np.int16)
+    held = store.Store(path=tmp_path, hook=HOOK, tokens=tokens, data=unread)
+    context = Context(
+        dataset="toy", seed=0, long=False, lm=lm, store=held, words={}, share=0.1,
+        subjects=(replace(subjects[0], sae=low),), data_dir=data_dir,
+    )  # fmt: skip
+    made = effect_section.interventions_section(context)
+    shared = effect_section.prepare_shared(lm, HOOK, effect_section.scaled(0.1), data_dir)
+    assert made.numbers == effect_section.measures(shared, subjects[:1], tokens, draw=False).numbers
 
 
 def test_a_share_of_the_counts_is_never_below_four_and_keeps_what_is_no_count_of_cases():
-    full, some, least = (
-        effect_section.Counts(),
-        effect_section.scaled(0.5),
-        effect_section.scaled(0.001),
-    )
+    full, some, least = Counts(), effect_section.scaled(0.5), effect_section.scaled(0.001)
     assert effect_section.scaled(1.0) == full
     assert (some.train_cases, some.controls, some.text_rows) == (120, 50, 5)
     assert (least.train_cases, least.control_cases, least.pairs_each) == (4, 4, 4)
-    assert (least.features, least.duration_each, least.offsets) == (
-        full.features,
-        full.duration_each,
-        full.offsets,
-    )
+    for name in ("features", "duration_each", "offsets", "strengths"):
+        assert getattr(least, name) == getattr(full, name)

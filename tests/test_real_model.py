@@ -109,9 +109,8 @@ def test_an_edit_changes_nothing_before_its_position_and_the_verb_after_it(
 
 
 def test_the_agreement_cases_are_easy_for_the_model_and_the_full_patch_turns_them_round(lm):
-    bench = effects.prepare_shared(
-        lm, HOOK, counts=Counts(train_cases=4, test_cases=8, control_cases=2, offsets=(-1,))
-    )
-    assert (bench.clean > 0).mean() >= 0.75
-    assert ((bench.clean + bench.patch[0]) < 0).mean() >= 0.75
-    assert {int(n) for batch in bench.train for n in batch.label} == {0, 1}
+    counts = Counts(train_cases=4, test_cases=8, control_cases=2, offsets=(-1,))
+    shared = effects.prepare_shared(lm, HOOK, counts)
+    assert (shared.test.clean > 0).mean() >= 0.75
+    assert ((shared.test.clean + shared.test.patch[0]) < 0).mean() >= 0.75
+    assert {int(n) for batch in shared.train for n in batch.label} == {0, 1}

@@ -1,7 +1,7 @@
 """Small language models, SAEs, stores and data rows that several test files share."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,18 +56,21 @@ SIZES: dict[str, Any] = {
 }
 
 
-def save_tokenizer(folder: Path) -> int:
+FOX = ("the quick brown fox jumps over the lazy dog. ",) * 9
+
+
+def save_tokenizer(folder: Path, texts: Sequence[str] = FOX, vocab_size: int = 290) -> int:
     """Writes a byte-level BPE tokenizer into the folder and gives the size of its vocabulary."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=290,
+        vocab_size=vocab_size,
         special_tokens=["<|endoftext|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog. "] * 9, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     end = "<|endoftext|>"
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=end, eos_token=end
@@ -75,9 +78,11 @@ def save_tokenizer(folder: Path) -> int:
     return tokenizer.get_vocab_size()
 
 
-def save_model(folder: Path, kind: str, **sizes: Any) -> Path:
-    """Writes a random language model of three layers, and its tokenizer, into the folder."""
-    vocab_size = save_tokenizer(folder)
+def save_model(
+    folder: Path, kind: str, *, texts: Sequence[str] = FOX, vocab_size: int = 290, **sizes: Any
+) -> Path:
+    """Writes a random language model of three layers, and a tokenizer of `texts`, into the folder."""
+    vocab_size = save_tokenizer(folder, texts, vocab_size)
     torch.manual_seed(0)
     config: PretrainedConfig
     if kind == "gpt_neox":

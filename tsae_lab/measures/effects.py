@@ -1,12 +1,11 @@
-"""What edits do to the language model: the change of logit(good) - logit(bad) at the verb, and its
-controls.
+"""What edits do to the language model: at the verb of a sentence, on other text, and for how long.
 
 A case is a text up to its verb, the verb's good and bad form, and a twin that differs in the
-subject's number. The *full patch* puts the twin's residual stream in place of the text's: 1 on the
-scale of normalised effects.
+subject's number. The measure is the change of logit(good) - logit(bad) at the verb. The *full
+patch* puts the twin's residual stream in place of the text's: 1 on the scale of normalised effects.
 """
 
-import collections
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,21 +19,17 @@ import metrics
 from probes import Item
 from tsae import Codes, Sae
 from tsae_lab.data import language_model
-from tsae_lab.data.language_model import Above, LanguageModel, residual
+from tsae_lab.data.language_model import Above, LanguageModel, residual, token_ids
 from tsae_lab.data.texts import Tokens
-from tsae_lab.measures import lifetimes
-from tsae_lab.measures.interventions import (
-    Edit,
-    ablate,
-    codes_of,
-    intervene,
-    steer,
-    swap,
-    swap_code,
-    values_of,
-)
+from tsae_lab.measures import interventions
+from tsae_lab.measures.interventions import Edit, ablate, codes_of, intervene
 
 SPAN = 0  # in place of an offset: all positions from the subject to the verb
+VERB_FORMS = (" is", " are")
+EFFECT_BOOT = 1_000  # bootstrap samples of an interval
+NEAR = 300  # features from which a stand-in is drawn
+TEXT_ROWS = 16  # texts per call: full logits are wide
+BEFORE, AFTER = 16, 12  # tokens of text around an edit whose effect is timed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +38,10 @@ class Case:
 
     text: str
     twin: str
-    good: str
-    """the verb's form for `text`, with the space before it"""
+    good: str  # the verb's form for `text`, with the space before it
     bad: str
-    label: int
-    """1: the subject is plural"""
-    group: str
-    """lemma of the subject: never on both sides of a split"""
+    label: int  # 1: the subject is plural
+    group: str  # lemma of the subject: never on both sides of a split
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -74,276 +66,255 @@ class Batch:
         return self.hidden[:, -self.seq :].float()
 
 
-# a batch and where the edit is made (variants batch seq) -> what each variant adds to x (variants batch seq d_in)
+# a batch and where the edit is made (variants batch seq) -> what each variant adds to x
+# (variants batch seq d_in)
 Change = Callable[[Batch, Tensor], Tensor]
 
 
-# ---------------------------------------------------------------------------------------------- cases
+# ------------------------------------------------------------------------------------------- cases
 
 
-def agreement_cases(items: Sequence[Item], forms: tuple[str, str] = (" is", " are")) -> list[Case]:
-    """Cases of both numbers from the items of `tasks.agreement`; `forms` are the verb's singular
-    and plural.
-    """
-    twins: dict[tuple, dict[int, Item]] = collections.defaultdict(dict)
+def agreement_cases(items: Sequence[Item]) -> list[Case]:
+    """Cases of both numbers from `tasks.agreement`: items that differ in the subject's number."""
+    twins: dict[tuple[str, str], dict[int, Item]] = defaultdict(dict)
     for item in items:
-        key = (
-            item.frame,
-            item.group,
-            tuple(sorted(item.factors.items())),
-            item.text.split(" ", 2)[2],
-        )
-        twins[key][item.label] = item
-    return [
-        Case(
-            text=pair[n].text,
-            twin=pair[1 - n].text,
-            good=forms[n],
-            bad=forms[1 - n],
-            label=n,
-            group=pair[n].group,
-        )
-        for pair in twins.values()
-        if len(pair) == 2
-        for n in (0, 1)
-    ]
+        after_subject = item.text.split(" ", 2)[2]
+        twins[item.group, after_subject][item.label] = item
+    pairs = [pair for pair in twins.values() if len(pair) == 2]
+    return [_case(pair[n], pair[1 - n]) for pair in pairs for n in (0, 1)]
 
 
-def split_cases(
-    cases: Sequence[Case], n_train: int, n_test: int, seed: int = 0
-) -> tuple[list[Case], list[Case]]:
-    """About so many cases to choose features on and to measure on: whole twin pairs, no lemma on
-    both sides.
+def _case(item: Item, twin: Item) -> Case:
+    good, bad = VERB_FORMS[item.label], VERB_FORMS[twin.label]
+    return Case(
+        text=item.text, twin=twin.text, good=good, bad=bad, label=item.label, group=item.group
+    )
+
+
+def split_cases(cases: Sequence[Case], n_train: int, n_test: int) -> tuple[list[Case], list[Case]]:
+    """Cases to choose features on and cases to measure on, with no lemma on both sides.
+
+    About `n_train` and `n_test`, in whole twin pairs; fewer where there are not so many. Drawn
+    with seed 0: the same for the same cases.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     groups = sorted({case.group for case in cases})
     order = torch.randperm(len(groups), generator=generator).tolist()
     train_groups = {groups[i] for i in order[: len(groups) // 2]}
 
-    def some(wanted: bool, n: int) -> list[Case]:
-        pairs = collections.defaultdict(list)
+    def drawn(in_train: bool, n: int) -> list[Case]:
+        pairs = defaultdict(list)
         for case in cases:
-            if (case.group in train_groups) == wanted:
-                pairs[tuple(sorted((case.text, case.twin)))].append(case)
-        kept = [
-            list(pairs.values())[i]
-            for i in torch.randperm(len(pairs), generator=generator).tolist()
-        ]
-        return [case for pair in kept[: n // 2] for case in pair]
+            if (case.group in train_groups) == in_train:
+                pairs[frozenset((case.text, case.twin))].append(case)
+        listed = list(pairs.values())
+        chosen = torch.randperm(len(listed), generator=generator).tolist()[: n // 2]
+        return [case for i in chosen for case in listed[i]]
 
-    return some(True, n_train), some(False, n_test)
+    return drawn(True, n_train), drawn(False, n_test)
 
 
 def batches(
     lm: LanguageModel, hook: str, cases: Sequence[Case], *, need_twin: bool = True
 ) -> tuple[list[Batch], dict[str, int]]:
-    """The cases by length, and how many were skipped, by reason. Without `need_twin`, a text may be
-    its own twin.
+    """The cases by length, and the number of skipped ones by reason.
 
-    Skipped: good and bad are equal, or not one token each; text and twin are equal or differ in
-    length; a text that the model cannot take. ValueError where nothing is left.
+    Skipped: good and bad are equal, or not one token each; text and twin are equal (allowed without
+    `need_twin`) or differ in length; a text that the model cannot take. ValueError where none is
+    left.
     """
-    by_length: dict[int, list[tuple]] = collections.defaultdict(list)
-    skipped: collections.Counter[str] = collections.Counter()
+    by_length: dict[int, list[tuple]] = defaultdict(list)
+    skipped: Counter[str] = Counter()
     for case in cases:
-        text, twin, good, bad = (
-            language_model.token_ids(lm, words)
-            for words in (case.text, case.twin, case.good, case.bad)
-        )
-        reason = _refusal(lm, text, twin, good, bad, need_twin)
+        words = (case.text, case.twin, case.good, case.bad)
+        ids = [token_ids(lm, word) for word in words]
+        reason = _refusal(ids, lm.max_seq - len(lm.prefix), need_twin)
         if reason:
             skipped[reason] += 1
         else:
-            subject = next(
-                (i for i, (a, b) in enumerate(zip(text, twin, strict=True)) if a != b), 0
-            )
-            by_length[len(text)].append((text, twin, good[0], bad[0], case.label, subject))
+            by_length[len(ids[0])].append((*ids, case.label))
     if not by_length:
-        raise ValueError(
-            f"none of {len(cases)} texts can be measured: {', '.join(skipped) or 'none was given'}"
-        )
+        reasons = ", ".join(skipped) or "none was given"
+        raise ValueError(f"none of {len(cases)} texts can be measured: {reasons}")
     return [_batch(lm, hook, rows) for _, rows in sorted(by_length.items())], dict(skipped)
 
 
-def _refusal(
-    lm: LanguageModel, text: list[int], twin: list[int], good: list[int], bad: list[int], need: bool
-) -> str:
+def _refusal(ids: Sequence[list[int]], longest: int, need_twin: bool) -> str:
+    """Why a case cannot be measured; empty if it can."""
+    text, twin, good, bad = ids
     if good == bad or len(good) != 1 or len(bad) != 1:
         return "good and bad forms are equal or not one token each"
     if len(text) != len(twin):
         return "text and twin differ in tokens"
-    if not text or (need and text == twin):
+    if not text or (need_twin and text == twin):
         return "text and twin are equal, or empty"
-    return "too long for the model" if len(text) + len(lm.prefix) > lm.max_seq else ""
+    return "too long for the model" if len(text) > longest else ""
 
 
 def _batch(lm: LanguageModel, hook: str, rows: Sequence[tuple]) -> Batch:
-    texts, twins, good, bad, label, subject = zip(*rows, strict=True)
-    ids, twin_ids = (
-        torch.tensor([[*lm.prefix, *text] for text in part]) for part in (texts, twins)
-    )
-    twin = residual(lm, twin_ids, hook)[:, len(lm.prefix) :].float()
-    numbers = (torch.tensor(part) for part in (good, bad, label, subject))
-    names = ("good", "bad", "label", "subject")
+    text, twin, good, bad, label = (torch.tensor(column) for column in zip(*rows, strict=True))
+    prefix = torch.tensor(lm.prefix).expand(len(text), -1)
+    ids, twin_ids = (torch.cat([prefix, words], 1) for words in (text, twin))
     return Batch(
-        ids=ids, hidden=residual(lm, ids, hook), twin=twin, **dict(zip(names, numbers, strict=True))
+        ids=ids,
+        hidden=residual(lm, ids, hook),
+        twin=residual(lm, twin_ids, hook)[:, len(lm.prefix) :].float(),
+        good=good[:, 0],
+        bad=bad[:, 0],
+        label=label,
+        subject=(text != twin).int().argmax(1),  # 0 where they are equal
     )
 
 
-def first_cases(found: Sequence[Batch], n: int) -> list[Batch]:
-    """About `n` cases, from the lengths that most cases have: few calls of the model for many
-    edits.
-    """
+def first_cases(cases: Sequence[Batch], n: int) -> list[Batch]:
+    """About `n` cases, from the lengths that most cases have: few calls of the model per edit."""
     taken: list[Batch] = []
-    for batch in sorted(found, key=lambda batch: -len(batch.ids)):
-        left = n - sum(len(part.ids) for part in taken)
+    left = n
+    for batch in sorted(cases, key=lambda batch: -len(batch.ids)):
         if left > 0:
             taken.append(Batch(**{name: value[:left] for name, value in vars(batch).items()}))
+            left -= len(batch.ids)
     return taken
 
 
-# ---------------------------------------------------------------------------------------------- effects
+# ----------------------------------------------------------------------------------------- effects
 
 
 def where(batch: Batch, offset: int) -> Bool[Tensor, "batch seq"]:
-    """The position `offset` (-1: the last before the verb) of each text, or, for SPAN, all from the
-    subject on.
-    """
+    """The position `offset` (-1: the last before the verb) of each text; SPAN: from subject on."""
     place = torch.arange(batch.seq)
-    at = (
-        place >= batch.subject[:, None]
-        if offset == SPAN
-        else (place == batch.seq + offset).expand(len(batch.ids), -1)
-    )
-    return at.to(batch.twin.device)
+    if offset == SPAN:
+        mask = place >= batch.subject[:, None]
+    else:
+        mask = (place == batch.seq + offset).expand(len(batch.ids), -1)
+    return mask.to(batch.twin.device)
 
 
 def logit_differences(
     above: Above, batch: Batch, deltas: Float[Tensor, "variants batch seq d_in"]
 ) -> Float[Tensor, "variants batch"]:
-    """logit(good) - logit(bad) at the verb, with each of `deltas` added to the text's residual
-    stream.
-    """
+    """logit(good) - logit(bad) at the verb, with each of `deltas` added to the residual stream."""
     n_rows = max(1, language_model.FORWARD_TOKENS // batch.ids.shape[1])
-    variant, row = (
-        i.flatten() for i in torch.meshgrid(*map(torch.arange, deltas.shape[:2]), indexing="ij")
-    )
+    variants, rows = torch.cartesian_prod(*map(torch.arange, deltas.shape[:2])).T
     out = []
-    for at in range(0, len(row), n_rows):
-        v, r = variant[at : at + n_rows], row[at : at + n_rows]
-        hidden = batch.hidden[r]
-        text = batch.x[r] + deltas[v, r].to(hidden.device)
+    for variant, row in zip(variants.split(n_rows), rows.split(n_rows), strict=True):
+        hidden = batch.hidden[row]
+        text = batch.x[row] + deltas[variant, row].to(hidden.device)
         hidden = torch.cat([hidden[:, : -batch.seq], text.to(hidden.dtype)], 1)
-        logits = above(batch.ids[r], hidden, 1)[:, -1].float().cpu()
-        out.append(
-            (logits.gather(1, batch.good[r, None]) - logits.gather(1, batch.bad[r, None]))[:, 0]
-        )
+        logits = above(batch.ids[row], hidden, 1)[:, -1].float().cpu()
+        good, bad = (logits.gather(1, form[row, None])[:, 0] for form in (batch.good, batch.bad))
+        out.append(good - bad)
     return torch.cat(out).view(deltas.shape[:2])
+
+
+def clean_differences(above: Above, cases: Sequence[Batch]) -> Float[np.ndarray, " cases"]:
+    """logit(good) - logit(bad) of the model as it is; above 0 it is right."""
+    parts = [
+        logit_differences(above, batch, torch.zeros(1, *batch.twin.shape))[0] for batch in cases
+    ]
+    return torch.cat(parts).numpy()
 
 
 def profile(
     above: Above,
-    found: Sequence[Batch],
+    cases: Sequence[Batch],
     change: Change,
     offsets: Sequence[int],
     clean: Float[np.ndarray, " cases"] | None = None,
 ) -> Float[np.ndarray, "offsets cases"]:
-    """Change of logit(good) - logit(bad) when `change` is made at each offset; NaN where a text is
-    too short.
+    """Change of logit(good) - logit(bad) when `change` is made at each offset, or SPAN.
 
-    `clean` is what `clean_differences` has found for these batches, to save finding it again.
+    NaN where a text is too short to have the offset. `clean`: the `clean_differences` of these
+    cases, where they are known.
     """
-    clean = clean_differences(above, found) if clean is None else clean
+    clean = clean_differences(above, cases) if clean is None else clean
     columns = []
-    for batch in found:
-        reached = [offset for offset in offsets if -batch.seq <= offset]
-        deltas = change(batch, torch.stack([where(batch, offset) for offset in reached]))
+    for batch in cases:
+        reached = [i for i, offset in enumerate(offsets) if -batch.seq <= offset]
+        deltas = change(batch, torch.stack([where(batch, offsets[i]) for i in reached]))
         column = np.full((len(offsets), len(batch.ids)), np.nan)
-        column[[offsets.index(offset) for offset in reached]] = logit_differences(
-            above, batch, deltas
-        ).numpy()
+        column[reached] = logit_differences(above, batch, deltas).numpy()
         columns.append(column)
     return np.concatenate(columns, 1) - clean
-
-
-def clean_differences(above: Above, found: Sequence[Batch]) -> Float[np.ndarray, " cases"]:
-    """logit(good) - logit(bad) of the model as it is; above 0 it is right."""
-    parts = [
-        logit_differences(above, batch, torch.zeros(1, *batch.twin.shape))[0] for batch in found
-    ]
-    return torch.cat(parts).numpy()
 
 
 def normalised(
     effects: Float[np.ndarray, "*rows cases"], patch: Float[np.ndarray, " cases"]
 ) -> Float[np.ndarray, "*rows"]:
-    """Summed effect over the summed effect of the full patch, over the cases that are not NaN; NaN
-    where none is.
+    """Summed effect over the summed effect of the full patch, over the cases that are not NaN.
+
+    NaN where there is no such case, or where the full patch has no effect.
     """
-    seen = ~np.isnan(effects)
-    bottom = np.where(seen, patch, 0.0).sum(-1)
-    return np.where(
-        bottom != 0, np.nansum(effects, -1) / np.where(bottom != 0, bottom, 1.0), np.nan
-    )
+    bottom = np.where(np.isnan(effects), 0.0, patch).sum(-1)
+    top = np.nansum(effects, -1)
+    return np.where(bottom != 0, top / np.where(bottom != 0, bottom, 1.0), np.nan)
 
 
 def normalised_interval(
-    effects: Float[np.ndarray, " cases"],
-    patch: Float[np.ndarray, " cases"],
-    seed: int = 0,
-    n_boot: int = 1000,
+    effects: Float[np.ndarray, " cases"], patch: Float[np.ndarray, " cases"]
 ) -> tuple[float, float]:
-    """95 % interval of `normalised` by bootstrap over the cases that are not NaN."""
+    """95 % interval of `normalised` (`metrics.interval`) over resamples of the cases not NaN.
+
+    Fewer than two cases give (-inf, inf).
+    """
     seen = ~np.isnan(effects)
-    rows = np.random.default_rng(seed).integers(max(seen.sum(), 1), size=(n_boot, int(seen.sum())))
-    ratios = effects[seen][rows].sum(1) / patch[seen][rows].sum(1)
-    return float(np.quantile(ratios, 0.025)), float(np.quantile(ratios, 0.975))
+    replicates = metrics.resampled_ratio(effects[seen], patch[seen], EFFECT_BOOT)
+    value = float(normalised(effects, patch))
+    return metrics.interval(value, replicates, int(seen.sum()), -np.inf, np.inf)
 
 
-# ---------------------------------------------------------------------------------------------- changes
+# ----------------------------------------------------------------------------------------- changes
 
 
 def full_patch(
-    batch: Batch, at: Bool[Tensor, "variants batch seq"]
+    batch: Batch, mask: Bool[Tensor, "variants batch seq"]
 ) -> Float[Tensor, "variants batch seq d_in"]:
     """The twin's residual stream in place of the text's."""
-    return torch.where(at[..., None], batch.twin - batch.x, 0.0)
+    return torch.where(mask[..., None], batch.twin - batch.x, 0.0)
 
 
 def change_by(sae: Sae, make: Callable[[Batch, Tensor], Edit], *, propagated: bool) -> Change:
-    """What the edit that `make(batch, at)` gives adds to x; all variants of a batch in one call."""
+    """The change that the edit `make(batch, mask)` makes; all variants of a batch in one call.
 
-    def change(batch: Batch, at: Tensor) -> Tensor:
-        x = batch.x.expand(len(at), -1, -1, -1).flatten(0, 1)
-        return intervene(sae, x, make(batch, at.flatten(0, 1)), propagated=propagated)[0].view(
-            *at.shape, -1
-        )
+    `make` gets the variants one below the other: `mask` (variants * batch, seq).
+    """
+
+    def change(batch: Batch, mask: Tensor) -> Tensor:
+        x = batch.x.expand(len(mask), -1, -1, -1).flatten(0, 1)
+        delta, _ = intervene(sae, x, make(batch, mask.flatten(0, 1)), propagated=propagated)
+        return delta.view(*mask.shape, -1)
 
     return change
 
 
-def twin_codes(sae: Sae, batch: Batch, at: Bool[Tensor, "rows seq"]) -> Codes:
-    """The twins' codes, once for each variant in `at`."""
-    return _repeated(codes_of(sae, batch.twin), at)
+def twin_codes(sae: Sae, batch: Batch, mask: Bool[Tensor, "rows seq"]) -> Codes:
+    """The codes of the twins, repeated for each variant in `mask` (variants * batch, seq)."""
+    codes = codes_of(sae, batch.twin)
+    n_variants = len(mask) // len(batch.ids)
+    return Codes(codes.vals.repeat(n_variants, 1, 1), codes.idx.repeat(n_variants, 1, 1))
 
 
 def swap_features(sae: Sae, features: Int[Tensor, " n"], *, propagated: bool) -> Change:
     """The features have the values of the twin's code."""
-    return change_by(
-        sae, lambda b, at: swap(features, at, twin_codes(sae, b, at)), propagated=propagated
-    )
+
+    def make(batch: Batch, mask: Tensor) -> Edit:
+        return interventions.swap(features, mask, twin_codes(sae, batch, mask))
+
+    return change_by(sae, make, propagated=propagated)
 
 
 def swap_codes(sae: Sae, *, propagated: bool) -> Change:
     """The whole code is the twin's."""
-    return change_by(
-        sae, lambda b, at: swap_code(at, twin_codes(sae, b, at)), propagated=propagated
-    )
+
+    def make(batch: Batch, mask: Tensor) -> Edit:
+        return interventions.swap_code(mask, twin_codes(sae, batch, mask))
+
+    return change_by(sae, make, propagated=propagated)
 
 
 def ablate_features(sae: Sae, features: Int[Tensor, " n"], *, propagated: bool) -> Change:
     """The features are off."""
-    return change_by(sae, lambda _, at: ablate(features, at), propagated=propagated)
+    return change_by(sae, lambda _, mask: ablate(features, mask), propagated=propagated)
 
 
 def steer_features(
@@ -351,8 +322,9 @@ def steer_features(
 ) -> Change:
     """The features get more: in each variant its own amounts."""
 
-    def make(batch: Batch, at: Tensor) -> Edit:
-        return steer(features, at, amounts.repeat_interleave(len(batch.ids), 0)[:, None])
+    def make(batch: Batch, mask: Tensor) -> Edit:
+        by_row = amounts.repeat_interleave(len(batch.ids), 0)[:, None]
+        return interventions.steer(features, mask, by_row)
 
     return change_by(sae, make, propagated=propagated)
 
@@ -365,18 +337,17 @@ def matched_push(
     *,
     propagated: bool,
 ) -> Change:
-    """A control of `swap_features`: what it adds of each feature's contribution, added of its
-    stand-in instead.
+    """A control of `swap_features`: each feature's contribution comes from its stand-in instead.
 
-    `pushed` gives what the swap adds to the features of a batch (batch seq n): `swap_amounts`,
-    cached by the caller.
+    A contribution is the value times the norm of the decoder row. `pushed` gives what the swap adds
+    to the features of a batch (batch seq n): `swap_amounts`, cached by the caller.
     """
     norm = sae.params.static.W_dec.norm(dim=1)
     scale = norm[features] / norm[stand_ins].clamp(min=1e-12)
 
-    def make(batch: Batch, at: Tensor) -> Edit:
-        amount = (pushed(batch) * scale).repeat(len(at) // len(batch.ids), 1, 1)
-        return steer(stand_ins, at, amount)
+    def make(batch: Batch, mask: Tensor) -> Edit:
+        amount = (pushed(batch) * scale).repeat(len(mask) // len(batch.ids), 1, 1)
+        return interventions.steer(stand_ins, mask, amount)
 
     return change_by(sae, make, propagated=propagated)
 
@@ -386,22 +357,16 @@ def swap_amounts(
 ) -> Float[Tensor, "batch seq n"]:
     """The twin's value of each feature minus the text's own."""
     named = features.expand(len(batch.ids), batch.seq, -1).to(batch.twin.device)
-    return values_of(codes_of(sae, batch.twin), named) - values_of(codes_of(sae, batch.x), named)
-
-
-def _repeated(codes: Codes, at: Tensor) -> Codes:
-    n = len(at) // len(codes.vals)
-    return Codes(codes.vals.repeat(n, 1, 1), codes.idx.repeat(n, 1, 1))
+    twin, own = (codes_of(sae, x) for x in (batch.twin, batch.x))
+    return interventions.values_of(twin, named) - interventions.values_of(own, named)
 
 
 def random_direction(change: Change, seed: int) -> Change:
-    """A control: at every position, a vector of random direction with the norm of what `change`
-    adds.
-    """
+    """A control: at each position a random direction, with the norm of what `change` adds there."""
     generator = torch.Generator().manual_seed(seed)
 
-    def control(batch: Batch, at: Tensor) -> Tensor:
-        delta = change(batch, at)
+    def control(batch: Batch, mask: Tensor) -> Tensor:
+        delta = change(batch, mask)
         noise = torch.randn(delta.shape, generator=generator).to(delta)
         return noise / noise.norm(dim=-1, keepdim=True) * delta.norm(dim=-1, keepdim=True)
 
@@ -409,42 +374,37 @@ def random_direction(change: Change, seed: int) -> Change:
 
 
 def elsewhere(change: Change) -> Change:
-    """A control: what `change` adds in all, put at the position before the subject, where nothing
-    is about number.
+    """A control: the sum of what `change` adds, put at the position before the subject.
 
-    Where the text begins with the subject, nothing is added.
+    Nothing there is about number. Where the text begins with the subject, nothing is added.
     """
 
-    def control(batch: Batch, at: Tensor) -> Tensor:
-        place = (
-            torch.arange(batch.seq, device=at.device) == batch.subject.to(at.device)[:, None] - 1
-        )
-        return change(batch, at).sum(2, keepdim=True) * place[None, :, :, None]
+    def control(batch: Batch, mask: Tensor) -> Tensor:
+        before = batch.subject.to(mask.device)[:, None] - 1
+        place = torch.arange(batch.seq, device=mask.device) == before
+        return change(batch, mask).sum(2, keepdim=True) * place[None, :, :, None]
 
     return control
 
 
-# ---------------------------------------------------------------------------------------------- features
+# ---------------------------------------------------------------------------------------- features
 
 
 def number_features(
-    sae: Sae, found: Sequence[Batch]
+    sae: Sae, cases: Sequence[Batch]
 ) -> tuple[Int[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
-    """All features, those that tell the numbers apart first, and plural minus singular mean of
-    each, by feature.
+    """All features by how far they tell the numbers apart, and their plural minus singular mean.
 
-    The mean contribution (value times norm of the decoder row) from the subject to the verb, class
-    by class.
+    The mean is of the contribution (value times norm of the decoder row) from the subject to the
+    verb. The order is by its size, the second result by feature. ValueError for one number alone.
     """
     sums, counts = torch.zeros(2, sae.d_sae), torch.zeros(2)
     norm = sae.params.static.W_dec.norm(dim=1).cpu()
-    for batch in found:
-        codes, at = codes_of(sae, batch.x), where(batch, SPAN)
-        vals = codes.vals * at[..., None] / at.sum(1)[:, None, None]
-        row = batch.label[:, None, None].expand(codes.idx.shape)
-        sums.index_put_(
-            (row.flatten(), codes.idx.flatten().cpu()), vals.flatten().cpu(), accumulate=True
-        )
+    for batch in cases:
+        codes, span = codes_of(sae, batch.x), where(batch, SPAN)
+        vals = (codes.vals * span[..., None] / span.sum(1)[:, None, None]).flatten().cpu()
+        number = batch.label[:, None, None].expand(codes.idx.shape).flatten()
+        sums.index_put_((number, codes.idx.flatten().cpu()), vals, accumulate=True)
         counts.index_add_(0, batch.label, torch.ones(len(batch.label)))
     if not counts.all():
         raise ValueError("number_features needs cases of both numbers; got one")
@@ -453,18 +413,12 @@ def number_features(
 
 
 def matched_features(
-    rates: Float[Tensor, " d_sae"],
-    features: Int[Tensor, " n"],
-    n_draws: int,
-    *,
-    seed: int,
-    near: int = 300,
+    rates: Float[Tensor, " d_sae"], features: Int[Tensor, " n"], n_draws: int, *, seed: int
 ) -> Int[Tensor, "n_draws n"]:
-    """For each feature, stand-ins drawn from the `near` living features closest to it in log firing
-    rate.
+    """For each feature, stand-ins from the NEAR living features closest to it in log firing rate.
 
     A draw names no feature twice and none of `features`; for one feature, all draws differ while
-    enough are near.
+    enough are near. ValueError where fewer other features are alive than there are features.
     """
     generator = torch.Generator().manual_seed(seed)
     taken = torch.zeros(len(rates), dtype=torch.bool)
@@ -477,44 +431,41 @@ def matched_features(
     columns: list[Tensor] = []
     for feature in features:
         distance = (rates[alive].log() - rates[feature].clamp(min=1e-9).log()).abs()
-        pool = alive[distance.argsort(stable=True)[: max(near, len(features))]]
-        shuffled = [
-            pool[torch.randperm(len(pool), generator=generator)]
-            for _ in range(-(-n_draws // len(pool)))
-        ]
+        pool = alive[distance.argsort(stable=True)[: max(NEAR, len(features))]]
+        n_rounds = -(-n_draws // len(pool))
+        shuffled = [pool[torch.randperm(len(pool), generator=generator)] for _ in range(n_rounds)]
         columns.append(torch.cat(shuffled)[:n_draws])
-    out = torch.stack(columns, 1)
-    for draw in out:
+    draws = torch.stack(columns, 1)
+    for draw in draws:
         while len(draw.unique()) < len(draw):
             twice = next(i for i in range(len(draw)) if draw[i] in draw[:i])
             draw[twice] = alive[torch.randint(len(alive), (), generator=generator)]
-    return out
+    return draws
 
 
-TEXT_ROWS = 16  # texts a call: full logits are wide
+# -------------------------------------------------------------------------------------- other text
 
 
 @torch.no_grad()
 def kl_nats(
     clean: Float[Tensor, "batch seq vocab"], edited: Float[Tensor, "batch seq vocab"]
 ) -> Float[Tensor, "batch seq"]:
-    """`KL(clean || edited)` of the next token at each position, in nats; exactly 0 where the logits
-    are equal.
-    """
+    """`KL(clean || edited)` of the next token in nats; exactly 0 where the logits are equal."""
     log_p, log_q = clean.float().log_softmax(-1), edited.float().log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
 
 
-def edited_kl(
+def _edited_kl(
     above: Above,
     sae: Sae,
-    ids: Int[Tensor, "batch total"],
-    hidden: Float[Tensor, "batch total d_in"],
+    ids: Tensor,
+    hidden: Tensor,
     edits: Sequence[tuple[Edit, bool]],
     keep: int,
 ) -> list[Float[Tensor, "batch keep"]]:
-    """KL in nats at the last `keep` positions of texts, with each edit (and whether it propagates)
-    in force.
+    """KL at the last `keep` positions with each edit, and whether it propagates, in force.
+
+    `ids` (batch, total) with the prefix, `hidden` (batch, total, d_in) their residual stream.
     """
     seq = edits[0][0].at.shape[1]
     x, clean, out = hidden[:, -seq:].float(), above(ids, hidden, keep), []
@@ -535,69 +486,48 @@ def unrelated_kl(
     *,
     propagated: bool,
 ) -> list[float]:
-    """Nats per token when a set of features is off at every token of these sequences: what the edit
-    does besides.
-    """
+    """KL in nats per token with each of `sets` of features off at every token of these rows."""
     totals, count = np.zeros(len(sets)), 0
-    for at in range(0, len(rows), TEXT_ROWS):
-        part = torch.as_tensor(list(rows[at : at + TEXT_ROWS]))
-        ids, valid = tokens.ids[part].long(), tokens.valid[part]
+    for batch in torch.as_tensor(list(rows)).split(TEXT_ROWS):
+        ids, valid = tokens.ids[batch].long(), tokens.valid[batch]
         edits = [(ablate(features, valid.to(lm.device)), propagated) for features in sets]
-        found = edited_kl(above, sae, ids, residual(lm, ids, hook), edits, valid.shape[1])
-        totals += [float(kl[valid].double().sum()) for kl in found]
+        by_set = _edited_kl(above, sae, ids, residual(lm, ids, hook), edits, valid.shape[1])
+        totals += [float(kl[valid].double().sum()) for kl in by_set]
         count += int(valid.sum())
     return (totals / count).tolist()
 
 
-# ---------------------------------------------------------------------------------------------- duration
-
-
 @dataclass(frozen=True, eq=False)
 class Occurrences:
-    """Tokens at which features are active, `n_each` a feature, with room after them."""
+    """Tokens at which features are active, with room for BEFORE and AFTER tokens around them."""
 
     feature: Int[np.ndarray, " occurrences"]
     row: Int[np.ndarray, " occurrences"]
     position: Int[np.ndarray, " occurrences"]
 
 
-def spread_features(
-    found: lifetimes.Runs, n: int, *, tau: int = 16, min_deaths: int = 5
-) -> Int[np.ndarray, " n"]:
-    """Up to `n` features, evenly spread over the ranks of their restricted mean lifetime, of those
-    that have one.
-    """
-    mean = lifetimes.feature_restricted_mean(found, tau, min_deaths=min_deaths)
-    known = np.flatnonzero(mean > 0)
-    ranked = known[np.argsort(mean[known], kind="stable")]
+def spread_features(life: Float[np.ndarray, " d_sae"], n: int) -> Int[np.ndarray, " features"]:
+    """Up to `n` features, evenly spread over the ranks of their mean lifetime, of those above 0."""
+    known = np.flatnonzero(life > 0)
+    ranked = known[np.argsort(life[known], kind="stable")]
     return ranked[np.linspace(0, len(ranked) - 1, min(n, len(ranked))).round().astype(np.int64)]
 
 
 def edit_places(
-    codes: metrics.CodedText,
-    features: Int[np.ndarray, " n"],
-    n_each: int,
-    *,
-    before: int = 16,
-    after: int = 12,
-    seed: int = 0,
+    codes: metrics.CodedText, features: Int[np.ndarray, " n"], n_each: int, *, seed: int
 ) -> Occurrences:
-    """Up to `n_each` random active tokens of each feature, with `before` tokens of text ahead and
-    `after` behind.
-    """
+    """Up to `n_each` random active tokens of each feature that have text enough around them."""
     rng = np.random.default_rng(seed)
     seq = codes.valid.shape[1]
     room = np.zeros(codes.valid.shape, bool)
-    room[:, before : max(seq - after, 0)] = codes.valid.numpy()[:, before + after :]
+    room[:, BEFORE : max(seq - AFTER, 0)] = codes.valid.numpy()[:, BEFORE + AFTER :]
     matrix = metrics.token_matrix(codes).tocsc()
     picked = []
     for feature in features:
-        tokens = matrix.indices[matrix.indptr[feature] : matrix.indptr[feature + 1]]
-        tokens = tokens[room.flatten()[tokens]]
-        kept = rng.permutation(tokens)[:n_each]
-        picked += [(feature, token // seq, token % seq) for token in kept]
-    table = np.array(picked, np.int64).reshape(-1, 3)
-    return Occurrences(*table.T)
+        active = matrix.indices[matrix.indptr[feature] : matrix.indptr[feature + 1]]
+        active = active[room.flatten()[active]]
+        picked += [(feature, *divmod(token, seq)) for token in rng.permutation(active)[:n_each]]
+    return Occurrences(*np.array(picked, np.int64).reshape(-1, 3).T)
 
 
 def decay(
@@ -606,76 +536,56 @@ def decay(
     hook: str,
     sae: Sae,
     tokens: Tokens,
-    found: Occurrences,
+    places: Occurrences,
     modes: Sequence[bool],
-    *,
-    before: int = 16,
-    after: int = 12,
 ) -> list[Float[np.ndarray, "occurrences distance"]]:
-    """KL in nats, 0..after tokens behind each occurrence, when its feature is off there alone; for
-    each of `modes`.
+    """KL in nats, 0..AFTER tokens behind each occurrence, with its feature off there alone.
 
-    The text starts `before` tokens ahead of the occurrence, so that all texts have one length.
-    Where the feature is not active in so short a text, the effect is 0.
+    One array per entry of `modes`: whether the edit propagates. The text starts BEFORE tokens ahead
+    of the occurrence, so that all texts have one length. Where the feature is not active in so
+    short a text, the effect is 0.
     """
     n_prefix = tokens.ids.shape[1] - tokens.valid.shape[1]
-    out = [np.zeros((len(found.feature), after + 1)) for _ in modes]
-    at = torch.zeros(TEXT_ROWS, before + 1 + after, dtype=torch.bool)
-    at[:, before] = True
-    for begin in range(0, len(found.feature), TEXT_ROWS):
-        part = slice(begin, begin + TEXT_ROWS)
-        row, position = found.row[part, None], found.position[part, None]
-        text = tokens.ids[row, n_prefix + position + np.arange(-before, after + 1)]
+    out = [np.zeros((len(places.feature), AFTER + 1)) for _ in modes]
+    for start in range(0, len(places.feature), TEXT_ROWS):
+        batch = slice(start, start + TEXT_ROWS)
+        row, position = places.row[batch, None], places.position[batch, None]
+        text = tokens.ids[row, n_prefix + position + np.arange(-BEFORE, AFTER + 1)]
         ids = torch.cat([tokens.ids[: len(text), :n_prefix], text], 1).long()
-        edit = ablate(torch.from_numpy(found.feature[part])[:, None], at[: len(ids)].to(lm.device))
-        hidden = residual(lm, ids, hook)
-        for kl, values in zip(
-            out,
-            edited_kl(above, sae, ids, hidden, [(edit, m) for m in modes], after + 1),
-            strict=True,
-        ):
-            kl[part] = values.numpy()
+        mask = (torch.arange(text.shape[1]) == BEFORE).expand(text.shape).to(lm.device)
+        edit = ablate(torch.from_numpy(places.feature[batch])[:, None], mask)
+        edits = [(edit, propagated) for propagated in modes]
+        by_mode = _edited_kl(above, sae, ids, residual(lm, ids, hook), edits, AFTER + 1)
+        for kl, values in zip(out, by_mode, strict=True):
+            kl[batch] = values.numpy()
     return out
 
 
-def durations(kl: Float[np.ndarray, "occurrences distance"], feature: Int[np.ndarray, " occurrences"]) -> tuple[
-    Int[np.ndarray, " features"], Float[np.ndarray, " features"]
-]:  # fmt: skip
-    """Features with any effect, and the KL-weighted mean distance in tokens of each, 0..after."""
+def durations(
+    kl: Float[np.ndarray, "occurrences distance"], feature: Int[np.ndarray, " occurrences"]
+) -> tuple[Int[np.ndarray, " features"], Float[np.ndarray, " features"]]:
+    """Features with any effect, and the KL-weighted mean distance of each, in tokens."""
     names, row = np.unique(feature, return_inverse=True)
     total = np.bincount(row, kl.sum(1), minlength=len(names))
     moment = np.bincount(row, kl @ np.arange(kl.shape[1]), minlength=len(names))
-    kept = total > 0
-    return names[kept], moment[kept] / total[kept]
+    seen = total > 0
+    return names[seen], moment[seen] / total[seen]
 
 
-@dataclass(frozen=True)
-class Correlation:
-    """Spearman's rank correlation with its 95 % bootstrap interval."""
+def spearman(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
+    """Spearman's rank correlation of two measures of the same things, and its 95 % interval.
 
-    rho: float
-    low: float
-    high: float
-    n: int
-
-
-def spearman(
-    one: Float[np.ndarray, " n"],
-    other: Float[np.ndarray, " n"],
-    *,
-    n_boot: int = 1000,
-    seed: int = 0,
-) -> Correlation:
-    """Rank correlation of two measures of the same things; 0 in (-1, 1) for fewer than 3, or a
-    constant one.
+    The interval is `metrics.interval` over resamples of the things. 0 in (-1, 1) for fewer than 3
+    things, or a constant measure.
     """
-    n = len(one)
-    if n < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
-        return Correlation(0.0, -1.0, 1.0, n)
-    rows = np.random.default_rng(seed).integers(n, size=(n_boot, n))
-    ranked = [stats.rankdata(values[rows], axis=1) for values in (one, other)]
-    a, b = (r - r.mean(1, keepdims=True) for r in ranked)
+    n = len(x)
+    if n < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0, -1.0, 1.0
+    counts = metrics.resamples(n, EFFECT_BOOT).astype(np.int64)
+    rows = np.stack([np.repeat(np.arange(n), times) for times in counts])
+    ranked = [stats.rankdata(values[rows], axis=1) for values in (x, y)]
+    a, b = (ranks - ranks.mean(1, keepdims=True) for ranks in ranked)
     norm = np.sqrt((a * a).sum(1) * (b * b).sum(1))
-    rhos = (a * b).sum(1)[norm > 0] / norm[norm > 0]
-    rho = float(stats.spearmanr(one, other)[0])  # type: ignore[arg-type]
-    return Correlation(rho, float(np.quantile(rhos, 0.025)), float(np.quantile(rhos, 0.975)), n)
+    rhos = (a * b).sum(1)[norm > 0] / norm[norm > 0]  # a constant sample has no correlation
+    rho = float(stats.spearmanr(x, y)[0])  # type: ignore[arg-type]
+    return rho, *metrics.interval(rho, rhos, n, -1.0, 1.0)
