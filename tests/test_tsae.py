@@ -304,10 +304,12 @@ def test_selection_is_the_k_largest_of_pre_plus_what_the_bridge_adds(case, data)
     dials, d_sae = case.dials, case.d_sae
     past = data.draw(codes_of(case.batch, data.draw(st.integers(0, 6)), 1, d_sae))
     memory = tsae.push(tsae.empty_memory(case.batch, dials.window, dials.k, torch.zeros(1)), past)
-    pre = tsae.pre_acts(case.x, case.params.static)
-    bridge = case.params.temporal.bridge
-    scale = case.params.temporal.scale
-    idx, added, held = tsae.select(pre, memory, bridge, scale, dials)
+    temporal = case.params.temporal
+    bridge, scale = temporal.bridge, temporal.scale
+    seen = tsae.see(case.params, case.x, dials, tsae.start_state(case.params, case.batch, dials))
+    pre, held = tsae.pre_acts(case.x, case.params.static), seen.static
+    assert torch.equal(seen.pre, pre)
+    idx, added = tsae.select(seen, held, memory, temporal, dials)
     top = pre.topk(dials.k).values
     assert torch.equal(pre.gather(-1, held.idx).sort(-1, descending=True).values, top)
     assert torch.equal(held.vals, pre.gather(-1, held.idx).relu())

@@ -167,9 +167,9 @@ def _parts_of(job: Job) -> Arms:
     params, recipe = _job_params(job), job.recipe
     static, t = params.static, params.temporal
     dials, k = training.final_dials(recipe, job.low), recipe.k
-    memory = tsae.start_state(params, len(job.x), dials).memory
-    pre = tsae.pre_acts(job.x, static, job.low)
-    flat_x, flat_pre = job.x.flatten(0, 1), pre.flatten(0, 1)
+    state = tsae.start_state(params, len(job.x), dials)
+    seen = tsae.see(params, job.x, dials, state)
+    flat_x, flat_pre = job.x.flatten(0, 1), seen.pre.flatten(0, 1)
     idx = tsae_kernels.topk_idx(flat_pre, k)
     vals = flat_pre.gather(1, idx).float().relu()
     trainer = training.start_trainer(tsae.tensors(params), recipe)
@@ -186,7 +186,10 @@ def _parts_of(job: Job) -> Arms:
     return {
         "encoder product": lambda: tsae.pre_acts(job.x, static, job.low),
         "top-k, twice": lambda: [tsae_kernels.topk_idx(flat_pre, k) for _ in range(2)],
-        "selection (memory and top-k)": lambda: tsae.select(pre, memory, t.bridge, t.scale, dials),
+        "selection (memory and top-k)": lambda: (
+            tsae_kernels.topk_idx(flat_pre, k),
+            tsae.select(seen, seen.static, state.memory, t, dials),
+        ),
         "kept values": _through(
             tsae_kernels.kept_values,
             flat_pre,

@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import tsae
-from tsae import Codes, Memory, Sae, State
-from tsae_kernels import decode_codes, gate_values, lstm, topk_idx
+from tsae import Codes, Memory, Sae, Seen, State
+from tsae_kernels import decode_codes
 from tsae_lab.data import language_model
 from tsae_lab.data.language_model import LanguageModel
 
@@ -174,61 +174,14 @@ class States:
     edited: State
 
 
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """What no edit changes: pre-activations, the gates' hidden states, the static codes."""
-
-    pre: Float[Tensor, "batch seq d_sae"]
-    hs: Float[Tensor, "batch seq hidden_enc"] | None
-    held: Codes
-    enc_h: Float[Tensor, "batch hidden_enc"]
-    enc_c: Float[Tensor, "batch hidden_enc"]
-
-
 def start_states(sae: Sae, batch: int) -> States:
     """The states at the first token of a text."""
     state = tsae.start_state(sae.params, batch, sae.dials)
     return States(state, state)
 
 
-def _see(sae: Sae, x: Tensor, state: State) -> _Seen:
-    static, t, dials = sae.params.static, sae.params.temporal, sae.dials
-    pre = tsae.pre_acts(x, static, dials.low).float()
-    flat_idx = topk_idx(pre.flatten(0, 1), dials.k)
-    vals = pre.flatten(0, 1).gather(1, flat_idx).relu()
-    shape = (*x.shape[:2], dials.k)
-    held = Codes(vals.view(shape), flat_idx.view(shape))
-    hs, h, c = None, state.enc_h, state.enc_c
-    if dials.gate:
-        scaled = (x - static.b_dec) / t.scale
-        hs, h, c = lstm(scaled, h, c, t.enc_W_x, t.enc_W_h, t.enc_b, dials.low)
-    return _Seen(pre, hs, held, h, c)
-
-
-def _codes(sae: Sae, seen: _Seen, held: Codes, memory: Memory) -> Codes:
-    """The code of each token when the memory holds `memory` and then `held`: `tsae.encode`, its
-    memory given.
-    """
-    t, dials = sae.params.temporal, sae.dials
-    flat = seen.pre.flatten(0, 1)
-    strength = dials.mix * dials.beta
-    sel = flat
-    if strength > 0:
-        weights = strength * tsae.read_weights(dials.window, dials.tau).to(flat.device)
-        kept = tsae.as_read(Codes(memory.vals, memory.idx), t.bridge, t.scale, dials)
-        past = Memory(kept.vals, memory.idx, memory.pushed)
-        scaled = tsae.as_read(held, t.bridge, t.scale, dials)
-        sel = flat + tsae.remember(past, scaled, weights, flat.shape[1]).flatten(0, 1)
-    idx = topk_idx(sel, dials.k)
-    vals = flat.gather(1, idx).relu()
-    if seen.hs is not None:
-        vals = vals * gate_values(seen.hs.flatten(0, 1), t.W_gate, t.b_gate, idx)
-    shape = (*seen.pre.shape[:2], dials.k)
-    return Codes(vals.view(shape), idx.view(shape))
-
-
 def _propagate(
-    sae: Sae, seen: _Seen, edit: Edit, plain: Codes, memory: Memory
+    sae: Sae, seen: Seen, edit: Edit, plain: Codes, memory: Memory
 ) -> tuple[Codes, Codes]:
     """Codes and memory's codes with the edit in force at every token.
 
@@ -237,11 +190,11 @@ def _propagate(
     the tokens that change without it, each round settles at least one more, in order of time; one
     or two rounds are the rule.
     """
-    held = _apart(seen.held, edit.features)
+    held = _apart(seen.static, edit.features)
     where, codes, kept = _changes(edit, plain), plain, held
     for _ in range(plain.vals.shape[1] + 1):
         kept = _edited(edit, held, where)
-        codes = _apart(_codes(sae, seen, kept, memory), edit.features)
+        codes = _apart(tsae.codes_with(sae.params, seen, kept, memory, sae.dials), edit.features)
         again = _changes(edit, codes)
         if torch.equal(again, where):
             break
@@ -272,9 +225,11 @@ def intervene(
             f"the edit is for {tuple(edit.at.shape)} (batch, seq); x has {tuple(x.shape[:2])}"
         )
     states = states or start_states(sae, len(x))
-    seen = _see(sae, x, states.original)
-    held = _apart(seen.held, edit.features)
-    plain = _apart(_codes(sae, seen, held, states.original.memory), edit.features)
+    seen = tsae.see(sae.params, x, sae.dials, states.original)
+    held = _apart(seen.static, edit.features)
+    plain = _apart(
+        tsae.codes_with(sae.params, seen, held, states.original.memory, sae.dials), edit.features
+    )
     x_hat, original = _after(sae, seen, plain, held, states.original)
     if not propagated:
         change = _edited(edit, plain, _changes(edit, plain)).vals - plain.vals
@@ -285,7 +240,7 @@ def intervene(
     return x_edited - x_hat, States(original, edited)
 
 
-def _after(sae: Sae, seen: _Seen, codes: Codes, held: Codes, state: State) -> tuple[Tensor, State]:
+def _after(sae: Sae, seen: Seen, codes: Codes, held: Codes, state: State) -> tuple[Tensor, State]:
     x_hat, state = tsae.decode(sae.params, codes, sae.dials, state)
     return x_hat, replace(
         state, memory=tsae.push(state.memory, held), enc_h=seen.enc_h, enc_c=seen.enc_c
