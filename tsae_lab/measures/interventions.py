@@ -337,7 +337,7 @@ def continuation(
         raise ValueError(
             f"prefix, prompt and continuation take {total} positions; {lm.name} has {lm.max_seq}"
         )
-    layer = language_model.layers_of(lm, lm.model)[language_model.check_hook(lm, hook)]
+    layer = language_model.layers_of(lm.model)[language_model.check_hook(lm, hook)]
     if sae is None or make_edit is None:
         return _next_tokens(lm, ids, n_tokens, temperature, generator)
     handle = layer.register_forward_hook(_stream(sae, make_edit, len(lm.prefix), propagated))
