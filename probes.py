@@ -110,7 +110,7 @@ class Accuracy:
     n_groups: int
 
 
-# -------------------------------------------------------------------------------------------- splits
+# ------------------------------------------------------------------------------------------- splits
 
 
 def folds(
@@ -145,12 +145,13 @@ def random_labels(labels: Int[np.ndarray, " items"], *, seed: int = 0) -> Int[np
     """The labels in random order: the control task after Hewitt and Liang (2019).
 
     Theirs draws one label per word type and lets types recur in the test, which measures memory.
-    Here groups are held out: memory does not help, and a control above chance means a leaking split.
+    Here groups are held out: memory does not help, and a control above chance means that the split
+    leaks.
     """
     return np.random.default_rng(seed).permutation(labels)
 
 
-# -------------------------------------------------------------------------------------------- probes
+# ------------------------------------------------------------------------------------------- probes
 
 
 def _rows(features: Any, at: np.ndarray) -> Any:  # scipy's types know no row indexing
@@ -158,7 +159,7 @@ def _rows(features: Any, at: np.ndarray) -> Any:  # scipy's types know no row in
 
 
 def chosen(features: Features, labels: Int[np.ndarray, " items"], k: int) -> tuple[int, ...]:
-    """The k features with the largest `|mean(label 1) - mean(label 0)|`; on a tie the lower index."""
+    """The k features with the largest `|mean(label 1) - mean(label 0)|`; on ties the lower."""
     negative, positive = (_rows(features, labels == label).mean(axis=0) for label in (0, 1))
     difference = np.asarray(positive - negative)
     return tuple(np.argsort(-np.abs(difference), kind="stable")[:k].tolist())
@@ -174,7 +175,7 @@ def probe(
     few: bool = False,
     seed: int = 0,
 ) -> Probed:
-    """Probes on `n_folds` splits by group, each trained on all folds but one and tested on that one;
+    """Probes on `n_folds` splits by group, each trained on all folds but one and tested on that;
     with `few`, trained on one and tested on the others.
 
     With `k`, a probe is given the k features of `chosen`, picked on its training items. Dense
@@ -277,7 +278,7 @@ def _regression(features: Any, labels: np.ndarray, strength: float) -> LogisticR
     return LogisticRegression(C=strength, tol=1e-3, max_iter=1_000).fit(features, labels)
 
 
-# ------------------------------------------------------------------------------------------ accuracy
+# ----------------------------------------------------------------------------------------- accuracy
 
 
 def accuracy(
@@ -313,7 +314,7 @@ def scores(
     control: bool = False,
     seed: int = 0,
 ) -> Float[np.ndarray, " items"]:
-    """`correct` of every item, by one probe per unit; with `control`, the labels in random order."""
+    """`correct` of every item, one probe per unit; with `control`, for labels in random order."""
     correct = np.zeros(len(items))
     for unit, rows in _members([item.unit for item in items]).items():
         labels = np.array([items[i].label for i in rows])
@@ -329,8 +330,8 @@ def scores(
 
 
 def breakdown(items: Sequence[Item]) -> dict[str, Bool[np.ndarray, " items"]]:
-    """Mask of the items of each line of a table: all, each unit (if at most `MAX_UNITS`), those with
-    an attractor, congruent or not, and each distance.
+    """Mask of the items of each line of a table: all, each unit (if at most `MAX_UNITS`), with an
+    attractor, congruent or not, and each distance.
     """
     units = list(dict.fromkeys(item.unit for item in items))
     masks = {"all": np.ones(len(items), dtype=bool)}
@@ -344,7 +345,7 @@ def breakdown(items: Sequence[Item]) -> dict[str, Bool[np.ndarray, " items"]]:
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 
-# ---------------------------------------------------------------------------------------------- tables
+# ------------------------------------------------------------------------------------------- tables
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -403,8 +404,8 @@ def row_numbers(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Accuracies by name: `probe_agreement_k5`, `static_probe_agreement_object_RC_k5`,
     `resid_probe_agreement`.
 
-    The TSAE has no prefix and a dense probe no k; a line other than "all" follows the task. Distances
-    are in the tables only. Selectivity is `..._selectivity`.
+    The TSAE has no prefix and a dense probe no k; a line other than "all" follows the task.
+    Distances are in the tables only. Selectivity is `..._selectivity`.
     """
     numbers = {}
     for row in rows:

@@ -1,8 +1,7 @@
-"""Records of public sets: the lines of a file, its rows as JSON Lines or tab-separated, or the rows
-of a dataset.
+"""Records of public sets: rows of a file (JSON Lines, tab-separated) or of a dataset.
 
-A malformed record raises a `ValueError` that names source and line; one that is well formed and
-cannot serve raises `Skip` in its parser, and is counted under its reason.
+A malformed record raises a `ValueError` that names source and line. One that is well formed but
+cannot be used raises `Skip` in its parser, and is counted under its reason.
 """
 
 import csv
@@ -15,147 +14,126 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from probes import Item, Pair
 from tsae_lab import files
 
-Case = TypeVar("Case", Item, Pair)
+Record = TypeVar("Record")
 Line = TypeVar("Line")
-Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded(Generic[Case]):
-    """What a source holds, and how many lines were left out, by reason."""
+class Loaded(Generic[Record]):
+    """What a source holds, and how many of its lines were left out, by reason."""
 
-    items: tuple[Case, ...]
+    items: tuple[Record, ...]
     skipped: Mapping[str, int]
 
 
 class Skip(Exception):
-    """A line that is well formed and cannot serve; its text is the reason."""
+    """A line is well formed but cannot be used; the text is the reason."""
 
 
-def columns_of(path: Path) -> list[str]:
-    """What the first line or row calls its fields; of another file, the first line itself, cut at
-    its tabs.
+# ------------------------------------------------------------------------------------------ records
+
+
+def parsed(
+    source: str | Path,
+    lines: Iterable[Line],
+    parse: Callable[[Line], Record],
+    *,
+    first: int = 1,
+    skipped: Mapping[str, int] | None = None,
+) -> Loaded[Record]:
+    """`parse` of every line, the first being number `first`; `skipped` were left out before.
+
+    ValueErrors of `parse` get source and line number; ValueError also where no line can be used.
     """
-    if is_name(path):
-        return list(next(iter(rows(str(path))), {}))
-    begin = next(iter(lines(path)), "")
-    if not begin.startswith("{"):
-        return [field.strip('"') for field in begin.split("\t")]
-    try:
-        return list(json.loads(begin))
-    except ValueError as error:
-        raise ValueError(f"{path}, line 1: {error}") from error
-
-
-def lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file, without their ends and without an empty last one."""
-    # not splitlines: running text holds other separators
-    *whole, rest = files.read_text(path).split("\n")
-    return [*whole, rest] if rest else whole
-
-
-def collect(
-    path: Path, numbered: Iterable[tuple[int, Line]], parse: Callable[[Line], Row]
-) -> tuple[Path, list[Row], Counter[str]]:
-    """`parse` of every numbered line; its ValueErrors get file and line, its Skips are counted."""
-    found: list[Row] = []
-    skipped: Counter[str] = Counter()
-    for number, line in numbered:
+    items, reasons = [], Counter(skipped or {})
+    for number, line in enumerate(lines, first):
         try:
-            found.append(parse(line))
+            items.append(parse(line))
         except Skip as reason:
-            skipped[str(reason)] += 1
+            reasons[str(reason)] += 1
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from error
-    return path, found, skipped
-
-
-def loaded(path: Path, items: Sequence[Case], skipped: Counter[str]) -> Loaded[Case]:
-    """What was collected; ValueError, with the reasons, where nothing was."""
+            raise ValueError(f"{source}, line {number}: {error}") from error
     if not items:
-        reasons = (
-            "; ".join(f"{reason} ({n})" for reason, n in skipped.items() if n) or "it is empty"
-        )
-        raise ValueError(f"{path} has no usable line: {reasons}")
-    return Loaded(items=tuple(items), skipped={reason: n for reason, n in skipped.items() if n})
+        told = "; ".join(f"{reason} ({n})" for reason, n in reasons.items()) or "it is empty"
+        raise ValueError(f"{source} has no usable line: {told}")
+    return Loaded(items=tuple(items), skipped=dict(reasons))
 
 
-def jsonl(
-    path: Path, parse: Callable[[dict[str, Any]], Row]
-) -> tuple[Path, list[Row], Counter[str]]:
-    """`parse` of every row: of JSON Lines, or of a dataset."""
-    if is_name(path):
-        return collect(path, enumerate(rows(str(path)), 1), parse)
+def jsonl(source: str | Path, parse: Callable[[dict[str, Any]], Record]) -> Loaded[Record]:
+    """`parse` of every row of JSON Lines, or of a dataset."""
+    if is_name(source):
+        return parsed(source, _rows(str(source)), parse)
+    return parsed(source, lines(source), lambda line: parse(_object(line)))
 
-    def parsed(line: str) -> Row:
-        row = json.loads(line)  # its error is a ValueError
-        if not isinstance(row, dict):
-            raise ValueError(f"a line needs to be a JSON object; got {line[:40]!r}")
-        return parse(row)
 
-    return collect(path, enumerate(lines(path), 1), parsed)
+def _object(line: str) -> dict[str, Any]:
+    row = json.loads(line)  # its error is a ValueError
+    if not isinstance(row, dict):
+        raise ValueError(f"a line needs to be a JSON object; got {line[:40]!r}")
+    return row
 
 
 def tsv(
-    path: Path, columns: Sequence[str], parse: Callable[[dict[str, str]], Row]
-) -> tuple[Path, list[Row], Counter[str]]:
-    """Rows below a header; fields in quotes where the header has them, else taken as they are. Or
-    JSON Lines.
+    source: str | Path, columns: Sequence[str], parse: Callable[[dict[str, str]], Record]
+) -> Loaded[Record]:
+    """`parse` of every row below a header; fields may be in quotes if the header's are.
+
+    Or of every row of JSON Lines or of a dataset, its `columns` as text.
     """
-    if is_name(path) or next(iter(lines(path)), "").startswith("{"):
-        return jsonl(path, lambda row: parse(_as_text(row, columns)))
-    head, *rows = lines(path) or [""]
-    quoted = head.startswith('"')
+    if is_name(source) or next(iter(lines(source)), "").startswith("{"):
+        return jsonl(source, lambda row: parse(_as_text(row, columns)))
+    header, *below = lines(source) or [""]
+    quoted = header.startswith('"')
 
     def fields(line: str) -> list[str]:
         return next(csv.reader([line], delimiter="\t")) if quoted else line.split("\t")
 
-    names = fields(head) if head else []
+    names = fields(header) if header else []
     missing = [name for name in columns if name not in names]
     if missing:
-        raise ValueError(
-            f"{path}, line 1: needs the columns {', '.join(columns)}; missing: {', '.join(missing)}"
-        )
+        raise ValueError(f"{source}, line 1: {_needed(columns, missing)}")
 
-    def parsed(line: str) -> Row:
-        found = fields(line)
-        if len(found) != len(names):
-            raise ValueError(f"needs {len(names)} fields; got {len(found)}")
-        return parse(dict(zip(names, found, strict=True)))
+    def row(line: str) -> Record:
+        values = fields(line)
+        if len(values) != len(names):
+            raise ValueError(f"needs {len(names)} fields; got {len(values)}")
+        return parse(dict(zip(names, values, strict=True)))
 
-    return collect(path, enumerate(rows, 2), parsed)
+    return parsed(source, below, row, first=2)
+
+
+def _needed(columns: Sequence[str], missing: Sequence[str]) -> str:
+    return f"needs the columns {', '.join(columns)}; missing: {', '.join(missing)}"
 
 
 def _as_text(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, str]:
     """The columns as a table of text would have them."""
     missing = [name for name in columns if row.get(name) is None]
     if missing:
-        raise ValueError(f"needs the columns {', '.join(columns)}; missing: {', '.join(missing)}")
+        raise ValueError(_needed(columns, missing))
     wrong = [name for name in columns if not isinstance(row[name], str | int | float)]
     if wrong:
-        raise ValueError(
-            f"needs a text or a number in {', '.join(wrong)}; got {row[wrong[0]]!r:.60}"
-        )
-    return {
-        name: str(row[name]).upper() if isinstance(row[name], bool) else str(row[name])
-        for name in columns
-    }
+        got = f"{row[wrong[0]]!r:.60}"
+        raise ValueError(f"needs a text or a number in {', '.join(wrong)}; got {got}")
+    texts = {name: str(row[name]) for name in columns}
+    return {n: text.upper() if isinstance(row[n], bool) else text for n, text in texts.items()}
 
 
-def with_gold(path: Path) -> list[tuple[int, tuple[str, str]]]:
-    """Numbered lines of `*.data.txt`, each with that of `*.gold.txt` beside it."""
+def with_gold(source: str | Path, parse: Callable[[str, str], Record]) -> Loaded[Record]:
+    """`parse` of every line of `*.data.txt` and the same line of `*.gold.txt` beside it."""
+    path = Path(source)
     if not path.name.endswith(".data.txt"):
-        raise ValueError(
-            f"{path} needs a name that ends in .data.txt, so that its .gold.txt is found"
-        )
+        raise ValueError(f"{path} needs a name that ends in .data.txt, to find its .gold.txt")
     gold = path.with_name(path.name.replace(".data.txt", ".gold.txt"))
-    ours, theirs = lines(path), lines(gold)
-    if len(ours) != len(theirs):
-        raise ValueError(f"{path} has {len(ours)} lines and {gold} {len(theirs)}: one is truncated")
-    return list(enumerate(zip(ours, theirs, strict=True), 1))
+    data, labels = lines(path), lines(gold)
+    if len(data) != len(labels):
+        raise ValueError(f"{path} has {len(data)} lines and {gold} {len(labels)}: one is truncated")
+    return parsed(path, zip(data, labels, strict=True), lambda both: parse(*both))
+
+
+# ------------------------------------------------------------------------------------------- fields
 
 
 def text_of(row: Mapping[str, Any], name: str) -> str:
@@ -180,76 +158,74 @@ def number_of(row: Mapping[str, str], name: str) -> int:
 
 
 def truth_of(row: Mapping[str, str], name: str) -> bool:
-    """TRUE or FALSE."""
+    """Whether the text is TRUE; FALSE is the only other."""
     if row[name] not in ("TRUE", "FALSE"):
         raise ValueError(f"needs TRUE or FALSE in {name}; got {row[name]!r}")
     return row[name] == "TRUE"
 
 
-NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(:\w[\w.-]*){0,2}")
-FILE_ENDINGS = (
-    ".jsonl",
-    ".json",
-    ".tsv",
-    ".csv",
-    ".txt",
-    ".dev",
-    ".test",
-    ".parquet",
-    ".gz",
-    ".zip",
-    ".bz2",
-    ".xz",
-)
-SPLITS = ("train", "validation", "test")
-CONVERTED = "refs/convert/parquet"  # the hub's own copy of a dataset that is a script: tables in configuration/split/
+def columns_of(source: str | Path) -> list[str]:
+    """Names of the fields in the first line or row; of other text, that line split at its tabs."""
+    if is_name(source):
+        return list(next(iter(_rows(str(source))), {}))
+    header = next(iter(lines(source)), "")
+    if header.startswith("{"):
+        return parsed(source, [header], lambda line: list(_object(line))).items[0]
+    return [field.strip('"') for field in header.split("\t")]
+
+
+def lines(source: str | Path) -> list[str]:
+    """The lines of a UTF-8 file, without their ends and without an empty last one."""
+    rows = files.read_text(Path(source)).split("\n")  # splitlines knows more ends than that
+    return rows[:-1] if rows[-1] == "" else rows
+
+
+# ----------------------------------------------------------------------------------------- datasets
+
+_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(:\w[\w.-]*){0,2}")
+_ENDINGS = "jsonl json tsv csv txt dev test parquet gz zip bz2 xz".split()  # noqa: SIM905
+_SPLITS = ("train", "validation", "test")
+CONVERTED = "refs/convert/parquet"  # revision with the hub's tables of a dataset that is a script
 
 
 def is_name(source: str | Path) -> bool:
-    """Whether this is a dataset's name: of that form, not ending as files do, and no file or folder
-    here.
+    """Whether this is a dataset's name, `owner/dataset[:configuration[:split]]`, not a file's: none
+    of that name exists, and it does not end as files do.
     """
     name = str(source)
-    return (
-        bool(NAME.fullmatch(name))
-        and not name.lower().endswith(FILE_ENDINGS)
-        and not Path(name).exists()
-    )
+    is_file = name.lower().endswith(tuple(f".{ending}" for ending in _ENDINGS))
+    return bool(_NAME.fullmatch(name)) and not is_file and not Path(name).exists()
 
 
 @functools.lru_cache(maxsize=8)
-def rows(name: str) -> tuple[dict[str, Any], ...]:
-    """The rows of a dataset's split; what was fetched once is read from the hub's cache where there
-    is no way to it.
+def _rows(name: str) -> tuple[dict[str, Any], ...]:
+    """The rows of a dataset's split; without a network, from the hub's cache.
 
-    (Not of a dataset that is published as a script: the library does not find its converted tables
-    there again.) ValueError in one line where it cannot be had: no such dataset, configuration or
-    split, or no way to the hub.
+    The cache does not serve datasets that are scripts. ValueError in one line where there is no
+    such dataset, configuration or split, or it cannot be fetched.
     """
-    import datasets  # takes a second, and is needed here only
-
     repository, configuration, split, *_ = [*name.split(":"), "", ""]
     try:
-        try:
-            found = datasets.load_dataset(repository, configuration or None)
-        except (
-            RuntimeError,
-            ValueError,
-        ) as error:  # a script; or one whose tables alone are in the cache
-            if not re.search("script|find cache", str(error)):
-                raise
-            found = datasets.load_dataset(
-                repository, data_dir=configuration or None, revision=CONVERTED
-            )
-    except (
-        Exception
-    ) as error:  # of many kinds: of the hub, the network, the tables, the file system
+        tables = _fetched(repository, configuration or None)
+    except Exception as error:  # of the hub, the network, the tables or the file system
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(
-            f"there is no file {name}, and no dataset of that name could be read: {reason}"
-        ) from error
-    there = [str(part) for part in found]
-    part = next((part for part in ([split] if split else [*SPLITS, *there]) if part in there), None)
-    if part is None:
-        raise ValueError(f"{name} has no split {split}: there are {', '.join(there)}")
-    return tuple(dict(row) for row in found[part])
+        told = f"there is no file {name}, and no dataset of that name could be read: {reason}"
+        raise ValueError(told) from error
+    wanted = [split] if split else [*_SPLITS, *tables]
+    chosen = next((name for name in wanted if name in tables), None)
+    if chosen is None:
+        raise ValueError(f"{name} has no split {split}: there are {', '.join(tables)}")
+    return tuple(dict(row) for row in tables[chosen])
+
+
+def _fetched(repository: str, configuration: str | None) -> Any:
+    """All splits of a dataset, by name."""
+    import datasets  # takes a second, and is needed here only
+
+    try:
+        return datasets.load_dataset(repository, configuration)
+    except (RuntimeError, ValueError) as error:
+        # It is a script, or a configuration of which the cache holds tables only.
+        if not re.search("script|find cache", str(error)):
+            raise
+        return datasets.load_dataset(repository, data_dir=configuration, revision=CONVERTED)

@@ -1,18 +1,16 @@
-"""Probing tasks: what an item and a minimal pair are, and three balanced, seeded generators of
-items.
+"""Probing tasks: three balanced, seeded generators of items, and a control.
 
-A task is temporal only if the label is not in the word that is read out. In every generator an item
-has twins that differ from it in the label and in what decides the label, and in nothing else, all
-in one group. So the label is independent of every other factor, the read-out word included, in any
-split of the groups: a probe on embeddings is at chance. Everything a generator draws is a function
-of its seed.
+A task is temporal only if the label is not in the word that is read out. Every item has twins that
+differ from it in the label and in what decides the label, and in nothing else, all in one group. So
+the label is independent of every other factor, the read-out word included, in any split of the
+groups: a probe on embeddings is at chance. Everything a generator draws is a function of its seed.
 """
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,70 +20,73 @@ from probes import Item, Task
 # 120 subjects and 48 attractors, disjoint; a plural that is not made by rule stands after a slash.
 SUBJECTS = tuple(
     """
-    farmer teacher doctor lawyer driver painter writer singer dancer player sailor soldier officer guard manager
-    banker baker butcher barber carpenter plumber tailor weaver miner hunter fisherman/fishermen woman/women man/men
-    child/children wife/wives thief/thieves king queen prince princess duke knight priest monk nun bishop pilot captain
-    general engineer architect scientist chemist physicist professor student scholar author poet novelist editor
-    journalist reporter critic actor director producer musician drummer pianist violinist composer conductor judge
-    senator governor mayor minister president secretary clerk accountant assistant customer client patient nurse surgeon
-    dentist therapist gardener cook chef waiter servant maid butler neighbor visitor tourist traveler stranger guest
-    tenant landlord owner boss worker builder designer inventor explorer climber runner swimmer skater boxer wrestler
-    coach referee fan winner loser champion rival
+    farmer teacher doctor lawyer driver painter writer singer dancer player sailor soldier
+    officer guard manager banker baker butcher barber carpenter plumber tailor weaver miner
+    hunter fisherman/fishermen woman/women man/men child/children wife/wives thief/thieves king
+    queen prince princess duke knight priest monk nun bishop pilot captain general engineer
+    architect scientist chemist physicist professor student scholar author poet novelist editor
+    journalist reporter critic actor director producer musician drummer pianist violinist
+    composer conductor judge senator governor mayor minister president secretary clerk
+    accountant assistant customer client patient nurse surgeon dentist therapist gardener cook
+    chef waiter servant maid butler neighbor visitor tourist traveler stranger guest tenant
+    landlord owner boss worker builder designer inventor explorer climber runner swimmer skater
+    boxer wrestler coach referee fan winner loser champion rival
     """.split()  # noqa: SIM905
 )
 ATTRACTORS = tuple(
     """
-    dog cat horse cow goat pig rabbit lion tiger bear monkey elephant camel donkey eagle parrot duck turtle snake frog
-    boy girl brother sister uncle aunt cousin son daughter friend enemy partner witness suspect spy rebel pirate beggar
-    cowboy robber prisoner inspector detective sheriff agent lady/ladies hero/heroes wolf/wolves
+    dog cat horse cow goat pig rabbit lion tiger bear monkey elephant camel donkey eagle parrot
+    duck turtle snake frog boy girl brother sister uncle aunt cousin son daughter friend enemy
+    partner witness suspect spy rebel pirate beggar cowboy robber prisoner inspector detective
+    sheriff agent lady/ladies hero/heroes wolf/wolves
     """.split()  # noqa: SIM905
 )
 PREPOSITIONS = ("near", "behind", "beside", "with")
 PAST_VERBS = ("chased", "followed", "watched", "avoided", "ignored", "noticed", "feared", "saved")
 # Adverbs before a verb: no noun, no number. By length in words.
-FILLERS = MappingProxyType(
-    {
-        0: ("",),
-        2: ("quite clearly", "almost certainly", "more recently", "very probably"),
-        4: (
-            "more or less openly",
-            "now and then apparently",
-            "not so very surprisingly",
-            "once again rather suddenly",
-        ),
-    }
-)
+FILLERS: Mapping[int, tuple[str, ...]] = {
+    0: ("",),
+    2: ("quite clearly", "almost certainly", "more recently", "very probably"),
+    4: (
+        "more or less openly", "now and then apparently", "not so very surprisingly",
+        "once again rather suddenly",
+    ),
+}  # fmt: skip
 ADVERBS = ("often", "never", "always", "usually", "really", "still")  # read out here
 
 WOMEN = tuple(
     """
-    Mary Anna Emma Sarah Lucy Alice Laura Julia Helen Jane Kate Susan Linda Karen Lisa Maria Rachel Rebecca Jennifer
-    Jessica Emily Olivia Sophia Hannah Grace Claire Diana Nancy Betty Barbara Carol Sandra Martha Victoria Amanda
-    Michelle Elizabeth Margaret Catherine Caroline Charlotte Eleanor Ruth Rose Ellen Amy Sally Judy Sharon Kathleen
-    Christine Teresa Heather Melissa Stephanie Nicole Angela Janet Joan Isabella
+    Mary Anna Emma Sarah Lucy Alice Laura Julia Helen Jane Kate Susan Linda Karen Lisa Maria
+    Rachel Rebecca Jennifer Jessica Emily Olivia Sophia Hannah Grace Claire Diana Nancy Betty
+    Barbara Carol Sandra Martha Victoria Amanda Michelle Elizabeth Margaret Catherine Caroline
+    Charlotte Eleanor Ruth Rose Ellen Amy Sally Judy Sharon Kathleen Christine Teresa Heather
+    Melissa Stephanie Nicole Angela Janet Joan Isabella
     """.split()  # noqa: SIM905
 )
 MEN = tuple(
     """
-    John James Robert David William Richard Thomas Charles Daniel Matthew Mark Paul Steven Andrew George Edward Brian
-    Kevin Peter Henry Arthur Frank Jack Adam Simon Oliver Harry Michael Joseph Anthony Donald Kenneth Joshua Ronald
-    Timothy Jason Jeffrey Ryan Jacob Gary Nicholas Eric Stephen Larry Justin Scott Benjamin Samuel Gregory Patrick
-    Alexander Tyler Dennis Jerry Aaron Nathan Douglas Walter Albert Philip
+    John James Robert David William Richard Thomas Charles Daniel Matthew Mark Paul Steven
+    Andrew George Edward Brian Kevin Peter Henry Arthur Frank Jack Adam Simon Oliver Harry
+    Michael Joseph Anthony Donald Kenneth Joshua Ronald Timothy Jason Jeffrey Ryan Jacob Gary
+    Nicholas Eric Stephen Larry Justin Scott Benjamin Samuel Gregory Patrick Alexander Tyler
+    Dennis Jerry Aaron Nathan Douglas Walter Albert Philip
     """.split()  # noqa: SIM905
 )
 MEETINGS = (  # verb, conjunction
-    ("met", "because"), ("called", "before"), ("thanked", "after"), ("saw", "when"), ("visited", "while"),
-)  # fmt: skip
-PLACES = MappingProxyType(
-    {
-        0: ("",),
-        3: ("at the station", "in the garden", "on the island", "outside the theater"),
-        7: (
-            "at the old station near the river", "in the small garden behind the house",
-            "on the quiet island in the lake", "outside the new theater in the village",
-        ),
-    }
-)  # fmt: skip
+    ("met", "because"),
+    ("called", "before"),
+    ("thanked", "after"),
+    ("saw", "when"),
+    ("visited", "while"),
+)
+PLACES: Mapping[int, tuple[str, ...]] = {  # by length in words
+    0: ("",),
+    3: ("at the station", "in the garden", "on the island", "outside the theater"),
+    7: (
+        "at the old station near the river", "in the small garden behind the house",
+        "on the quiet island in the lake", "outside the new theater in the village",
+    ),
+}  # fmt: skip
 AFTER_PRONOUN = ("really", "finally", "suddenly", "quickly")  # read out here
 
 # The target is read out; the cue comes 5 to 11 words before it.
@@ -98,50 +99,85 @@ SENSE_FRAMES = (
     "There was the {cue} in the picture, and next to it we saw the {target}",
 )
 OPENINGS = ("", "Yesterday,", "Once again,", "As it happened,")
+# homonym: cues of one sense | cues of the other
 _SENSES = """
-bank: loan cashier deposit mortgage robber vault credit money | river stream shore canoe fishing water mud reed
-bat: baseball pitcher inning batter cricket umpire glove league | cave wings vampire owl night mammal insect roost
-crane: bird heron feathers nest stork marsh egg beak | construction scaffold steel concrete harbor cargo truck builder
-bass: guitar drummer singer concert jazz amplifier melody choir | fishing lake trout angler boat hook salmon pond
-spring: winter April flowers autumn blossom season tulip May | coil mattress metal tension lever watch screw clock
-seal: penguin ice whale walrus ocean polar fish zoo | envelope wax stamp letter document signature king ring
-pitcher: baseball catcher inning umpire batter stadium coach league | water lemonade juice glass kitchen jug milk table
-mole: skin doctor cancer freckle cheek dermatologist face birthmark | burrow garden tunnel lawn rat hedgehog soil worm
-bark: dog puppy kennel growl howl wolf leash hound | tree oak trunk forest pine branch wood birch
-match: football tennis stadium referee team goal player tournament | candle fire flame smoke lighter stove fuel cigar
-club: golf ball swing putt course caddy fairway tee | members dance nightlife dancer party disco society music
-trunk: elephant zoo ivory tusk mammoth circus calf herd | car suitcase luggage tire driver engine spare vehicle
-palm: coconut beach island tropics tree desert oasis leaf | finger wrist thumb hand glove fist skin fortune-teller
-pupil: school teacher lesson classroom homework exam grade textbook | eye iris lens retina vision glasses cornea eyelid
-mint: herb tea lemon leaves sauce basil candy garden | coin money treasury gold silver currency penny dollar
-date: calendar month deadline year schedule week birthday Monday | fig fruit raisin palm dessert nut almond apricot
-organ: church hymn choir chapel piano music cathedral pedal | liver kidney heart transplant surgeon donor lung hospital
-nail: hammer wood carpenter screw plank board tool wall | finger polish manicure toe thumb salon cuticle hand
-pen: ink paper letter pencil writer notebook signature desk | sheep pig farmer fence cattle goat barn lamb
-deck: ship captain sailor anchor mast yacht ocean cabin | cards poker dealer ace joker casino gambler shuffle
-bow: arrow archer target quiver hunter string shooting medieval | ribbon gift hair dress present wrapping silk lace
-chest: heart lung rib muscle breath shoulder cough x-ray | treasure pirate gold lid box lock attic jewels
-cell: prison guard inmate jail bars convict warden sentence | biology membrane protein nucleus tissue gene bacteria lab
-plant: leaf soil garden flower seed root pot gardener | factory worker machine industry production engine manager steel
-mouse: cat cheese trap tail hole rat squeak barn | computer keyboard screen laptop click cursor monitor software
-ring: diamond wedding gold bride jewel engagement finger necklace | boxer referee fight champion gloves punch rope bell
-bolt: nut screw wrench metal door lock hinge thread | lightning thunder storm cloud rain sky flash weather
-court: judge lawyer jury trial verdict witness crime prosecutor | tennis racket net serve basketball player squash ball
-draft: writer editor novel manuscript essay chapter author text | window cold wind chimney door breeze winter air
-port: harbor ship dock sailor cargo ferry anchor coast | wine bottle glass grape vineyard sherry dessert cork
-band: guitar drummer singer concert album stage song rock | rubber wrist elastic watch hair cloth metal stretch
-scale: fish fin snake lizard dragon skin reptile salmon | weight pound diet kilogram bathroom balance grocer gram
-fan: football stadium team celebrity concert idol autograph supporter | heat summer air breeze cool ceiling blade noise
-jam: bread toast strawberry breakfast butter marmalade fruit sugar | traffic highway car road bus rush-hour truck driver
-pitch: football grass player referee goal stadium soccer team | melody voice note singer tone piano tune violin
-ball: tennis soccer kick throw goal racket player bounce | prince gown waltz dance palace orchestra Cinderella costume
-"""  # each line: homonym: cues of the one sense | cues of the other
-HOMONYMS = MappingProxyType(
-    {
-        target: tuple(tuple(part.split()) for part in cues.split("|"))
-        for target, cues in (line.split(":") for line in _SENSES.strip().splitlines())
-    }
-)
+bank: loan cashier deposit mortgage robber vault credit money
+    | river stream shore canoe fishing water mud reed
+bat: baseball pitcher inning batter cricket umpire glove league
+    | cave wings vampire owl night mammal insect roost
+crane: bird heron feathers nest stork marsh egg beak
+    | construction scaffold steel concrete harbor cargo truck builder
+bass: guitar drummer singer concert jazz amplifier melody choir
+    | fishing lake trout angler boat hook salmon pond
+spring: winter April flowers autumn blossom season tulip May
+    | coil mattress metal tension lever watch screw clock
+seal: penguin ice whale walrus ocean polar fish zoo
+    | envelope wax stamp letter document signature king ring
+pitcher: baseball catcher inning umpire batter stadium coach league
+    | water lemonade juice glass kitchen jug milk table
+mole: skin doctor cancer freckle cheek dermatologist face birthmark
+    | burrow garden tunnel lawn rat hedgehog soil worm
+bark: dog puppy kennel growl howl wolf leash hound
+    | tree oak trunk forest pine branch wood birch
+match: football tennis stadium referee team goal player tournament
+    | candle fire flame smoke lighter stove fuel cigar
+club: golf ball swing putt course caddy fairway tee
+    | members dance nightlife dancer party disco society music
+trunk: elephant zoo ivory tusk mammoth circus calf herd
+    | car suitcase luggage tire driver engine spare vehicle
+palm: coconut beach island tropics tree desert oasis leaf
+    | finger wrist thumb hand glove fist skin fortune-teller
+pupil: school teacher lesson classroom homework exam grade textbook
+    | eye iris lens retina vision glasses cornea eyelid
+mint: herb tea lemon leaves sauce basil candy garden
+    | coin money treasury gold silver currency penny dollar
+date: calendar month deadline year schedule week birthday Monday
+    | fig fruit raisin palm dessert nut almond apricot
+organ: church hymn choir chapel piano music cathedral pedal
+    | liver kidney heart transplant surgeon donor lung hospital
+nail: hammer wood carpenter screw plank board tool wall
+    | finger polish manicure toe thumb salon cuticle hand
+pen: ink paper letter pencil writer notebook signature desk
+    | sheep pig farmer fence cattle goat barn lamb
+deck: ship captain sailor anchor mast yacht ocean cabin
+    | cards poker dealer ace joker casino gambler shuffle
+bow: arrow archer target quiver hunter string shooting medieval
+    | ribbon gift hair dress present wrapping silk lace
+chest: heart lung rib muscle breath shoulder cough x-ray
+    | treasure pirate gold lid box lock attic jewels
+cell: prison guard inmate jail bars convict warden sentence
+    | biology membrane protein nucleus tissue gene bacteria lab
+plant: leaf soil garden flower seed root pot gardener
+    | factory worker machine industry production engine manager steel
+mouse: cat cheese trap tail hole rat squeak barn
+    | computer keyboard screen laptop click cursor monitor software
+ring: diamond wedding gold bride jewel engagement finger necklace
+    | boxer referee fight champion gloves punch rope bell
+bolt: nut screw wrench metal door lock hinge thread
+    | lightning thunder storm cloud rain sky flash weather
+court: judge lawyer jury trial verdict witness crime prosecutor
+    | tennis racket net serve basketball player squash ball
+draft: writer editor novel manuscript essay chapter author text
+    | window cold wind chimney door breeze winter air
+port: harbor ship dock sailor cargo ferry anchor coast
+    | wine bottle glass grape vineyard sherry dessert cork
+band: guitar drummer singer concert album stage song rock
+    | rubber wrist elastic watch hair cloth metal stretch
+scale: fish fin snake lizard dragon skin reptile salmon
+    | weight pound diet kilogram bathroom balance grocer gram
+fan: football stadium team celebrity concert idol autograph supporter
+    | heat summer air breeze cool ceiling blade noise
+jam: bread toast strawberry breakfast butter marmalade fruit sugar
+    | traffic highway car road bus rush-hour truck driver
+pitch: football grass player referee goal stadium soccer team
+    | melody voice note singer tone piano tune violin
+ball: tennis soccer kick throw goal racket player bounce
+    | prince gown waltz dance palace orchestra Cinderella costume
+"""
+HOMONYMS: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    target: tuple(tuple(sense.split()) for sense in cues.split("|"))
+    for target, cues in re.findall(r"^(\w+): (.*\n.*)", _SENSES, re.MULTILINE)
+}
 
 
 def plural(noun: str) -> str:
@@ -163,10 +199,18 @@ Rest = tuple[tuple[str, str], str, str]  # verb and conjunction, place, adverb a
 NUMBERS = ("singular", "plural")
 
 
-def _item(words: Sequence[str], at: int, **rest: object) -> Item:
-    """The item that reads out `words[at]`; words are joined by spaces."""
-    begin = len(" ".join(words[:at])) + (at > 0)
-    return Item(text=" ".join(words), begin=begin, end=begin + len(words[at]), **rest)  # type: ignore[arg-type]
+def word_span(words: Sequence[str], place: int) -> tuple[int, int]:
+    """Begin and end, in characters, of `words[place]` in the words joined by spaces."""
+    begin = len(" ".join(words[:place])) + (place > 0)
+    return begin, begin + len(words[place])
+
+
+def item_at(words: Sequence[str], place: int, **fields: Any) -> Item:
+    """The item that reads out `words[place]` in the words joined by spaces; `fields` are its other
+    fields.
+    """
+    begin, end = word_span(words, place)
+    return Item(text=" ".join(words), begin=begin, end=end, **fields)
 
 
 def _shuffled(values: Sequence[Element], generator: torch.Generator) -> list[Element]:
@@ -177,22 +221,20 @@ def _one(values: Sequence[Element], generator: torch.Generator) -> Element:
     return values[int(torch.randint(len(values), (), generator=generator))]
 
 
-# ------------------------------------------------------------------------------------------ agreement
+# ---------------------------------------------------------------------------------------- agreement
 
 
-FRAMES = MappingProxyType(
-    {"simple": 0, "PP": 1, "2PP": 2, "subject RC": 1, "object RC": 1}
-)  # attractors in each
+FRAMES = {"simple": 0, "PP": 1, "2PP": 2, "subject RC": 1, "object RC": 1}  # attractors in each
 
 
 def agreement(*, seed: int = 0, cells: int = 3) -> list[Item]:
-    """Number of the subject, read out at an adverb before the verb; one unit a frame, one group a
-    subject lemma.
+    """Number of the subject, read out at an adverb before the verb; one unit per frame, one group
+    per subject lemma.
 
     Attractor numbers x filler length x adverb is a grid of 18 (simple), 36 or 72 (two PPs) cells;
-    every one of 120 lemmas stands in `cells` of them, in both numbers. With a multiple of 3, all
-    cells of a frame are equally frequent. Verbs in relative clauses are in the past tense;
-    `congruent`: the last attractor has the subject's number.
+    each of 120 lemmas is in `cells` of them, in both numbers. With a multiple of 3, all cells of a
+    frame are equally frequent. Verbs in relative clauses are in the past tense. `congruent`: the
+    last attractor has the subject's number.
     """
     generator = torch.Generator().manual_seed(seed)
     items = []
@@ -222,11 +264,17 @@ def _agreement_item(
 ) -> Item:
     words = ["The", _inflected(lemma, number), *between, factors["adverb"]]
     nearest = factors.get(f"attractor {FRAMES[frame]}")
-    at = len(words) - 1
-    return _item(
-        words, at, unit=frame, frame=frame, label=NUMBERS.index(number), group=singular(lemma), distance=at - 1,
-        congruent=None if nearest is None else nearest == number, factors=factors,
-    )  # fmt: skip
+    return item_at(
+        words,
+        len(words) - 1,
+        unit=frame,
+        frame=frame,
+        label=NUMBERS.index(number),
+        group=singular(lemma),
+        distance=len(words) - 2,
+        congruent=None if nearest is None else nearest == number,
+        factors=factors,
+    )
 
 
 def _inflected(noun: str, number: str) -> str:
@@ -243,21 +291,21 @@ def _attractors(frame: str, nouns: list[str], generator: torch.Generator) -> lis
     return [word for noun in nouns for word in (_one(PREPOSITIONS, generator), "the", noun)]
 
 
-# ---------------------------------------------------------------------------------------- coreference
+# -------------------------------------------------------------------------------------- coreference
 
 
 GRID = tuple(itertools.product(MEETINGS, PLACES, AFTER_PRONOUN))  # 60 cells
-PRONOUN = MappingProxyType({"woman": "she", "man": "he", "group": "they"})
+PRONOUN = {"woman": "she", "man": "he", "group": "they"}
 
 
 def coreference(*, seed: int = 0, cells: int = 6) -> list[Item]:
-    """Whether a pronoun means the one who was named first (1) or second (0), read out at an adverb
-    after it.
+    """Whether a pronoun means the person named first (1) or second (0), read out at an adverb after
+    it.
 
     Unit "gender": a woman and a man, he or she; unit "number": a person and a group, he or she or
     they. The label is order XOR pronoun: all four combinations of an order and a pronoun are twins.
-    Groups are 30 sets of names that no other group has; each stands in `cells` of 60 cells verb x
-    place x adverb. A multiple of 2 makes cells equally frequent.
+    Groups are 30 disjoint sets of names; each is in `cells` of 60 cells verb x place x adverb. With
+    a multiple of 2, all cells are equally frequent.
     """
     items = []
     for group, (women, men), rests, generator in _name_groups(seed, cells):
@@ -268,12 +316,9 @@ def coreference(*, seed: int = 0, cells: int = 6) -> list[Item]:
             pairs = {"gender": (("woman", woman), ("man", man)), "number": (person, many)}
             for unit, pair in pairs.items():
                 for first, meant in itertools.product((0, 1), (0, 1)):
-                    named = (pair[first], pair[1 - first])
-                    items.append(
-                        _coreference_item(
-                            unit, group, named, PRONOUN[pair[meant][0]], first == meant, rest
-                        )
-                    )
+                    named, pronoun = (pair[first], pair[1 - first]), PRONOUN[pair[meant][0]]
+                    item = _coreference_item(unit, group, named, pronoun, first == meant, rest)
+                    items.append(item)
     return items
 
 
@@ -281,35 +326,30 @@ def unresolvable(*, seed: int = 0, cells: int = 12) -> list[Item]:
     """The control of `coreference`: two women, or two men, so that the pronoun may mean either.
 
     In each sentence one of the two is drawn to be "meant", and the label says whether that name
-    comes first; its twin has the names the other way round. Nothing tells who is meant: every probe
+    comes first; the twin has the names in the other order. Nothing tells who is meant: every probe
     is at chance, or the split leaks.
     """
     items = []
     for group, people, rests, generator in _name_groups(seed, cells):
-        for (kind, names), rest in itertools.product(
-            zip(("woman", "man"), people, strict=True), rests
-        ):
+        kinds = zip(("woman", "man"), people, strict=True)
+        for (kind, names), rest in itertools.product(kinds, rests):
             meant, other = ((kind, name) for name in _shuffled(names, generator))
-            for named, is_first in (((meant, other), True), ((other, meant), False)):
-                items.append(
-                    _coreference_item("unresolvable", group, named, PRONOUN[kind], is_first, rest)
-                )
+            for named, first in (((meant, other), True), ((other, meant), False)):
+                item = _coreference_item("unresolvable", group, named, PRONOUN[kind], first, rest)
+                items.append(item)
     return items
 
 
 def _name_groups(
     seed: int, cells: int
 ) -> Iterator[tuple[str, tuple[list[str], list[str]], list[Rest], torch.Generator]]:
-    """Of each group: its name, two women and two men, its cells of the grid with a place drawn, and
-    the generator.
-    """
+    """Of each group: name, two women and two men, cells with a place drawn, and the generator."""
     generator = torch.Generator().manual_seed(seed)
     women: list[str] = _shuffled(WOMEN, generator)
     men: list[str] = _shuffled(MEN, generator)
-    for at in range(0, len(women), 2):
-        people = (women[at : at + 2], men[at : at + 2])
-        begin = at // 2 * cells
-        grid = [GRID[i % len(GRID)] for i in range(begin, begin + cells)]
+    for i in range(len(women) // 2):
+        people = (women[2 * i : 2 * i + 2], men[2 * i : 2 * i + 2])
+        grid = [GRID[cell % len(GRID)] for cell in range(i * cells, (i + 1) * cells)]
         rests = [
             (meeting, _one(PLACES[length], generator), after) for meeting, length, after in grid
         ]
@@ -324,26 +364,25 @@ def _coreference_item(
     opening = [*first.split(), verb, *second.split()]
     opening[0] = opening[0][0].upper() + opening[0][1:]
     words = [*opening, *place.split(), conjunction, pronoun, after]
-    at = len(words) - 1
-    factors = {
-        "order": first_kind,
-        "pronoun": pronoun,
-        "adverb": after,
-        "verb": verb,
-        "place": place,
-    }
-    return _item(
-        words, at, unit=unit, frame=f"{verb} {conjunction}", label=int(is_first), group=group,
-        distance=at - len(opening) + 1, factors=factors,
-    )  # fmt: skip
+    factors = {"order": first_kind, "pronoun": pronoun, "adverb": after}
+    return item_at(
+        words,
+        len(words) - 1,
+        unit=unit,
+        frame=f"{verb} {conjunction}",
+        label=int(is_first),
+        group=group,
+        distance=len(words) - len(opening),
+        factors=factors | {"verb": verb, "place": place},
+    )
 
 
-# ------------------------------------------------------------------------------------- disambiguation
+# ----------------------------------------------------------------------------------- disambiguation
 
 
 def disambiguation(*, seed: int = 0) -> list[Item]:
-    """Which of its two senses a homonym has, read out at the homonym; one unit a homonym, one group
-    a cue.
+    """Which of its two senses a homonym has, read out at the homonym; one unit per homonym, one
+    group per cue.
 
     36 homonyms x two senses x eight cues x six frames, fully crossed; the cue comes 5 to 11 words
     before the homonym and is held out. The opening of a sentence is drawn, the same for both
@@ -365,22 +404,29 @@ def disambiguation(*, seed: int = 0) -> list[Item]:
 def _sense_item(target: str, label: int, cue: str, n: int, frame: str, opening: str) -> Item:
     body = frame if not opening else frame[0].lower() + frame[1:]
     slots = [*opening.split(), *body.split()]
-    at, cue_at = slots.index("{target}"), slots.index("{cue}")
-    words = [word.format(cue=cue, target=target) for word in slots]
-    return _item(
-        words, at, unit=target, frame=str(n), label=label, group=f"{target}: {cue}", distance=at - cue_at,
+    place = slots.index("{target}")
+    return item_at(
+        [word.format(cue=cue, target=target) for word in slots],
+        place,
+        unit=target,
+        frame=str(n),
+        label=label,
+        group=f"{target}: {cue}",
+        distance=place - slots.index("{cue}"),
         factors={"opening": opening},
-    )  # fmt: skip
+    )
 
 
-GENERATORS: Mapping[str, Callable[..., list[Item]]] = MappingProxyType(
-    {"agreement": agreement, "coreference": coreference, "disambiguation": disambiguation}
-)
+# -------------------------------------------------------------------------------------------- tasks
+
+GENERATORS: Mapping[str, Callable[..., list[Item]]] = {
+    "agreement": agreement, "coreference": coreference, "disambiguation": disambiguation
+}  # fmt: skip
 
 
 def generated(name: str, *, seed: int = 0) -> Task:
-    """A generator's task. A homonym's probe is trained on two cues a sense (24 items) and tested on
-    the other six.
+    """A generator's task. A homonym's probe is trained on two cues per sense (24 items) and tested
+    on the other six.
     """
     few = name == "disambiguation"
     make = {**GENERATORS, "unresolvable": unresolvable}
@@ -389,33 +435,30 @@ def generated(name: str, *, seed: int = 0) -> Task:
     return Task(name=name, items=tuple(make[name](seed=seed)), n_folds=4 if few else 5, few=few)
 
 
-def all_tasks(*, seed: int = 0, share: float = 1.0) -> tuple[Task, ...]:
-    """Agreement, coreference, disambiguation, and the control of coreference that nothing can
-    solve.
+def all_tasks(*, share: float = 1.0) -> tuple[Task, ...]:
+    """Agreement, coreference, disambiguation, and the unresolvable control, of seed 0.
 
-    With a `share` below 1, that share of each unit's groups, of the homonyms where each is a unit;
-    at least two a fold.
+    With a `share` below 1, that share of each unit's groups, at least two per fold; of
+    disambiguation that share of the homonyms, at least one.
     """
-    return tuple(
-        _sampled(generated(name, seed=seed), share, seed) for name in (*GENERATORS, "unresolvable")
-    )
+    return tuple(_sampled(generated(name), share) for name in (*GENERATORS, "unresolvable"))
 
 
-def _sampled(task: Task, share: float, seed: int) -> Task:
+def _sampled(task: Task, share: float) -> Task:
     if share >= 1:
         return task
-    rng, groups = np.random.default_rng(seed), {}
-    for item in task.items:
-        whole = "" if task.few else item.unit
-        groups.setdefault(whole, {})[item.unit if task.few else item.group] = None
+    rng = np.random.default_rng(0)
     least = 1 if task.few else 2 * task.n_folds
-    kept = set()
-    for whole, names in groups.items():
-        n = min(len(names), max(least, round(share * len(names))))
-        kept |= {(whole, list(names)[i]) for i in rng.permutation(len(names))[:n]}
-    chosen = (
-        item
-        for item in task.items
-        if (("", item.unit) if task.few else (item.unit, item.group)) in kept
-    )
-    return replace(task, items=tuple(chosen))
+
+    def names_of(item: Item) -> tuple[str, str]:
+        """Where a sample is drawn, and what is drawn: a unit's groups, or all units."""
+        return ("", item.unit) if task.few else (item.unit, item.group)
+
+    names: dict[str, list[str]] = {}
+    for whole, name in dict.fromkeys(names_of(item) for item in task.items):
+        names.setdefault(whole, []).append(name)
+    drawn = set()
+    for whole, members in names.items():
+        n = min(len(members), max(least, round(share * len(members))))
+        drawn |= {(whole, members[i]) for i in rng.permutation(len(members))[:n]}
+    return replace(task, items=tuple(item for item in task.items if names_of(item) in drawn))
