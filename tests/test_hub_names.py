@@ -24,10 +24,11 @@ WINOGENDER = [
     for answer in (0, 1)
     for gender, word in (("male", "he"), ("female", "she"), ("neutral", "they"))
 ]
-WIC = {
-    "word": "bed", "sentence1": "a bed.", "sentence2": "In the beds", "start1": 2, "end1": 5, "start2": 7, "end2": 11,
-    "idx": 0,
-}  # fmt: skip
+WIC = {"word": "bed", "sentence1": "a bed.", "start1": 2, "end1": 5, "idx": 0} | {
+    "sentence2": "In the beds",
+    "start2": 7,
+    "end2": 11,
+}
 
 
 def fetched(url: str, home: Path, calls: dict[str, str], **environment: str) -> dict[str, object]:
@@ -104,9 +105,12 @@ def test_sets_are_fetched_by_name_as_they_are_read_from_files_and_kept(tmp_path)
         }
         refused = fetched(url, tmp_path / "home", wrong)
     tables = {
-        "nyu-mll/blimp:one": pairs, "a/winogender:all": WINOGENDER, "a/winogender:all:test": WINOGENDER,
-        "aps/super_glue:wic": [WIC | {"label": True}], "a/linzen": agreement,
-    }  # fmt: skip
+        "nyu-mll/blimp:one": pairs,
+        "a/winogender:all": WINOGENDER,
+        "a/winogender:all:test": WINOGENDER,
+        "aps/super_glue:wic": [WIC | {"label": True}],
+        "a/linzen": agreement,
+    }
     for name, rows in tables.items():
         path = write(tmp_path / "set.jsonl", *map(json.dumps, rows))
         assert found[name] == getattr(public_sets, calls[name])(path), name
@@ -125,7 +129,7 @@ def test_sets_are_fetched_by_name_as_they_are_read_from_files_and_kept(tmp_path)
     assert not any("\n" in text for text in refused.values())
     kept = {
         name: loader for name, loader in calls.items() if "winogender" not in name
-    }  # a script: see hub.rows
+    }  # the cache does not serve a script
     offline = fetched("http://127.0.0.1:9", tmp_path / "home", kept, HF_HUB_OFFLINE="1")
     assert offline == {name: found[name] for name in kept}
 

@@ -38,7 +38,7 @@ def as_codes(features: np.ndarray) -> sparse.csr_array:
     return sparse.csr_array(np.maximum(features, 0))
 
 
-# -------------------------------------------------------------------------------------------- splits
+# ------------------------------------------------------------------------------------------- splits
 
 
 @settings(deadline=None)
@@ -68,7 +68,7 @@ def test_groups_of_one_class_are_dealt_out_class_by_class(n_folds, seed):
     assert all((labels[fold == at] == 0).sum() == 2 for at in range(n_folds))
 
 
-# -------------------------------------------------------------------------------------------- probes
+# ------------------------------------------------------------------------------------------- probes
 
 
 @settings(deadline=None)
@@ -169,7 +169,7 @@ def test_bad_input_to_a_probe_is_refused():
         probes.probe(features[:4], np.array([0, 0, 1, 1]), ["a", "a", "b", "b"], n_folds=2)
 
 
-# ------------------------------------------------------------------------------------------ accuracy
+# ----------------------------------------------------------------------------------------- accuracy
 
 
 @settings(deadline=None, max_examples=25)

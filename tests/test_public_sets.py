@@ -2,6 +2,8 @@
 line.
 """
 
+import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from toys import DATA, blimp, linzen, real, write
 
 from probes import Item, Pair
-from tsae_lab.data import public_sets
+from tsae_lab.data import public_sets, records
 from tsae_lab.data.records import Loaded
 
 GAP = (
@@ -54,7 +56,7 @@ def homographs(n: int = 8) -> list[str]:
     return rows
 
 
-# -------------------------------------------------------------------------------------- minimal pairs
+# ------------------------------------------------------------------------------------ minimal pairs
 
 tokens = st.sampled_from(["a", "cat", "cats", "sleep", "sleeps.", "cat.", "is", "not", ".", "!"])
 sentences = st.lists(tokens, min_size=1, max_size=6).map(" ".join)
@@ -161,7 +163,7 @@ def test_linzen_gives_the_pair_and_the_number_at_the_word_before_the_verb(tmp_pa
     assert (pair.sentence_good, pair.group) == ("the keys to it is here", "2 attractors")
 
 
-# ------------------------------------------------------------------------------------------ coreference
+# -------------------------------------------------------------------------------------- coreference
 
 
 def test_gap_says_whether_the_first_name_is_meant_and_reads_at_the_pronoun(tmp_path):
@@ -229,7 +231,7 @@ def test_winobias_finds_the_other_person_and_skips_odd_brackets(tmp_path):
     assert sum(found.skipped.values()) == 3
 
 
-# ---------------------------------------------------------------------------------------- word senses
+# -------------------------------------------------------------------------------------- word senses
 
 
 def test_homograph_offsets_are_bytes(tmp_path):
@@ -285,7 +287,106 @@ def test_wic_compares_two_sentences(tmp_path):
     assert found.skipped == {"the position lies outside the sentence": 1}
 
 
-# ----------------------------------------------------------------------------------------- bad input
+# ------------------------------------------------------------------------------------------ records
+
+
+@given(st.lists(st.sampled_from(["-1", "20", "skip", "x"]), max_size=6))
+def test_lines_are_parsed_or_counted_by_reason_or_refused_by_number(lines):
+    def number(line: str) -> int:
+        if line == "skip":
+            raise records.Skip("no use")
+        return records.number_of({"n": line}, "n")
+
+    numbers, n_skipped = [int(line) for line in lines if line in ("-1", "20")], lines.count("skip")
+    if "x" in lines:
+        message = f"here, line {lines.index('x') + 1}: needs a whole number n; got 'x'"
+        with pytest.raises(ValueError, match=message):
+            records.parsed("here", lines, number)
+    elif not numbers:
+        reason = rf"no use \({n_skipped}\)" if n_skipped else "it is empty"
+        with pytest.raises(ValueError, match=f"here has no usable line: {reason}"):
+            records.parsed("here", lines, number)
+    else:
+        loaded = records.parsed("here", lines, number, skipped={"before": 2})
+        assert loaded.items == tuple(numbers)
+        assert Counter(loaded.skipped) == Counter({"before": 2}) + Counter({"no use": n_skipped})
+
+
+cells = st.text(st.characters(codec="utf-8", exclude_characters='\t\n\r"'), min_size=1, max_size=4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(cells, cells), min_size=1, max_size=4))
+def test_a_table_quoted_or_not_and_the_same_rows_as_json_lines_are_read_alike(
+    tmp_path_factory, table
+):
+    folder, columns = tmp_path_factory.getbasetemp(), ("one", "two")
+    rows = [dict(zip(columns, values, strict=True)) for values in table]
+    plain = write(folder / "plain.tsv", *("\t".join(values) for values in (columns, *table)))
+    fields = (("\t".join(f'"{v}"' for v in values)) for values in (columns, *table))
+    quoted = write(folder / "quoted.tsv", *fields)
+    lines = write(folder / "rows.jsonl", *map(json.dumps, rows))
+    for path in (plain, quoted, lines):
+        assert records.tsv(path, columns, dict).items == tuple(rows)
+        assert records.columns_of(path) == list(columns)
+    assert records.jsonl(lines, dict).items == tuple(rows)
+
+
+def test_columns_of_running_text_are_its_first_line_and_of_damaged_json_an_error(tmp_path):
+    assert records.columns_of(write(tmp_path / "a.txt", "some text", "more")) == ["some text"]
+    with pytest.raises(ValueError, match=r"b.jsonl, line 1: "):
+        records.columns_of(write(tmp_path / "b.jsonl", '{"a": '))
+
+
+def test_lines_end_at_a_line_feed_alone_and_an_empty_last_one_is_none(tmp_path):
+    path = tmp_path / "a.txt"
+    for data, lines in (
+        (b"", []),
+        (b"\xef\xbb\xbfa\r\n\r\nb\r\n", ["a", "", "b"]),
+        ("a\u2028b\x0bc\nd".encode(), ["a\u2028b\x0bc", "d"]),
+    ):
+        path.write_bytes(data)
+        assert records.lines(path) == lines
+
+
+def test_a_gold_file_is_read_line_by_line_beside_its_data(tmp_path):
+    data = write(tmp_path / "x.data.txt", "a", "b", "c")
+    write(tmp_path / "x.gold.txt", "1", "2", "3")
+    both = records.with_gold(data, lambda line, gold: line + gold)
+    assert both.items == ("a1", "b2", "c3")
+    with pytest.raises(ValueError, match=r"needs a name that ends in .data.txt"):
+        records.with_gold(tmp_path / "x.gold.txt", lambda line, gold: line + gold)
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        (records.text_of, {"a": "a"}, ["", 1, None, ["a"]]),
+        (records.whole_of, {0: 0, -3: -3}, ["1", 1.0, True, None]),
+        (records.number_of, {"0": 0, "-12": -12}, ["", "1.0", "x", " 1"]),
+        (records.truth_of, {"TRUE": True, "FALSE": False}, ["", "true", "1"]),
+    ],
+)
+def test_a_field_is_what_it_needs_to_be_or_is_refused_by_name(field, good, bad):
+    for value, read in good.items():
+        assert field({"x": value}, "x") == read
+    for value in bad:
+        with pytest.raises(ValueError, match=r"needs .*x.* got"):
+            field({"x": value}, "x")
+
+
+def test_pairs_come_with_the_rule_of_their_set(tmp_path):
+    path = write(tmp_path / "b.jsonl", blimp())
+    assert public_sets.load_pairs(path) == (public_sets.load_blimp(path), "sentence")
+    path = write(tmp_path / "s.jsonl", blimp().replace("UID", "id"))
+    assert public_sets.load_pairs(path) == (public_sets.load_lm_syneval(path), "word")
+    path = write(tmp_path / "l.jsonl", linzen())
+    assert public_sets.load_pairs(path) == (public_sets.load_linzen_pairs(path), "word")
+    with pytest.raises(ValueError, match=r"holds no minimal pairs known here: .* has 'hello'"):
+        public_sets.load_pairs(write(tmp_path / "x.txt", "hello"))
+
+
+# ---------------------------------------------------------------------------------------- bad input
 
 
 def test_a_missing_file_an_empty_one_and_one_that_is_not_text_are_refused(tmp_path):
@@ -354,7 +455,7 @@ def test_load_items_knows_the_formats_and_refuses_minimal_pairs_and_the_rest(tmp
         public_sets.load_items(write(tmp_path / "x.txt", "hello"))
 
 
-# -------------------------------------------------------------------------------------------- real sets
+# ---------------------------------------------------------------------------------------- real sets
 
 
 @real

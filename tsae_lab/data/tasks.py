@@ -420,19 +420,21 @@ def _sense_item(target: str, label: int, cue: str, n: int, frame: str, opening: 
 # -------------------------------------------------------------------------------------------- tasks
 
 GENERATORS: Mapping[str, Callable[..., list[Item]]] = {
-    "agreement": agreement, "coreference": coreference, "disambiguation": disambiguation
-}  # fmt: skip
+    "agreement": agreement,
+    "coreference": coreference,
+    "disambiguation": disambiguation,
+    "unresolvable": unresolvable,
+}
 
 
 def generated(name: str, *, seed: int = 0) -> Task:
     """A generator's task. A homonym's probe is trained on two cues per sense (24 items) and tested
     on the other six.
     """
-    few = name == "disambiguation"
-    make = {**GENERATORS, "unresolvable": unresolvable}
-    if name not in make:
-        raise ValueError(f"a task is one of {', '.join(make)}; got {name!r}")
-    return Task(name=name, items=tuple(make[name](seed=seed)), n_folds=4 if few else 5, few=few)
+    if name not in GENERATORS:
+        raise ValueError(f"a task is one of {', '.join(GENERATORS)}; got {name!r}")
+    items, few = tuple(GENERATORS[name](seed=seed)), name == "disambiguation"
+    return Task(name=name, items=items, n_folds=4 if few else 5, few=few)
 
 
 def all_tasks(*, share: float = 1.0) -> tuple[Task, ...]:
@@ -441,7 +443,7 @@ def all_tasks(*, share: float = 1.0) -> tuple[Task, ...]:
     With a `share` below 1, that share of each unit's groups, at least two per fold; of
     disambiguation that share of the homonyms, at least one.
     """
-    return tuple(_sampled(generated(name), share) for name in (*GENERATORS, "unresolvable"))
+    return tuple(_sampled(generated(name), share) for name in GENERATORS)
 
 
 def _sampled(task: Task, share: float) -> Task:

@@ -101,7 +101,7 @@ class Opened:
     documents: Sequence[str]
 
 
-# ------------------------------------------------------------------------------------------ before the work
+# ---------------------------------------------------------------------------------- before the work
 
 
 def opened(ask: Ask) -> Opened:
@@ -178,7 +178,7 @@ def pieces(text: str, n_chars: int = PIECE_CHARS) -> list[str]:
     return [part for part in (*parts, text) if part.strip()]
 
 
-# ------------------------------------------------------------------------------------------------- the work
+# ----------------------------------------------------------------------------------------- the work
 
 
 def examined(ask: Ask) -> Context:
@@ -523,11 +523,11 @@ def _model(folder: Path, variants: bool) -> tuple[dict[str, Reader], str, str]:
 
 
 def _task(name: str, seed: int) -> Task:
-    if name in (*tasks.GENERATORS, "unresolvable"):
+    if name in tasks.GENERATORS:
         return tasks.generated(name, seed=seed)
     path = Path(name).expanduser()
     if not path.exists() and not records.is_name(name):
-        known = ", ".join((*tasks.GENERATORS, "unresolvable"))
+        known = ", ".join(tasks.GENERATORS)
         raise ValueError(
             f"{name} is neither a file, nor a dataset's name (owner/dataset), nor one of {known}"
         )
