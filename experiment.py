@@ -20,8 +20,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
 if "--check_types" in sys.argv:  # has to be known before the modules are imported
     from jaxtyping import install_import_hook
@@ -33,7 +31,7 @@ if "--check_types" in sys.argv:  # has to be known before the modules are import
 import metrics
 import tsae
 from tsae_lab import files
-from tsae_lab.data.language_model import LanguageModel, load_lm
+from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.jobs import bench, checkpoint, commands, commands_edit, plan, study, training
 from tsae_lab.jobs.commands import probe_command
 from tsae_lab.jobs.plan import (
@@ -49,11 +47,11 @@ from tsae_lab.jobs.plan import (
     phases_of,
     plan_of,
     products,
-    run_config,
     scaled_config,
     summary,
 )
 from tsae_lab.measures import evaluation
+from tsae_lab.measures.evaluation import EVAL_ROWS
 from tsae_lab.sections import figures
 from tsae_lab.terminal import (
     console,
@@ -66,6 +64,7 @@ from tsae_lab.terminal import (
 )
 
 START_TOKENS = 40_000  # of the training split, from which the decoder LSTM's start is computed
+PREFIXES = {"static": "static_", "tsae": ""}  # of a model's measures
 
 
 def batch_at(unit: Unit, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -250,74 +249,54 @@ def training_tokens(unit: Unit, plan: str) -> float:
 # ------------------------------------------------------------------------------ files, measures
 
 
-def save_static(unit: Unit, lm: LanguageModel, folder: Path, static: tsae.Static) -> None:
-    """In the SAELens format."""
-    metadata = {"dataset": unit.data.name, "seed": unit.seed, "steps": unit.config.steps}
-    checkpoint.save_saelens(
-        folder,
-        **vars(static),
-        k=unit.config.k,
-        model_name=lm.name,
-        hook_name=unit.config.hook,
-        metadata=metadata,
-    )
+def save_model(unit: Unit, lm: LanguageModel, name: str, sae: tsae.Sae) -> None:
+    """Save a model in the unit's folder, its static part in the SAELens format."""
+    about = {"dataset": unit.data.name, "seed": unit.seed, "steps": unit.config.steps}
+    names = {"model_name": lm.name, "hook_name": unit.config.hook}
+    checkpoint.save_sae(unit.folder / name, sae, metadata=about, **names)
 
 
-def save_tsae(unit: Unit, lm: LanguageModel, params: tsae.Params) -> None:
-    """The static part in the SAELens format, the temporal tensors and the dials in a file beside
-    it.
-    """
-    folder = unit.folder / "tsae"
-    save_static(unit, lm, folder, params.static)
-    dials = {k: v for k, v in vars(training.final_dials(unit.config)).items() if k != "low"}
-    meta = {"dials": dials, "model_name": lm.name, "hook_name": unit.config.hook}
-    checkpoint.save_tensors(folder / "temporal.safetensors", vars(params.temporal), meta)
-
-
-def measure_unit(
-    unit: Unit, lm: LanguageModel, static: tsae.Static, params: tsae.Params | None
-) -> dict[str, float]:
-    """All measures of the static SAE and, if there is one, of the TSAE, on the same validation
-    tokens.
-    """
-    config, val = unit.config, unit.data.val
-    models = {"static": tsae.static_sae(static, config.k, unit.low)}
-    if params is not None:
-        models["tsae"] = tsae.Sae(params=params, dials=training.final_dials(config, unit.low))
-    main = "tsae" if params is not None else "static"
-    out: dict[str, float] = {}
-    batches = len(models) * math.ceil(len(val) / evaluation.EVAL_ROWS)
-    with progress_bar(f"{unit.data.name}, seed {unit.seed}: measures", batches, 0) as advance:
+def measure_models(unit: Unit, lm: LanguageModel, models: dict[str, tsae.Sae]) -> dict[str, float]:
+    """All measures of the models on the same validation tokens; the last model is the run's own."""
+    val, (*_, own), measures = unit.data.val, models, {}
+    label, batches = f"{unit.data.name}, seed {unit.seed}", math.ceil(len(val) / EVAL_ROWS)
+    with progress_bar(f"{label}: measures", len(models) * batches, 0) as advance:
         for name, sae in models.items():
-            found = evaluation.measure(sae, val, lambda: advance(""))
+            measured = evaluation.measure(sae, val, lambda: advance(""))
             W_dec = sae.params.static.W_dec
-            out |= evaluation.code_measures(found, W_dec, "static_" if name == "static" else "")
-            if name == main:
-                out["avg_inference_tokens_per_second"] = found.tokens_per_second
+            measures |= evaluation.code_measures(measured, W_dec, PREFIXES[name])
+            if name == own:
+                measures["avg_inference_tokens_per_second"] = measured.tokens_per_second
     release_memory()
-    with console.status(
-        f"{unit.data.name}, seed {unit.seed}: loss of {lm.name} with each code in place"
-    ):
-        rows = evaluation.pick_rows(val, config.splice_tokens)
-        spliced = {name: evaluation.replacement(sae) for name, sae in models.items()}
-        ablation = {"mean": evaluation.mean_replacement(unit.data.train)}
-        loss = evaluation.splice_losses(lm, val, rows, spliced | ablation)
-        rows = evaluation.pick_rows(unit.data.train, max(config.splice_tokens // 4, config.seq))
-        train_loss = evaluation.splice_losses(lm, unit.data.train, rows, {main: spliced[main]})
+    with console.status(f"{label}: loss of {lm.name} with each code in place"):
+        return measures | _losses(unit, lm, models, own)
+
+
+def _losses(
+    unit: Unit, lm: LanguageModel, models: dict[str, tsae.Sae], own: str
+) -> dict[str, float]:
+    """What each code does to the language model's loss, in nats per token and per character."""
+    config, train, val = unit.config, unit.data.train, unit.data.val
+    spliced = {name: evaluation.replacement(sae) for name, sae in models.items()}
+    ablation = {"mean": evaluation.mean_replacement(train)}
+    rows = evaluation.pick_rows(val, config.splice_tokens)
+    loss = evaluation.splice_losses(lm, val, rows, spliced | ablation)
+    rows = evaluation.pick_rows(train, max(config.splice_tokens // 4, config.seq))
+    train_loss = evaluation.splice_losses(lm, train, rows, {own: spliced[own]})
     clean, ablated = loss["clean"]["token"], loss["mean"]["token"]
+    measures = {"clean_ce": clean, "ablated_ce": ablated}
     for name in models:
-        prefix = "static_" if name == "static" else ""
-        out[f"{prefix}delta_ce"] = loss[name]["token"] - clean
-        out[f"{prefix}kl"] = loss[name]["kl"]
-        out[f"{prefix}ce_recovered"] = (
-            metrics.ce_recovered(clean, loss[name]["token"], ablated) if ablated > clean else 0.0
+        nats, prefix = loss[name]["token"], PREFIXES[name]
+        measures[f"{prefix}delta_ce"] = nats - clean
+        measures[f"{prefix}kl"] = loss[name]["kl"]
+        hurts = ablated > clean
+        measures[f"{prefix}ce_recovered"] = (
+            metrics.ce_recovered(clean, nats, ablated) if hurts else 0.0
         )
-    return out | {
-        "clean_ce": clean,
-        "ablated_ce": ablated,
+    return measures | {
         "clean_nats_per_char": loss["clean"]["char"],
-        "final_train_loss": train_loss[main]["char"],
-        "best_val_loss": loss[main]["char"],
+        "final_train_loss": train_loss[own]["char"],
+        "best_val_loss": loss[own]["char"],
     }
 
 
@@ -330,16 +309,19 @@ def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float]:
     if done.exists():
         return json.loads(done.read_text())
     unit.folder.mkdir(parents=True, exist_ok=True)
-    pretrained, static, static_seconds = train_static(unit)
-    save_static(unit, lm, unit.folder / "static", static)
-    params, seconds = None, static_seconds
+    pretrained, static, seconds = train_static(unit)
+    models = {"static": tsae.static_sae(static, unit.config.k, unit.low)}
     if plan != "run_0":
-        params, tsae_seconds = train_tsae(unit, pretrained, plan)
-        save_tsae(unit, lm, params)
-        share = phases_of(unit.config).pretrain / unit.config.steps
-        seconds = tsae_seconds + (0.0 if unit.config.static_sae else share * static_seconds)
+        params, own_seconds = train_tsae(unit, pretrained, plan)
+        models["tsae"] = tsae.Sae(params=params, dials=training.final_dials(unit.config, unit.low))
+        share = (
+            0.0 if unit.config.static_sae else phases_of(unit.config).pretrain / unit.config.steps
+        )
+        seconds = own_seconds + share * seconds  # of the static SAE's, the pretraining alone
+    for name, sae in models.items():
+        save_model(unit, lm, name, sae)
     release_memory()
-    measures = measure_unit(unit, lm, static, params) | {"total_train_time": seconds}
+    measures = measure_models(unit, lm, models) | {"total_train_time": seconds}
     release_memory()
     measures["train_tokens_per_second"] = training_tokens(unit, plan) / max(seconds, 1e-9)
     files.write_json(done, measures)
@@ -375,64 +357,6 @@ def run(out_dir: Path, config: Config) -> dict[str, Any]:
 
 
 # ----------------------------------------------------------------------------- the command line
-
-
-def tradeoff(out_dir: Path, dataset: str, betas: list[float], seed: int = 0) -> dict[str, Any]:
-    """FVE and overlap of TSAEs at several bridge strengths, all from the run's pretrained SAE, and
-    of its baseline.
-    """
-    config, plan = run_config(out_dir)
-    base = out_dir / folder_name(dataset) / f"seed_{seed}"
-    if not (base / "measures.json").exists():
-        raise ValueError(
-            f"{base} has no finished model; {out_dir} has {', '.join(names_of(config))}"
-        )
-    saved, _ = checkpoint.load_tensors(base / "pretrained.safetensors")
-    pretrained = training.restore(saved, config)
-    measures = json.loads((base / "measures.json").read_text())
-    lm = load_lm(config.lm, device=config.device or None)
-    low, data = products(config, lm.device), load_data(config, lm, dataset)
-    points = []
-    for beta in betas:
-        ours = replace(config, beta=beta)
-        tsae.check_dials(training.final_dials(ours), d_sae=config.d_sae)
-        folder = base / f"beta_{beta:g}"
-        folder.mkdir(exist_ok=True)
-        unit = Unit(
-            config=ours,
-            data=data,
-            seed=seed,
-            folder=folder,
-            log=folder / "log.jsonl",
-            device=lm.device,
-            low=low,
-        )
-        done = folder / "tradeoff.json"
-        if (
-            beta == config.beta and plan == "run_2" and not done.exists()
-        ):  # the run itself has trained this one
-            files.write_json(done, {"beta": beta} | measures)
-        if not done.exists():
-            params, _ = train_tsae(unit, pretrained, plan)
-            sae = tsae.Sae(params=params, dials=training.final_dials(ours, low))
-            found = evaluation.measure(sae, data.val)
-            files.write_json(
-                done, {"beta": beta} | evaluation.code_measures(found, params.static.W_dec)
-            )
-            (folder / "tsae.checkpoint.safetensors").unlink()
-        points.append(json.loads(done.read_text()))
-    static = {
-        key.removeprefix("static_"): value
-        for key, value in measures.items()
-        if key.startswith("static_")
-    }
-    out = {"dataset": dataset, "seed": seed, "static": static, "tsae": points}
-    stem = out_dir / f"tradeoff_{folder_name(dataset)}"
-    files.write_json(stem.with_suffix(".json"), out)
-    figures.save_figure(
-        figures.tradeoff_figure(points, static, f"{dataset}: faithfulness against stability"), stem
-    )
-    return out
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -481,16 +405,8 @@ def tradeoff_command(
     with one_line_errors():
         torch.set_num_threads(cpu_threads())
         fast_memory()
-        out = tradeoff(out_dir, dataset, [float(beta) for beta in betas.split(",")], seed)
-        table = Table(
-            "model", "FVE", "Jaccard", "L0", "TSS, lag 1", title=f"{dataset}, seed {seed}"
-        )
-        rows = [("static SAE", out["static"])] + [
-            (f"TSAE, beta {p['beta']:g}", p) for p in out["tsae"]
-        ]
-        for name, p in rows:
-            table.add_row(name, *(f"{p[key]:.4f}" for key in ("fve", "jaccard", "l0", "tss")))
-        Console().print(table)
+        strengths = [float(beta) for beta in betas.split(",")]
+        study.tradeoff(out_dir, dataset, strengths, seed, train=train_tsae)
 
 
 app.command("stability")(commands.stability_command)

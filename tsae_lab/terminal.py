@@ -105,6 +105,17 @@ def show_study(info: dict[str, Any]) -> None:
         print_wide(table)
 
 
+def show_tradeoff(curve: dict[str, Any]) -> None:
+    """One row per bridge strength below the static SAE's: FVE, overlap, L0, TSS."""
+    table = Table("model", "FVE", "Jaccard", "L0", "TSS, lag 1")
+    table.title = f"{curve['dataset']}, seed {curve['seed']}"
+    rows = [("static SAE", curve["static"])]
+    rows += [(f"TSAE, beta {point['beta']:g}", point) for point in curve["tsae"]]
+    for name, point in rows:
+        table.add_row(name, *(f"{point[key]:.4f}" for key in ("fve", "jaccard", "l0", "tss")))
+    Console().print(table)
+
+
 def print_wide(table: Table) -> None:
     """On a terminal as wide as that is, else 130 columns."""
     out = Console()

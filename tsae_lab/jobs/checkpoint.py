@@ -185,6 +185,20 @@ def _crc32(tensors: Mapping[str, Tensor], text: str) -> str:
     return f"{crc:08x}"
 
 
+def save_sae(
+    folder: Path, sae: tsae.Sae, *, model_name: str, hook_name: str, metadata: Mapping[str, Any]
+) -> None:
+    """Save the static part in the SAELens format; a TSAE's temporal tensors and dials beside it."""
+    save_saelens(
+        folder, **vars(sae.params.static), k=sae.dials.k,
+        model_name=model_name, hook_name=hook_name, metadata=metadata,
+    )  # fmt: skip
+    if sae.temporal:
+        dials = {name: value for name, value in vars(sae.dials).items() if name != "low"}
+        meta = {"dials": dials, "model_name": model_name, "hook_name": hook_name}
+        save_tensors(folder / "temporal.safetensors", vars(sae.params.temporal), meta)
+
+
 def load_tsae(folder: Path, low: torch.dtype = torch.float32) -> tsae.Sae:
     """A saved TSAE with the dials it was trained for. Raises ValueError for a damaged or foreign
     folder.

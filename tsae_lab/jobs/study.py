@@ -1,32 +1,34 @@
-"""run_3: the models of run_2 under every section of the analysis, unit by unit; and loading a saved
-model.
+"""What is made of run_2's models: run_3, every section of the analysis, and the trade-off curve.
 
-The one place where sections are written: numbers as JSON (a section that has its file is not made
-again), tables as CSV, figures as PNG and SVG. Another section is another entry of SECTIONS.
+A section is written in one place: numbers as JSON (a section that has its file is not made again),
+tables as CSV, figures as PNG and SVG. Another section is another entry of SECTIONS.
 """
 
 import functools
+import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import tsae
 from tsae_lab import files
-from tsae_lab.data.language_model import LanguageModel
+from tsae_lab.data.language_model import LanguageModel, load_lm
 from tsae_lab.data.store import Store
 from tsae_lab.jobs import plan
-from tsae_lab.jobs.checkpoint import load_model
-from tsae_lab.jobs.plan import Config
+from tsae_lab.jobs.checkpoint import load_model, load_tensors
+from tsae_lab.jobs.plan import Config, Unit
+from tsae_lab.jobs.training import Trainer, final_dials, restore
 from tsae_lab.measures import evaluation
 from tsae_lab.sections import figures, stability, transitions
 from tsae_lab.sections.context import Context, Section, context_of, subject
 from tsae_lab.sections.effects import interventions_section
 from tsae_lab.sections.probing import probing_section
-from tsae_lab.terminal import console, progress_bar, show_study
+from tsae_lab.terminal import console, progress_bar, show_study, show_tradeoff
 
 MODELS = "run_2"  # the directory beside run_3 that holds the models
 
@@ -55,11 +57,10 @@ def sections_of(config: Config) -> list[str]:
 def run_study(
     out_dir: Path, config: Config, *, train: Callable[[Path, Config], object]
 ) -> dict[str, Any]:
-    """The whole of run_3; what it returns is what final_info.json holds.
+    """The whole of run_3; returns what final_info.json holds.
 
-    `train` makes run_2 beside it where that is missing.
-
-    Raises ValueError where either directory holds a run with another configuration.
+    `train` makes run_2 beside it where that is missing. Raises ValueError where either directory
+    holds a run with another configuration.
     """
     sections_of(config)
     config = plan.checked(config, "run_3")
@@ -84,38 +85,25 @@ def run_study(
 def _dataset(
     out_dir: Path, models: Path, config: Config, lm: LanguageModel, name: str
 ) -> dict[str, Any]:
-    """One text's part of final_info.json: run_2's own measures and those of all sections, over the
-    seeds.
-    """
+    """One text's share of final_info.json: run_2's measures and all sections' over the seeds."""
     open_store = functools.cache(lambda: plan.split_store(config, lm, name, "validation"))
     measured, intervals = [], []
     for seed in range(config.seeds):
         place = Path(plan.folder_name(name)) / f"seed_{seed}"
-        parts = study_unit(out_dir / place, models / place, config, lm, name, seed, open_store)
-        own = json.loads((models / place / "measures.json").read_text())
-        found = own | {key: value for part in parts for key, value in part["numbers"].items()}
-        differences = {
-            f"difference_{k}": found[k] - found[f"static_{k}"]
-            for k in found
-            if f"static_{k}" in found
-        }
-        measured.append(differences | found)
-        intervals.append([row for part in parts for row in part["intervals"]])
-    rows = {f"{row['model']}: {row['measure']}": row for row in intervals[0]}
-    by_measure = {
-        key: [
-            [row["value"], row["low"], row["high"]]
-            for seed in intervals
-            for row in seed
-            if _same(row, first)
-        ]
-        for key, first in rows.items()
-    }
+        sections = study_unit(out_dir / place, models / place, config, lm, name, seed, open_store)
+        numbers = json.loads((models / place / "measures.json").read_text())
+        for section in sections:
+            numbers |= section["numbers"]
+        pairs = [key for key in numbers if f"static_{key}" in numbers]
+        differences = {f"difference_{k}": numbers[k] - numbers[f"static_{k}"] for k in pairs}
+        measured.append(differences | numbers)
+        intervals.append([row for section in sections for row in section["intervals"]])
+    by_measure = {f"{row['model']}: {row['measure']}": [] for row in intervals[0]}
+    for row in itertools.chain(*intervals):
+        bounds = by_measure.get(f"{row['model']}: {row['measure']}")
+        if bounds is not None:
+            bounds.append([row["value"], row["low"], row["high"]])
     return plan.summary(measured) | {"intervals": by_measure}
-
-
-def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return (one["model"], one["measure"]) == (other["model"], other["measure"])
 
 
 def study_unit(
@@ -127,34 +115,28 @@ def study_unit(
     seed: int,
     open_store: Callable[[], Store],
 ) -> list[dict[str, Any]]:
-    """Numbers and intervals of every section for one text and seed; sections that are there already
-    are read.
-    """
+    """Numbers and intervals of all sections for one text and seed; those that are there are read."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = sections_of(config)
     missing = [section for section in wanted if read_section(folder / f"{section}.json") is None]
     if missing:
         label = f"{name}, seed {seed}"
         context = _context(models, config, lm, name, seed, open_store(), label)
-        for at, section in enumerate(missing, 1):
+        for i, section in enumerate(missing, 1):
             began = time.perf_counter()
             write_section(folder, section, SECTIONS[section](context))
-            took = time.perf_counter() - began
-            console.print(
-                f"{label}: {section} took {took:.0f} s ({at}/{len(missing)})", highlight=False
-            )
+            took = f"{time.perf_counter() - began:.0f} s ({i}/{len(missing)})"
+            console.print(f"{label}: {section} took {took}", highlight=False)
     return [read_section(folder / f"{section}.json") or {} for section in wanted]
 
 
 def read_section(path: Path) -> dict[str, Any] | None:
-    """The numbers and intervals of a section; None where its file is missing or damaged, so that it
-    is made again.
-    """
+    """Numbers and intervals of a section; None where its file is missing or damaged: made again."""
     try:
-        found = json.loads(path.read_text())
+        saved = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"numbers", "intervals"} <= found.keys() else None
+    return saved if isinstance(saved, dict) and {"numbers", "intervals"} <= saved.keys() else None
 
 
 def _context(
@@ -172,9 +154,7 @@ def _context(
 
 
 def write_section(folder: Path, name: str, section: Section) -> None:
-    """Tables and figures under their own names, then NAME.json, which says that the section is
-    whole.
-    """
+    """Write tables and figures, then NAME.json, which says that the section is whole."""
     for table, rows in section.tables.items():
         file = f"{name}_{table}" if table == "intervals" else table
         files.write_csv(folder / f"{file}.csv", rows)
@@ -184,43 +164,91 @@ def write_section(folder: Path, name: str, section: Section) -> None:
     files.write_json(folder / f"{name}.json", content)
 
 
-# ------------------------------------------------------------------------------------------- over the seeds
+# --------------------------------------------------------------------------------- over the seeds
 
 
 def summary_rows(info: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row a text and measure: mean and standard error over the seeds of static SAE, TSAE and
-    their difference.
-    """
+    """One row per text and measure: mean and standard error of static SAE, TSAE and difference."""
     rows = []
-    for name, part in info.items():
-        for key in part["final_info_dict"]:
-            if f"static_{key}" not in part["final_info_dict"]:
+    for name, text in info.items():
+        for key in text["final_info_dict"]:
+            if f"static_{key}" not in text["final_info_dict"]:
                 continue
             row: dict[str, Any] = {"dataset": name, "measure": key}
-            for model, prefix in (
-                ("static", "static_"),
-                ("tsae", ""),
-                ("difference", "difference_"),
-            ):
-                row[f"{model}_mean"] = part["means"].get(f"{prefix}{key}_mean", "")
-                row[f"{model}_stderr"] = part["stderrs"].get(f"{prefix}{key}_stderr", "")
+            for model in ("static", "tsae", "difference"):
+                measure = key if model == "tsae" else f"{model}_{key}"
+                row[f"{model}_mean"] = text["means"].get(f"{measure}_mean", "")
+                row[f"{model}_stderr"] = text["stderrs"].get(f"{measure}_stderr", "")
             rows.append(row)
     return rows
 
 
 def _interval_table(info: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per text, seed, model and measure."""
+    names = ("dataset", "seed", "model", "measure", "value", "low", "high")
     return [
-        {
-            "dataset": name,
-            "seed": seed,
-            "model": model,
-            "measure": measure,
-            "value": value,
-            "low": low,
-            "high": high,
-        }
-        for name, part in info.items()
-        for key, by_seed in part["intervals"].items()
-        for model, measure in [key.split(": ", 1)]
-        for seed, (value, low, high) in enumerate(by_seed)
+        dict(zip(names, (name, seed, *key.split(": ", 1), *bounds), strict=True))
+        for name, text in info.items()
+        for key, by_seed in text["intervals"].items()
+        for seed, bounds in enumerate(by_seed)
     ]
+
+
+# ---------------------------------------------------------------------------------- the trade-off
+
+
+def tradeoff(
+    out_dir: Path,
+    dataset: str,
+    betas: Sequence[float],
+    seed: int,
+    *,
+    train: Callable[[Unit, Trainer, str], tuple[tsae.Params, float]],
+) -> dict[str, Any]:
+    """Faithfulness and overlap of TSAEs at several bridge strengths, and of their static baseline.
+
+    All start from the pretrained SAE of the run in `out_dir`; `train` trains one. A strength that
+    is done is read; the run's own is taken from the run. Raises ValueError without such a run.
+    """
+    config, run = plan.run_config(out_dir)
+    base = out_dir / plan.folder_name(dataset) / f"seed_{seed}"
+    if not (base / "measures.json").exists():
+        names = ", ".join(plan.names_of(config))
+        raise ValueError(f"{base} has no finished model; {out_dir} has {names}")
+    for beta in betas:
+        tsae.check_dials(final_dials(replace(config, beta=beta)), d_sae=config.d_sae)
+    saved, _ = load_tensors(base / "pretrained.safetensors")
+    pretrained, measures = restore(saved, config), json.loads((base / "measures.json").read_text())
+    lm = load_lm(config.lm, device=config.device or None)
+    data, low = plan.load_data(config, lm, dataset), plan.products(config, lm.device)
+    points = []
+    for beta in betas:
+        folder, own = base / f"beta_{beta:g}", replace(config, beta=beta)
+        folder.mkdir(exist_ok=True)
+        done, log = folder / "tradeoff.json", folder / "log.jsonl"
+        if beta == config.beta and run == "run_2" and not done.exists():
+            files.write_json(done, {"beta": beta} | measures)
+        if not done.exists():
+            unit = Unit(
+                config=own, data=data, seed=seed, folder=folder, log=log, device=lm.device, low=low
+            )
+            sae = tsae.Sae(params=train(unit, pretrained, run)[0], dials=final_dials(own, low))
+            measured = evaluation.measure(sae, data.val)
+            codes = evaluation.code_measures(measured, sae.params.static.W_dec)
+            files.write_json(done, {"beta": beta} | codes)
+            (folder / "tsae.checkpoint.safetensors").unlink()
+        points.append(json.loads(done.read_text()))
+    static = {k.removeprefix("static_"): v for k, v in measures.items() if k.startswith("static_")}
+    return _write_curve(
+        out_dir, {"dataset": dataset, "seed": seed, "static": static, "tsae": points}
+    )
+
+
+def _write_curve(out_dir: Path, curve: dict[str, Any]) -> dict[str, Any]:
+    name = curve["dataset"]
+    stem = out_dir / f"tradeoff_{plan.folder_name(name)}"
+    files.write_json(stem.with_suffix(".json"), curve)
+    title = f"{name}: faithfulness against stability"
+    figures.save_figure(figures.tradeoff_figure(curve["tsae"], curve["static"], title), stem)
+    show_tradeoff(curve)
+    return curve
