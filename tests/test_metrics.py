@@ -95,16 +95,16 @@ def test_the_order_of_the_k_values_and_what_stands_on_padding_change_nothing(cas
     assert (metrics.token_matrix(other) != metrics.token_matrix(codes)).nnz == 0
 
 
-@given(dense_codes(), st.data())
-def test_select_keeps_the_marked_chunks(case, data):
-    codes = metrics.codes_from_dense(**case)
-    kept = torch.tensor(
-        data.draw(st.lists(st.booleans(), min_size=len(codes.valid), max_size=len(codes.valid)))
-    )
-    assume(codes.valid[kept].any())
-    part = metrics.select(codes, kept)
-    assert torch.equal(part.vals, codes.vals[kept])
-    assert torch.equal(part.start, codes.start[kept])
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6))
+def test_documents_are_ranked_by_their_ids(ids):
+    codes = metrics.codes_from_dense(torch.ones(len(ids), 1, 1), document=torch.tensor(ids))
+    assert metrics.document_rank(codes).tolist() == [sorted(set(ids)).index(i) for i in ids]
+
+
+def test_a_ratio_is_zero_where_its_bottom_is_not_above_zero_and_its_bottom_may_be_a_row():
+    top = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    found = metrics.ratio(top, np.array([2.0, 0.0, -1.0]))
+    assert found.tolist() == [[0.5, 0.0, 0.0], [2.0, 0.0, 0.0]]
 
 
 def test_codes_refuse_what_is_no_code():
@@ -116,7 +116,7 @@ def test_codes_refuse_what_is_no_code():
         from_topk(-good, idx, 4)
     with pytest.raises(ValueError, match=r"\[0, 4\); got 7 to 7"):
         from_topk(good, idx + 7, 4)
-    with pytest.raises(ValueError, match="once a token"):
+    with pytest.raises(ValueError, match="once per token"):
         from_topk(good.expand(2, 3, 2), idx.expand(2, 3, 2), 4)
     with pytest.raises(ValueError, match="at least one valid"):
         from_topk(good, idx, 4, valid=torch.zeros(2, 3, dtype=torch.bool))
@@ -209,11 +209,12 @@ def test_jaccard_is_the_mean_overlap_of_sets(case, lag):
 
 
 def test_the_overlap_of_a_document_is_the_sum_over_its_own_pairs():
-    codes = metrics.codes_from_dense((torch.rand(7, 6, 4, generator=torch.Generator().manual_seed(3)) > 0.5).float(),
-                                     document=torch.tensor([5, 2, 5, 9, 9, 2, 5]))  # fmt: skip
+    acts = (torch.rand(7, 6, 4, generator=torch.Generator().manual_seed(3)) > 0.5).float()
+    codes = metrics.codes_from_dense(acts, document=torch.tensor([5, 2, 5, 9, 9, 2, 5]))
     sums, n_pairs = metrics.jaccard_by_document(codes)
     for row, document in enumerate((2, 5, 9)):
-        own = metrics.select(codes, codes.document == document)
+        rows = codes.document == document
+        own = metrics.codes_from_topk(codes.vals[rows], codes.idx[rows], codes.d_sae)
         assert n_pairs[row] == len(own.document) * 5
         assert sums[row] / n_pairs[row] == pytest.approx(metrics.jaccard(own))
     assert sums.sum() / n_pairs.sum() == pytest.approx(metrics.jaccard(codes))
@@ -226,7 +227,7 @@ def test_jaccard_above_chance_is_zero_for_shuffled_and_for_frozen_codes():
 
 
 def test_jaccard_above_chance_by_hand():
-    # 1100 in 200 documents: J = 1/3; a random pair of tokens is both on in about a quarter of all cases
+    # 1100 in 200 documents: J = 1/3; a random pair of tokens is both on in a quarter of all cases
     assert metrics.jaccard_kappa(binary(*["1100"] * 200)) == pytest.approx(
         (1 / 3 - 0.25) / 0.75, abs=0.02
     )
@@ -455,11 +456,11 @@ def test_degenerate_codes_give_documented_values_and_never_nan():
     single = metrics.tss(binary("0011100110"), lags=[1], n_boot=5, **ALL)
     assert single.macro_interval == (0.0, 1.0)
     assert np.isfinite(single.kappa).all()
-    with pytest.raises(ValueError, match="got lag=3, longest chunk=3"):
+    with pytest.raises(ValueError, match="got lag=3, longest=3"):
         metrics.tss(binary("010"), lags=[1, 3])
-    with pytest.raises(ValueError, match="longest chunk=1"):
+    with pytest.raises(ValueError, match="longest=1"):
         metrics.jaccard(binary("1", "0"))
-    with pytest.raises(ValueError, match="at least one lag"):
+    with pytest.raises(ValueError, match="needs a lag"):
         metrics.tss(binary("010"), lags=[])
     with pytest.raises(ValueError, match="dec_norm needs 1 finite"):
         metrics.tss(binary("010"), torch.tensor([float("nan")]), lags=[1])
@@ -495,11 +496,11 @@ def test_a_carried_state_is_seen_at_the_seam_of_spliced_chunks():
     codes = metrics.codes_from_dense(
         torch.tensor([[1.0, 1, 0, 0], [1, 1, 0, 0]])[..., None].repeat(1, 1, 2)
     )
-    found = metrics.responsiveness(codes, at=2)
+    found = metrics.responsiveness(codes, position=2)
     assert (found.across, found.n_splices) == (0.0, 2)
     assert found.within == pytest.approx(0.5)  # (0, 1) overlap fully, (2, 3) are both empty
-    with pytest.raises(ValueError, match="got none"):
-        metrics.responsiveness(codes, at=9)
+    with pytest.raises(ValueError, match="across a seam"):
+        metrics.responsiveness(codes, position=9)
 
 
 @given(st.data(), st.integers(1, 6), st.integers(2, 5))
@@ -507,7 +508,7 @@ def test_splice_joins_chunks_of_two_documents(data, n_seq, seq):
     document = torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=n_seq, max_size=n_seq)))
     assume(len(document.unique()) > 1)
     x = torch.arange(n_seq)[:, None, None].expand(n_seq, seq, 1) + 0.0
-    spliced, begun = metrics.splice_documents(x, document, at=1)
+    spliced, begun = metrics.splice_documents(x, document, position=1)
     assert torch.equal(spliced[:, 0, 0].long(), begun)
     assert (spliced[:, 1:] == spliced[:, 1:2]).all()
     assert (document[spliced[:, 1, 0].long()] != document[begun]).all()
@@ -515,9 +516,11 @@ def test_splice_joins_chunks_of_two_documents(data, n_seq, seq):
 
 def test_splice_refuses_one_document_and_a_seam_outside():
     with pytest.raises(ValueError, match="two documents"):
-        metrics.splice_documents(torch.zeros(2, 3, 1), torch.zeros(2, dtype=torch.int64), at=1)
-    with pytest.raises(ValueError, match="0 < at < 3; got 3"):
-        metrics.splice_documents(torch.zeros(2, 3, 1), torch.arange(2), at=3)
+        metrics.splice_documents(
+            torch.zeros(2, 3, 1), torch.zeros(2, dtype=torch.int64), position=1
+        )
+    with pytest.raises(ValueError, match="0 < position < 3; got 3"):
+        metrics.splice_documents(torch.zeros(2, 3, 1), torch.arange(2), position=3)
 
 
 @given(dense_codes(), st.data())
@@ -539,5 +542,5 @@ def test_smoothness_is_the_mean_steepest_slope(case, data):
     if slopes:
         assert metrics.smoothness(codes, x) == pytest.approx(np.mean(slopes))
     else:
-        with pytest.raises(ValueError, match=r"got none|longest chunk=1"):
+        with pytest.raises(ValueError, match=r"needs an active feature|longest=1"):
             metrics.smoothness(codes, x)
