@@ -3,10 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from toys import store_of
+from toys import HOOK, random_model, store_of
 
 import metrics
 import tsae
+from tsae_lab.data import language_model
 from tsae_lab.data.store import Store
 from tsae_lab.measures import evaluation
 
@@ -62,3 +63,31 @@ def test_picked_rows_are_distinct_ordered_and_as_many_as_the_tokens_need(store, 
     assert (np.diff(picked) > 0).all()
     assert picked[0] >= 0
     assert picked[-1] < len(store)
+
+
+def test_splice_losses_are_the_models_own_loss_and_what_a_replacement_adds_to_it(lm):
+    tokens = language_model.tokenize(lm, ["the quick brown fox jumps over it. " * 12], seq=9)
+    x = language_model.residual(lm, tokens.ids, HOOK)[:, len(lm.prefix) :]
+    fields = {name: getattr(tokens, name) for name in ("ids", "document", "start", "chars")}
+    store, rows = store_of(x, tokens.valid, **fields), np.array([0, 2])
+    broken = evaluation.mean_replacement(store)
+    losses = evaluation.splice_losses(lm, store, rows, {"same": lambda x: x, "mean": broken})
+    with torch.no_grad():
+        log_p = lm.model(tokens.ids[rows].long()).logits[:, len(lm.prefix) - 1 : -1].log_softmax(-1)
+    text, valid = tokens.ids[rows].long()[:, len(lm.prefix) :], tokens.valid[rows]
+    nats = -sum(log_p[i, j, text[i, j]].item() for i, j in valid.nonzero().tolist())
+    assert losses["clean"]["token"] == pytest.approx(nats / int(valid.sum()), rel=1e-4)
+    assert losses["clean"]["char"] == pytest.approx(nats / int(tokens.chars[rows].sum()), rel=1e-4)
+    assert losses["same"]["token"] == pytest.approx(losses["clean"]["token"], rel=1e-5)
+    assert losses["clean"]["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert losses["mean"]["kl"] > 1e-3
+
+
+@torch.no_grad()
+def test_a_replacement_reconstructs_every_sequence_from_an_empty_state():
+    sae = tsae.Sae(params=random_model(d_in=6, d_sae=40), dials=tsae.Dials(k=3, window=4))
+    x = torch.randn(2, 7, 6, generator=torch.Generator().manual_seed(2))
+    replacement = evaluation.replacement(sae)
+    codes, _ = tsae.encode(sae.params, x, sae.dials)
+    assert torch.equal(replacement(x), tsae.decode(sae.params, codes, sae.dials)[0])
+    assert torch.equal(replacement(x), replacement(x))

@@ -64,6 +64,10 @@ def dense(features: probes.Features) -> np.ndarray:
     return features if isinstance(features, np.ndarray) else features.toarray()
 
 
+def read_out(lm, hook, items, readers) -> dict[str, probes.Features]:
+    return readout.features(readout.read(lm, hook, items), readers)
+
+
 def test_the_residual_stream_is_that_of_the_hugging_face_model(lm):
     ids = torch.tensor([[*lm.prefix, 5, 6, 7]])
     expected = lm.model(ids, output_hidden_states=True).hidden_states
@@ -83,7 +87,7 @@ def test_codes_are_those_of_a_stream_that_reads_the_text_token_by_token(lm, para
         "static": readout.code_reader(tsae.static_sae(params.static, 4)),
         "state": readout.state_reader(params, DIALS),
     }
-    found = readout.read_out(lm, HOOK, items, wanted)
+    found = read_out(lm, HOOK, items, wanted)
     for row, text in enumerate(TEXTS):
         state, history = tsae.start_state(params, 1, DIALS), []
         codes = static = tsae.Codes(torch.zeros(1, 1, 4), torch.zeros(1, 1, 4, dtype=torch.int64))
@@ -113,9 +117,9 @@ def test_what_comes_after_the_word_and_the_company_it_is_read_in_change_nothing(
         "tsae": readout.code_reader(tsae.Sae(params=params, dials=DIALS)),
         "resid": readout.residual_reader(),
     }
-    together = readout.read_out(lm, HOOK, [item(text) for text in TEXTS], wanted)
-    longer = readout.read_out(lm, HOOK, [item(f"{TEXTS[0]} and more of it", "fox")], wanted)
-    alone = readout.read_out(lm, HOOK, [item(TEXTS[0])], wanted)
+    together = read_out(lm, HOOK, [item(text) for text in TEXTS], wanted)
+    longer = read_out(lm, HOOK, [item(f"{TEXTS[0]} and more of it", "fox")], wanted)
+    alone = read_out(lm, HOOK, [item(TEXTS[0])], wanted)
     for name in wanted:
         np.testing.assert_allclose(dense(together[name])[0], dense(alone[name])[0], atol=1e-5)
         np.testing.assert_allclose(dense(longer[name]), dense(alone[name]), atol=1e-5)
@@ -142,33 +146,73 @@ def test_a_stream_remembers_what_a_static_code_cannot_know(params):
     )
 
 
+def test_readers_name_the_codes_of_both_saes_and_what_the_tsae_carries_along(params):
+    ours, static = tsae.Sae(params=params, dials=DIALS), tsae.static_sae(params.static, 4)
+    x = torch.randn(3, 6, 24, generator=torch.Generator().manual_seed(4))
+    values = {
+        name: dense(reader(x))
+        for name, reader in readout.readers(static, ours, variants=True).items()
+    }
+    acts, _ = tsae.encode(params, x, DIALS)
+    own = tsae.dense(acts, 40)[:, -1].numpy()
+    past = tsae.dense(tsae.encode_static(x, params.static, 4), 40)[:, -4:-1].mean(1).numpy()
+    np.testing.assert_allclose(values["tsae"], own, atol=1e-5)
+    np.testing.assert_allclose(values["resid"], x[:, -1].numpy())
+    for name in ("window", "static window"):
+        np.testing.assert_allclose(values[name], past, atol=1e-5)
+    np.testing.assert_allclose(values["tsae+window"], np.hstack([own, past]), atol=1e-5)
+    for name in ("tsae+memory", "tsae+window"):
+        assert np.array_equal(values[name][:, 40:], values[name.removeprefix("tsae+")])
+    assert list(readout.readers(static, ours)) == ["tsae", "static", "resid"]
+    assert list(readout.readers(static, None, variants=True)) == ["static", "resid"]
+
+
+def test_probe_rows_are_the_rows_of_each_task_with_layer_0_where_it_is_wanted(lm):
+    items = [item(f"{noun} w{i} runs", unit="u", label=i % 2, group=noun) for i, noun in
+             enumerate(("fox", "dog", "cat", "hen") * 4)]  # fmt: skip
+    tasks = [probes.Task(name=name, items=tuple(items), n_folds=2) for name in ("one", "two")]
+    reads, readers = readout.read_tasks(lm, HOOK, tasks), {"resid": readout.residual_reader()}
+    calls = []
+    rows = readout.probe_rows(tasks, reads, readers, ks=(1,), progress=lambda: calls.append(1))
+    expected = [
+        row
+        for task in tasks
+        for row in probes.task_rows(task, read_out(lm, HOOK, task.items, readers), ks=(1,))
+    ]
+    assert rows == expected
+    assert {row["model"] for row in rows} == {"resid", "embedding"}
+    without = readout.probe_rows(tasks, reads, readers, ks=(1,), embedding=False)
+    assert without == [row for row in rows if row["model"] == "resid"]
+    assert calls
+
+
 def test_two_texts_are_read_as_the_difference_of_their_features(lm, params):
     wanted = {
         "tsae": readout.code_reader(tsae.Sae(params=params, dials=DIALS)),
         "resid": readout.residual_reader(),
     }
-    first, second = (readout.read_out(lm, HOOK, [item(text)], wanted) for text in TEXTS[:2])
+    first, second = (read_out(lm, HOOK, [item(text)], wanted) for text in TEXTS[:2])
     one = item(TEXTS[0], other=(TEXTS[1], 20, len(TEXTS[1])))
-    found = readout.read_out(lm, HOOK, [one], wanted)
+    found = read_out(lm, HOOK, [one], wanted)
     for name in found:
         np.testing.assert_allclose(
             dense(found[name]), np.abs(dense(first[name]) - dense(second[name])), atol=1e-5
         )
     with pytest.raises(ValueError, match="1 of 2 items have a second text"):
-        readout.read_out(lm, HOOK, [one, item(TEXTS[1])], wanted)
+        read_out(lm, HOOK, [one, item(TEXTS[1])], wanted)
 
 
 def test_bad_input_to_read_out_is_refused(lm):
     with pytest.raises(ValueError, match="at least one item"):
-        readout.read_out(lm, HOOK, [], {})
+        read_out(lm, HOOK, [], {})
     with pytest.raises(
         ValueError, match=r"reads 1 to 30 tokens of text; an item has \d+: 'fox fox"
     ):
-        readout.read_out(lm, HOOK, [item("fox " * 40)], {})
+        read_out(lm, HOOK, [item("fox " * 40)], {})
     with pytest.raises(ValueError, match="unknown hook"):
-        readout.read_out(lm, "blocks.9.hook_resid_post", [item("fox")], {})
+        read_out(lm, "blocks.9.hook_resid_post", [item("fox")], {})
     with pytest.raises(ValueError, match="'embedding' is the name of layer 0"):
-        readout.read_out(lm, HOOK, [item("fox")], {"embedding": readout.residual_reader()})
+        read_out(lm, HOOK, [item("fox")], {"embedding": readout.residual_reader()})
 
 
 # ------------------------------------------------------------------------------------------ command
@@ -271,7 +315,7 @@ def part(name: str) -> list[Item]:
 )
 def test_on_the_real_model_layer_0_is_at_chance_and_the_default_hook_is_not(smollm, name, least):
     items = part(name)
-    found = readout.read_out(
+    found = read_out(
         smollm, "blocks.14.hook_resid_post", items, {"resid": readout.residual_reader()}
     )
     few = {"n_folds": 4, "few": True} if name == "disambiguation" else {}

@@ -15,12 +15,12 @@ from tsae_lab.data.language_model import LanguageModel, splice
 from tsae_lab.data.store import Store
 
 Replacement = Callable[[Float[Tensor, "batch seq d_in"]], Float[Tensor, "batch seq d_in"]]
-EVAL_ROWS = 16  # sequences a call
+EVAL_ROWS = 16  # sequences per call
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Measured:
-    """A model's codes on some tokens, and how well they reconstruct."""
+    """An SAE's codes on some tokens, and how well they reconstruct."""
 
     codes: metrics.CodedText
     fve: float
@@ -34,32 +34,28 @@ def replacement(sae: Sae) -> Replacement:
 
 @torch.inference_mode()
 def measure(sae: Sae, store: Store, progress: Callable[[], None] = lambda: None) -> Measured:
-    """Codes and FVE over all valid tokens of the store; tokens/s of encoding and decoding alone."""
+    """Codes and FVE of all valid tokens of the store; the speed is that of the SAE alone.
+
+    Every sequence starts from an empty state. `progress` is called after each 16 sequences.
+    """
     device = sae.params.static.b_dec.device
     sums, vals, idx, seconds = metrics.fve_start(store.d_in), [], [], 0.0
-    for at in range(0, len(store), EVAL_ROWS):
-        rows = slice(at, at + EVAL_ROWS)
+    for start in range(0, len(store), EVAL_ROWS):
+        rows = slice(start, start + EVAL_ROWS)
         x = store.x(rows).to(device)
         began = time.perf_counter()
-        x_hat, codes, _ = forward(sae.params, x, sae.dials)
+        x_hat, acts, _ = forward(sae.params, x, sae.dials)
         seconds += time.perf_counter() - began
         valid = store.tokens.valid[rows].to(device)
         sums = metrics.fve_add(sums, x[valid], x_hat[valid])
-        vals.append(codes.vals.cpu())
-        idx.append(codes.idx.cpu())
+        vals.append(acts.vals.cpu())
+        idx.append(acts.idx.cpu())
         progress()
     tokens = store.tokens
-    found = metrics.codes_from_topk(
-        torch.cat(vals),
-        torch.cat(idx),
-        sae.d_sae,
-        valid=tokens.valid,
-        document=tokens.document,
-        start=tokens.start,
-    )
-    return Measured(
-        codes=found, fve=metrics.fve_value(sums), tokens_per_second=found.n_tokens / seconds
-    )
+    layout = {"valid": tokens.valid, "document": tokens.document, "start": tokens.start}
+    codes = metrics.codes_from_topk(torch.cat(vals), torch.cat(idx), sae.d_sae, **layout)
+    fve, speed = metrics.fve_value(sums), codes.n_tokens / seconds
+    return Measured(codes=codes, fve=fve, tokens_per_second=speed)
 
 
 def code_measures(
@@ -91,30 +87,27 @@ def splice_losses(
     rows: Int[np.ndarray, " rows"],
     replacements: dict[str, Replacement],
 ) -> dict[str, dict[str, float]]:
-    """What each model's reconstruction in the residual stream does to the language model, beside
-    "clean".
+    """Loss of the language model, "clean" and with each replacement in its residual stream.
 
-    `token` and `char`: its loss in nats; `kl`: `KL(clean || spliced)` in nats a token.
+    "token" and "char": nats per token and per character; "kl": `KL(clean || spliced)` in nats per
+    token.
     """
-    tokens = store.tokens
-
-    picked = torch.from_numpy(rows)
+    tokens, picked = store.tokens, torch.from_numpy(rows)
     valid = tokens.valid[picked]
-    found = splice(lm, tokens.ids[picked], valid, store.hook, replacements)
-    chars = tokens.chars[picked].sum().item()
-    n_tokens = int(valid.sum())
+    spliced = splice(lm, tokens.ids[picked], valid, store.hook, replacements)
+    chars, n_tokens = tokens.chars[picked].sum().item(), int(valid.sum())
     return {
         name: {
-            "token": one.nats.double().sum().item() / n_tokens,
-            "char": one.nats.double().sum().item() / chars,
-            "kl": one.kl.double().sum().item() / n_tokens,
+            "token": effect.nats.double().sum().item() / n_tokens,
+            "char": effect.nats.double().sum().item() / chars,
+            "kl": effect.kl.double().sum().item() / n_tokens,
         }
-        for name, one in found.items()
+        for name, effect in spliced.items()
     }
 
 
 def mean_replacement(store: Store) -> Replacement:
     """Every token replaced by the mean activation: the ablation that CE recovered is relative to."""
-    rows = slice(0, 256)
+    rows = slice(0, 256)  # sequences that the mean is taken over
     mean = store.x(rows)[store.tokens.valid[rows]].mean(0)
     return lambda x: mean.to(x).expand_as(x)

@@ -1,14 +1,12 @@
-"""Codes at a word: what a language model's residual stream, and SAEs on it, hold when a probing
-item is read out.
+"""Features for probes: a language model's residual stream, and codes of it, at one word of a text.
 
 A reader takes activations (batch, seq, d_in) of whole texts and gives the features of their *last*
-token; what a code carries from token to token (memory, LSTM state) has then seen the text from its
-first token on.
+token. The memory and the LSTM states of a TSAE have then seen the text from its first token on.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -17,7 +15,6 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-import probes
 import tsae
 from probes import EMBEDDING, Features, Item, Task, task_rows
 from tsae_lab.data import language_model
@@ -30,7 +27,7 @@ Reader = Callable[[Tensor], Features]
 
 
 def residual_reader() -> Reader:
-    """The activation itself: what a code can know at most, if the code looks at one token."""
+    """The activation itself: the ceiling for a code of one token."""
     return lambda x: x[:, -1].cpu().numpy()
 
 
@@ -39,23 +36,19 @@ def code_reader(sae: tsae.Sae) -> Reader:
     return lambda x: _last(tsae.encode(sae.params, x, sae.dials)[0], sae.d_sae)
 
 
-def memory_reader(
-    static: tsae.Static, dials: tsae.Dials, window: int | None = None, tau: float | None = None
-) -> Reader:
-    """The memory's reading `m_t` (d_sae wide): a weighted mean of the static codes of the tokens
-    *before* the word.
+def memory_reader(static: tsae.Static, dials: tsae.Dials) -> Reader:
+    """The memory's reading `m_t` (d_sae wide): a weighted mean of the static codes *before* the word.
 
-    `window` and `tau` (tokens) default to the dials'; `tau = inf` is the plain mean.
+    `tau = inf` gives the plain mean of the last `window` codes.
     """
-    window, d_sae = window or dials.window, len(static.b_enc)
-    weights = tsae.read_weights(window, dials.tau if tau is None else tau)
+    window, d_sae = dials.window, len(static.b_enc)
+    weights = tsae.read_weights(window, dials.tau)
 
     def reader(x: Tensor) -> Features:
         codes = tsae.encode_static(x[:, -window - 1 :], static, dials.k, dials.low)
         memory = tsae.empty_memory(len(x), window, dials.k, codes.vals)
-        return sparse.csr_array(
-            tsae.remember(memory, codes, weights.to(x.device), d_sae)[:, -1].cpu().numpy()
-        )
+        m = tsae.remember(memory, codes, weights.to(x.device), d_sae)
+        return sparse.csr_array(m[:, -1].cpu().numpy())
 
     return reader
 
@@ -90,12 +83,10 @@ def _last(codes: tsae.Codes, d_sae: int) -> sparse.csr_array:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Texts:
-    """Activations of whole texts, in batches of one length, and the token embedding of each text's
-    last token.
-    """
+    """Activations of whole texts in batches of equal length, and embeddings of their last tokens."""
 
     x: tuple[Tensor, ...]  # each (batch, seq, d_in), without the prefix
-    rows: tuple[int, ...]  # of the texts in the order of the batches, where they stood
+    rows: tuple[int, ...]  # for each text, in the order of the batches, its place in the input
     embedding: np.ndarray  # (texts, d_in), in the order of the batches
 
 
@@ -103,10 +94,8 @@ Reading = tuple[Texts, Texts | None]  # the items' texts, and their second ones
 
 
 @torch.inference_mode()
-def read(
-    lm: LanguageModel, hook: str, items: Sequence[Item], progress: Callable[[], None] = lambda: None
-) -> Reading:
-    """Activations of all items' texts up to their read-out word: once, for however many readers.
+def read(lm: LanguageModel, hook: str, items: Sequence[Item]) -> Reading:
+    """Activations of all items' texts up to their read-out word: once, for any number of readers.
 
     What comes after the word changes nothing. Texts of equal length go through together, so there
     is no padding. Raises ValueError where there is no item, or one is too long for the model.
@@ -118,19 +107,16 @@ def read(
         raise ValueError(
             f"{len(others)} of {len(items)} items have a second text; all need one, or none"
         )
-    first = _read(lm, hook, [item.text[: item.end] for item in items], progress)
-    return first, _read(
-        lm, hook, [text[:end] for text, _, end in others], progress
-    ) if others else None
+    first = _read(lm, hook, [item.text[: item.end] for item in items])
+    return first, _read(lm, hook, [text[:end] for text, _, end in others]) if others else None
 
 
 @torch.inference_mode()
 def features(reading: Reading, readers: Mapping[str, Reader]) -> dict[str, Features]:
-    """Features of all items, in order, by every reader; "embedding": the token embedding, layer 0
-    of the model.
+    """Features of all items, in order, by every reader; "embedding": layer 0 of the model.
 
-    Read at the last token of the read-out word. For items about two texts the features are `|first
-    - second|`.
+    They are those of the last token of the read-out word, for items of two texts the absolute
+    difference of both. Raises ValueError for a reader with the name of layer 0.
     """
     if EMBEDDING in readers:
         raise ValueError(f"read_out: {EMBEDDING!r} is the name of layer 0")
@@ -139,22 +125,7 @@ def features(reading: Reading, readers: Mapping[str, Reader]) -> dict[str, Featu
     return first if second is None else {name: abs(first[name] - second[name]) for name in first}
 
 
-def read_out(
-    lm: LanguageModel,
-    hook: str,
-    items: Sequence[Item],
-    readers: Mapping[str, Reader],
-    progress: Callable[[], None] = lambda: None,
-) -> dict[str, Features]:
-    """`features` of `read`: both in one."""
-    if EMBEDDING in readers:
-        raise ValueError(f"read_out: {EMBEDDING!r} is the name of layer 0")
-    return features(read(lm, hook, items, progress), readers)
-
-
-def _read(
-    lm: LanguageModel, hook: str, texts: Sequence[str], progress: Callable[[], None]
-) -> Texts:
+def _read(lm: LanguageModel, hook: str, texts: Sequence[str]) -> Texts:
     ids = _prefixed_ids(lm, texts)
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     n_prefix, embed = len(lm.prefix), lm.model.get_input_embeddings()
@@ -162,38 +133,36 @@ def _read(
     for length, group in groupby(order, key=lambda i: len(ids[i])):
         rows = list(group)
         size = max(1, language_model.FORWARD_TOKENS // length)
-        for at in range(0, len(rows), size):
-            batch = torch.tensor([ids[i] for i in rows[at : at + size]])
+        for start in range(0, len(rows), size):
+            batch = torch.tensor([ids[i] for i in rows[start : start + size]])
             x.append(language_model.residual(lm, batch, hook)[:, n_prefix:].clone())
             embedding.append(embed(batch[:, -1].to(lm.device)).float().cpu().numpy())
-            progress()
     return Texts(x=tuple(x), rows=tuple(order), embedding=np.concatenate(embedding))
 
 
 def _features(texts: Texts, readers: Mapping[str, Reader]) -> dict[str, Features]:
     back = np.argsort(texts.rows)
-    found = {
-        name: _stacked([reader(x.float()) for x in texts.x])[back]
-        for name, reader in readers.items()
-    }
-    return {EMBEDDING: texts.embedding[back], **found}
+    out: dict[str, Features] = {EMBEDDING: texts.embedding[back]}
+    for name, reader in readers.items():
+        out[name] = _stacked([reader(x.float()) for x in texts.x])[back]
+    return out
 
 
 def _prefixed_ids(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of the prefix and each text."""
-    found = lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    for text, ids in zip(texts, found, strict=True):
-        if not 0 < len(ids) <= lm.max_seq - len(lm.prefix):
-            most = lm.max_seq - len(lm.prefix)
+    all_ids = lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    most = lm.max_seq - len(lm.prefix)
+    for text, ids in zip(texts, all_ids, strict=True):
+        if not 0 < len(ids) <= most:
             raise ValueError(
                 f"{lm.name} reads 1 to {most} tokens of text; an item has {len(ids)}: {text[:60]!r}"
             )
-    return [[*lm.prefix, *ids] for ids in found]
+    return [[*lm.prefix, *ids] for ids in all_ids]
 
 
-def _stacked(parts: Sequence[Features]) -> Features:
-    dense = [part for part in parts if isinstance(part, np.ndarray)]
-    return np.concatenate(dense) if dense else sparse.csr_array(sparse.vstack(parts))
+def _stacked(batches: Sequence[Features]) -> Features:
+    dense = [batch for batch in batches if isinstance(batch, np.ndarray)]
+    return np.concatenate(dense) if dense else sparse.csr_array(sparse.vstack(batches))
 
 
 def readers(
@@ -211,42 +180,34 @@ def readers(
     params, dials, code = ours.params, ours.dials, code_reader(ours)
     out = {"tsae": code, **out}
     if variants:
-        memory = memory_reader(params.static, dials)
-        window = memory_reader(params.static, dials, tau=math.inf)
+        plain = replace(dials, tau=math.inf)
+        memory, window = (memory_reader(params.static, d) for d in (dials, plain))
         out |= {"memory": memory, "tsae+memory": joined(code, memory)}
         out |= {"window": window, "tsae+window": joined(code, window)}
-        out |= {"state": state_reader(params, dials)}
-        out |= {"static window": memory_reader(static.params.static, dials, tau=math.inf)}
+        out["state"] = state_reader(params, dials)
+        out["static window"] = memory_reader(static.params.static, plain)
     return out
 
 
-def read_tasks(
-    lm: LanguageModel, hook: str, given: Sequence[Task], progress: Callable[[], None] = lambda: None
-) -> dict[str, Reading]:
-    """Activations of every task's items, by task: what any number of codes on this hook are read
-    from.
-    """
-    return {task.name: read(lm, hook, task.items, progress) for task in given}
+def read_tasks(lm: LanguageModel, hook: str, tasks: Sequence[Task]) -> dict[str, Reading]:
+    """Activations of every task's items, by the task's name: read once, for any number of codes."""
+    return {task.name: read(lm, hook, task.items) for task in tasks}
 
 
 def probe_rows(
-    given: Sequence[Task],
+    tasks: Sequence[Task],
     reads: Mapping[str, Reading],
-    wanted: Mapping[str, Reader],
+    readers: Mapping[str, Reader],
     *,
-    ks: Sequence[int] = probes.KS,
+    ks: Sequence[int],
     embedding: bool = True,
-    seed: int = 0,
     progress: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """`task_rows` of all tasks for every code of `wanted` (see `readers`) and, unless told
-    otherwise, layer 0.
-    """
+    """`task_rows` of all tasks for every code of `readers` and, if `embedding`, for layer 0."""
     rows = []
-    for task in given:
-        found = features(reads[task.name], wanted)
-        kept = {
-            name: features for name, features in found.items() if embedding or name != EMBEDDING
-        }
-        rows += task_rows(task, kept, ks=ks, seed=seed, progress=progress)
+    for task in tasks:
+        codes = features(reads[task.name], readers)
+        if not embedding:
+            del codes[EMBEDDING]
+        rows += task_rows(task, codes, ks=ks, progress=progress)
     return rows
