@@ -76,20 +76,18 @@ def test_a_matched_push_has_the_swaps_contribution_at_its_positions(lm):
     batch = toy_batch(lm, n=6)
     sae = make_sae(lm)
     features = interventions.codes_of(sae, batch.twin).idx[0, 1, :1]
-    at = torch.stack([effects.where(batch, offset) for offset in (SPAN, -4, -1)])
-    swap = effects.swap_features(sae, features, propagated=False)(batch, at)
-    pushed = effects.swap_amounts(sae, features, batch)
+    masks = torch.stack([effects.where(batch, offset) for offset in (SPAN, -4, -1)])
+    swap = effects.swap_features(sae, features, propagated=False)
+    delta, pushed = swap(batch, masks), effects.swap_amounts(sae, features, batch)
     push = effects.matched_push(
         sae, features, (features + 1) % 96, lambda _: pushed, propagated=False
-    )(batch, at)
-    torch.testing.assert_close(push.norm(dim=-1), swap.norm(dim=-1))
-    assert (swap[:, 0, 1] != 0).any()
-    direction = effects.random_direction(effects.swap_features(sae, features, propagated=False), 0)(
-        batch, at
     )
-    torch.testing.assert_close(direction.norm(dim=-1), swap.norm(dim=-1))
-    moved = effects.elsewhere(effects.swap_features(sae, features, propagated=False))(batch, at)
-    torch.testing.assert_close(moved[:, :, 0], swap.sum(2))
+    torch.testing.assert_close(push(batch, masks).norm(dim=-1), delta.norm(dim=-1))
+    assert (delta[:, 0, 1] != 0).any()
+    direction = effects.random_direction(swap, 0)(batch, masks)
+    torch.testing.assert_close(direction.norm(dim=-1), delta.norm(dim=-1))
+    moved = effects.elsewhere(swap)(batch, masks)
+    torch.testing.assert_close(moved[:, :, 0], delta.sum(2))
     assert (moved[:, :, 1:] == 0).all()
 
 
@@ -97,7 +95,7 @@ def test_variants_in_one_call_are_what_they_are_alone(lm):
     batch = toy_batch(lm, n=6)
     sae = make_sae(lm)
     features = interventions.codes_of(sae, batch.x).idx[0, 1, :2]
-    at = torch.stack([effects.where(batch, offset) for offset in (SPAN, -4, -2)])
+    masks = torch.stack([effects.where(batch, offset) for offset in (SPAN, -4, -2)])
     for change in (
         effects.swap_features(sae, features, propagated=True),
         effects.swap_codes(sae, propagated=True),
@@ -105,8 +103,8 @@ def test_variants_in_one_call_are_what_they_are_alone(lm):
         effects.swap_features(sae, features, propagated=False),
         effects.full_patch,
     ):
-        alone = torch.cat([change(batch, at[i : i + 1]) for i in range(3)])
-        torch.testing.assert_close(change(batch, at), alone, rtol=1e-4, atol=1e-4)
+        alone = torch.cat([change(batch, masks[i : i + 1]) for i in range(3)])
+        torch.testing.assert_close(change(batch, masks), alone, rtol=1e-4, atol=1e-4)
 
 
 def test_the_full_patch_of_the_whole_text_gives_the_twins_logits(lm):
@@ -267,9 +265,9 @@ def test_agreement_cases_come_in_twins_that_differ_in_the_subject_alone():
     train, test = effects.split_cases(cases, 40, 20)
     assert (len(train), len(test)) == (40, 20)
     assert not {c.group for c in train} & {c.group for c in test}
-    for part in (train, test):
-        assert sum(c.label for c in part) * 2 == len(part)
-        assert {c.twin for c in part} == {c.text for c in part}
+    for half in (train, test):
+        assert sum(c.label for c in half) * 2 == len(half)
+        assert {c.twin for c in half} == {c.text for c in half}
 
 
 def test_unusable_cases_are_skipped_and_counted(lm):

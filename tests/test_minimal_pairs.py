@@ -52,13 +52,15 @@ def test_a_pairs_margin_is_the_difference_of_the_sentences_log_probabilities(lm)
 
 @torch.no_grad()
 def test_by_the_rule_word_the_word_alone_counts_given_what_is_before_it(lm):
-    one = [p for p in PAIRS if all(len(lm.tokenizer(w)["input_ids"]) == 1 for w in (p.good, p.bad))]
+    usable = [
+        p for p in PAIRS if all(len(lm.tokenizer(w)["input_ids"]) == 1 for w in (p.good, p.bad))
+    ]
     scores = minimal_pairs.score(lm, HOOK, PAIRS, {}, "word")
-    assert scores.pairs == tuple(one)
+    assert scores.pairs == tuple(usable)
     assert scores.skipped == (
-        {"a word is not one token": len(PAIRS) - len(one)} if len(one) < len(PAIRS) else {}
+        {"a word is not one token": len(PAIRS) - len(usable)} if len(usable) < len(PAIRS) else {}
     )
-    for p, margin in zip(one, scores.margin["clean"], strict=True):
+    for p, margin in zip(usable, scores.margin["clean"], strict=True):
         begin = len(lm.tokenizer(p.prefix)["input_ids"]) if p.prefix else 0
         good, bad = (log_probability(lm, p.prefix + word, begin=begin) for word in (p.good, p.bad))
         assert margin == pytest.approx(good - bad, abs=1e-4)
@@ -102,9 +104,9 @@ def test_sets_are_found_below_a_folder_and_absent_ones_are_named(tmp_path):
         "UID": "anaphor",
     }
     (tmp_path / "agreement" / "blimp" / "a.jsonl").write_text(json.dumps(row) + "\n")
-    found, absent = public_sets.find_sets(tmp_path, 5)
-    assert list(found) == ["blimp"]
-    assert found["blimp"][0][0].bad == " himself"
+    sets, absent = public_sets.find_sets(tmp_path, 5)
+    assert list(sets) == ["blimp"]
+    assert sets["blimp"][0][0].bad == " himself"
     assert absent == ("lm_syneval", "winogender")
     with pytest.raises(ValueError, match="does not exist"):
         public_sets.find_sets(tmp_path / "nowhere", 5)
@@ -114,9 +116,9 @@ def test_sets_are_found_below_a_folder_and_absent_ones_are_named(tmp_path):
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the real sets are not here")
 def test_the_real_sets_load():
-    found, absent = public_sets.find_sets(DATA, 3)
+    sets, absent = public_sets.find_sets(DATA, 3)
     assert not absent
-    assert {name: rule for name, (_, rule) in found.items()} == {
+    assert {name: rule for name, (_, rule) in sets.items()} == {
         "blimp": "sentence", "lm_syneval": "word", "winogender": "sentence"
     }  # fmt: skip
-    assert all(len(pairs) >= 24 for pairs, _ in found.values())
+    assert all(len(pairs) >= 24 for pairs, _ in sets.values())
