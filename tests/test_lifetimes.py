@@ -187,33 +187,7 @@ def test_feature_means_are_pooled_means_of_single_features():
         )
 
 
-# ---------------------------------------------------------------- comparison, persistence, null
-
-
-def test_compare_tells_two_lifetimes_apart_and_two_samples_of_one_not():
-    codes = [
-        chunked(markov(m, trials=1, documents=40, seed=s)[0]) for m, s in ((8, 1), (8, 2), (5, 3))
-    ]
-    one, same, shorter = (lifetimes.runs(c) for c in codes)
-    apart, level = lifetimes.compare(one, shorter, 16), lifetimes.compare(one, same, 16)
-    assert apart.difference == pytest.approx(
-        lifetimes.restricted_mean(one, 16).value - lifetimes.restricted_mean(shorter, 16).value
-    )
-    assert apart.interval[0] > 0
-    assert apart.p_value < 0.01
-    assert level.interval[0] < 0 < level.interval[1]
-    identical = lifetimes.compare(one, one, 16)
-    assert (identical.difference, identical.interval, identical.p_value) == (0.0, (0.0, 0.0), 1.0)
-
-
-def test_a_paired_comparison_is_sharper_than_two_intervals():
-    on = markov(8, trials=1, documents=30)[0]
-    thinned = on.clone()
-    thinned[:, :, 32] = 0  # cut every run that crosses the middle of a chunk
-    one, other = (lifetimes.runs(chunked(c)) for c in (on, thinned))
-    low, high = lifetimes.compare(one, other, 16).interval
-    a, b = (lifetimes.restricted_mean(r, 16, n_boot=200).interval for r in (one, other))
-    assert high - low < 0.8 * np.hypot(a[1] - a[0], b[1] - b[0])
+# ---------------------------------------------------------------- persistence, null
 
 
 @given(dense_codes())
@@ -263,33 +237,49 @@ def test_shuffled_codes_live_as_long_as_chance_has_it():
 
 
 def test_lifecycle_by_hand():
-    cycle = lifetimes.lifecycle(codes_of("2205001", "1300090", start=[0, 7], document=[0, 0]))
-    assert cycle.births.tolist() == [4]  # the run at the start of the second chunk was under way
-    assert cycle.deaths.tolist() == [4]  # the run at the end of the first is
-    assert cycle.active.tolist() == [7]
-    assert cycle.gaps.tolist() == [3]
-    assert cycle.dormant.tolist() == [1 + 2 + 3]
-    assert cycle.peak.tolist() == [9.0]
-    assert cycle.age_sum.tolist() == [3 + 1 + 1 + 3 + 1]
-    assert cycle.oldest.tolist() == [2]
-    means = lifetimes.lifecycle_means(cycle)
+    life = lifetimes.lifecycle(codes_of("2205001", "1300090", start=[0, 7], document=[0, 0]))
+    assert life.births.tolist() == [4]  # the run at the start of the second chunk was under way
+    assert life.deaths.tolist() == [4]  # the run at the end of the first is
+    assert life.fired.tolist() == [7]
+    assert life.gaps.tolist() == [3]
+    assert life.gap_tokens.tolist() == [1 + 2 + 3]
+    assert life.peak.tolist() == [9.0]
+    assert life.age_sum.tolist() == [3 + 1 + 1 + 3 + 1]
+    assert life.oldest.tolist() == [2]
+    means = lifetimes.lifecycle_means(life)
     assert means["pooled_gap_tokens"] == means["feature_gap_tokens"] == 2.0
     assert means["pooled_age_tokens"] == pytest.approx(9 / 7)
     assert means["pooled_births_per_1000_active"] == pytest.approx(4000 / 7)
 
 
-@given(dense_codes())
-def test_lifecycle_counts_are_those_of_the_loop_and_its_means_are_finite(case):
-    cycle, found = lifetimes.lifecycle(metrics.codes_from_dense(**case)), runs_by_loop(case)
+@given(dense_codes(), st.integers(1, 4))
+def test_the_lifecycle_of_a_text_is_that_of_its_runs_and_its_means_are_finite(case, streams):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lifetimes, "STREAMS", streams)
+        life = lifetimes.lifecycle(metrics.codes_from_dense(**case))
+    found = runs_by_loop(case)
     for f in range(case["acts"].shape[2]):
         mine = [r for r in found if r[0] == f]
-        assert cycle.births[f] == sum(not r[4] for r in mine)
-        assert cycle.deaths[f] == sum(not r[5] for r in mine)
-        assert cycle.active[f] == sum(r[3] for r in mine)
-        assert cycle.age_sum[f] == sum(sum(range(1, r[3] + 1)) for r in mine)
+        assert life.births[f] == sum(not r[4] for r in mine)
+        assert life.deaths[f] == sum(not r[5] for r in mine)
+        assert life.fired[f] == sum(r[3] for r in mine)
+        assert life.oldest[f] == max((r[3] for r in mine), default=0)
+        assert life.age_sum[f] == sum(sum(range(1, r[3] + 1)) for r in mine)
         gaps = [b[2] - a[2] - a[3] for a, b in pairwise(mine) if a[1] == b[1]]
-        assert (cycle.gaps[f], cycle.dormant[f]) == (len(gaps), sum(gaps))
-    assert all(np.isfinite(v) for v in lifetimes.lifecycle_means(cycle).values())
+        assert (life.gaps[f], life.gap_tokens[f]) == (len(gaps), sum(gaps))
+    assert all(np.isfinite(v) for v in lifetimes.lifecycle_means(life).values())
+
+
+def test_an_inactive_entry_of_a_code_may_name_any_feature():
+    vals, idx = torch.tensor([[[2.0, 0.0]]]), torch.tensor([[[1, 99]]])
+    life = lifetimes.lifecycle(metrics.codes_from_topk(vals, idx, 3))
+    assert life.births.tolist() == life.fired.tolist() == [0, 1, 0]
+
+
+def test_the_mean_of_the_features_that_count_is_zero_if_none_does():
+    values = np.array([1.0, 3.0, 8.0])
+    assert lifetimes.mean_where(values, values < 5) == 2.0
+    assert lifetimes.mean_where(values, values > 9) == 0.0
 
 
 def test_pooled_means_count_events_and_feature_means_count_features():
@@ -325,6 +315,28 @@ def test_evolution_shows_a_document_in_order_with_births_deaths_and_seams():
         lifetimes.evolution(codes, 8)
 
 
+@given(dense_codes(), st.integers(0, 2), st.integers(1, 30))
+def test_the_births_and_deaths_of_a_document_are_the_seen_ends_of_its_runs(case, document, most):
+    codes = metrics.codes_from_dense(**case)
+    chunks = [c for c, d in enumerate(case["document"].tolist()) if d == document]
+    chunks.sort(key=lambda c: int(case["start"][c]))
+    assume(sum(int(case["lengths"][c]) for c in chunks))
+    table, column = lifetimes.evolution(codes, document, max_tokens=most), {}
+    for c in chunks:
+        for t in range(int(case["lengths"][c])):
+            column[c, t] = len(column)
+    expected = {"births": set(), "deaths": set()}
+    for f, c, begin, length, truncated, censored in runs_by_loop(case):
+        if c in chunks and not truncated and column[c, begin] < most:
+            expected["births"].add((f, column[c, begin]))
+        if c in chunks and not censored and column[c, begin + length] < most:
+            expected["deaths"].add((f, column[c, begin + length]))
+    for name, events in expected.items():
+        rows, columns = np.nonzero(getattr(table, name))
+        shown = zip(table.features[rows].tolist(), columns.tolist(), strict=True)
+        assert set(shown) == events
+
+
 def test_silent_and_degenerate_codes_give_documented_values():
     silent = lifetimes.runs(codes_of("000", "00"))
     assert lifetimes.persistence(silent)[0] == 0.0
@@ -337,8 +349,6 @@ def test_silent_and_degenerate_codes_give_documented_values():
         lifetimes.restricted_mean(lifetimes.runs(codes_of("001")), 4)
     with pytest.raises(ValueError, match="tau >= 1; got 0"):
         lifetimes.restricted_mean(lifetimes.runs(codes_of("010")), 0)
-    with pytest.raises(ValueError, match="same two or more documents"):
-        lifetimes.compare(silent, lifetimes.runs(codes_of("010")), 4)
     one_document = lifetimes.restricted_mean(lifetimes.runs(codes_of("0110")), 4, n_boot=9)
     assert one_document.interval == (1.0, 4.0)
     always = lifetimes.survival(lifetimes.runs(codes_of("111", "111")))

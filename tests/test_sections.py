@@ -13,6 +13,7 @@ from pathlib import Path
 import networkx as nx
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,25 +114,28 @@ def test_stability_reports_both_models_and_their_difference_as_the_measures_them
         )
 
 
-def test_the_interval_of_the_difference_in_lifetime_is_that_of_compare():
+def test_the_interval_of_the_difference_in_lifetime_is_that_of_paired_samples():
     context = a_context()
     section = stability.lifetimes_section(context)
     rows = {(r["model"], r["measure"]): r for r in section.tables["intervals"]}
-    one, other = (lifetimes.runs(s.codes) for s in context.subjects)
     row = rows["TSAE - static SAE", "restricted_mean_16"]
-    generator = torch.Generator().manual_seed(
-        int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(context.seed)))
+    seed = torch.randint(2**62, (), generator=torch.Generator().manual_seed(context.seed)).item()
+    tsae_mean, static_mean = (
+        lifetimes.restricted_mean(
+            lifetimes.runs(s.codes), 16, n_boot=200, generator=torch.Generator().manual_seed(seed)
+        )
+        for s in context.subjects
     )
-    a = lifetimes.restricted_mean(one, 16, n_boot=200, generator=generator)
-    found = lifetimes.compare(
-        one, other, 16, n_boot=200, generator=torch.Generator().manual_seed(context.seed)
-    )
-    assert row["value"] == pytest.approx(found.difference)
-    assert (row["low"], row["high"]) == pytest.approx(found.interval)
-    assert (
-        rows["TSAE", "restricted_mean_16"]["low"],
-        rows["TSAE", "restricted_mean_16"]["high"],
-    ) == a.interval
+    assert row["value"] == pytest.approx(tsae_mean.value - static_mean.value)
+    paired, n = tsae_mean.replicates - static_mean.replicates, len(tsae_mean.replicates)
+    n_doc = len(context.store.tokens.document.unique())
+    variance = ((paired - paired.mean()) ** 2).sum() / (n - 1) * n_doc / (n_doc - 1)
+    half = scipy.stats.t.ppf(0.975, n_doc - 1) * variance**0.5
+    assert (row["low"], row["high"]) == pytest.approx((row["value"] - half, row["value"] + half))
+    own = rows["TSAE", "restricted_mean_16"]
+    assert (own["low"], own["high"]) == tsae_mean.interval
+    apart = tsae_mean.interval[1] - tsae_mean.interval[0], np.diff(static_mean.interval)[0]
+    assert row["high"] - row["low"] < np.hypot(*apart)  # documents in common
 
 
 def test_intervals_of_paired_samples_are_narrower_than_their_models_and_hold_the_value():
@@ -264,7 +268,6 @@ MEASURES = {
     "restricted mean": lambda c: lifetimes.restricted_mean(lifetimes.runs(c), 16, n_boot=4),
     "by feature": lambda c: lifetimes.feature_restricted_mean(lifetimes.runs(c), 16),
     "persistence": lambda c: lifetimes.persistence(lifetimes.runs(c)),
-    "compare": lambda c: lifetimes.compare(lifetimes.runs(c), lifetimes.runs(lifetimes.shuffle(c)), 16),
     "lifecycle": lambda c: (lifetimes.lifecycle(c), lifetimes.lifecycle_means(lifetimes.lifecycle(c))),
     "evolution": lambda c: lifetimes.evolution(c, 0),
     "transitions": transitions.find_transitions,

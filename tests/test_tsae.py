@@ -448,17 +448,6 @@ def test_the_rate_warms_up_stays_and_falls(total, warmup, decay):
 
 
 @quick
-@given(st.data(), sizes("batch", "seq", "d_sae"))
-def test_batch_topk_keeps_the_largest_of_the_whole_batch(data, n):
-    pre = data.draw(tensors(n["batch"], n["seq"], n["d_sae"], elements=grid))
-    k = data.draw(st.integers(1, n["d_sae"]))
-    acts = tsae.batch_topk(pre, k)
-    best = sorted(pre.flatten().tolist(), reverse=True)[: k * n["batch"] * n["seq"]]
-    assert sorted(acts[acts > 0].tolist(), reverse=True) == [v for v in best if v > 0]
-    assert torch.equal(acts[acts != 0], pre[acts != 0])
-
-
-@quick
 @given(st.data(), sizes("batch", "seq", "d_in"))
 def test_the_squared_error_is_summed_over_d_in_and_averaged_over_tokens_that_count(data, n):
     x, x_hat = (
@@ -637,8 +626,6 @@ def test_a_start_without_scale_or_width_is_refused():
             tsae.from_static(static, scale=scale, generator=g)
     with pytest.raises(ValueError, match="window needs to be at least 1 token; got 0"):
         tsae.empty_memory(1, 0, 1, torch.zeros(1))
-    with pytest.raises(ValueError, match="got k=9, d_sae=8"):
-        tsae.batch_topk(torch.zeros(1, 1, 8), 9)
     with pytest.raises(ValueError, match="got k=9, d_sae=8"):
         tsae.encode_static(
             torch.zeros(1, 1, 4), tsae.init_static(torch.zeros(4), 8, generator=g), 9

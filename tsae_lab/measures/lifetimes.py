@@ -16,7 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from scipy import stats
 
-from metrics import CodedText, document_rank, firing_rate, interval, ratio, resamples, token_matrix
+import tsae
+from metrics import CodedText, document_rank, interval, ratio, resamples, token_matrix
+
+STREAMS = 64  # chunks that the lifecycle reads side by side
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,48 +214,6 @@ def restricted_mean(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
-    """Restricted mean of one model minus that of another on the same documents, in tokens."""
-
-    tau: int
-    difference: float
-    interval: tuple[float, float]  # 95 %, paired: both models are resampled on the same documents
-    p_value: float  # two-sided, normal; 1 when the samples do not vary
-
-
-def compare(
-    one: Runs, other: Runs, tau: int, *, n_boot: int = 200, generator: torch.Generator | None = None
-) -> Comparison:
-    """Paired bootstrap over documents of `restricted_mean(one) - restricted_mean(other)`.
-
-    Raises ValueError unless both are runs of the same two or more documents.
-    """
-    if (
-        not np.array_equal(one.document_ids, other.document_ids)
-        or len(one.document_ids) < 2
-        or n_boot < 2
-    ):
-        sizes = len(one.document_ids), len(other.document_ids)
-        raise ValueError(
-            f"compare needs the same two or more documents, n_boot >= 2; got {sizes}, n_boot={n_boot}"
-        )
-    seed = int(torch.randint(2**62, (), generator=generator or torch.Generator().manual_seed(0)))
-    a, b = (
-        restricted_mean(r, tau, n_boot=n_boot, generator=torch.Generator().manual_seed(seed))
-        for r in (one, other)
-    )
-    difference, spread = a.value - b.value, a.replicates - b.replicates
-    sd = float(spread.std(ddof=1))
-    p_value = float(2 * stats.norm.sf(abs(difference) / sd)) if sd > 0 else 1.0
-    return Comparison(
-        tau,
-        difference,
-        interval(difference, spread, len(one.document_ids), 1.0 - tau, tau - 1.0),
-        p_value,
-    )
-
-
 def feature_restricted_mean(
     found: Runs, tau: int, *, min_deaths: int = 5
 ) -> Float[np.ndarray, " d_sae"]:
@@ -304,67 +265,38 @@ def shuffle(codes: CodedText, generator: torch.Generator | None = None) -> Coded
 # ---------------------------------------------------------------- lifecycle and evolution
 
 
-@dataclass(frozen=True, eq=False)
-class Lifecycle:
-    """What happened to each feature, over all chunks."""
-
-    births: Int[np.ndarray, " d_sae"]  # runs whose beginning was seen
-    deaths: Int[np.ndarray, " d_sae"]  # runs whose end was seen
-    active: Int[np.ndarray, " d_sae"]  # active tokens
-    rate: Float[np.ndarray, " d_sae"]  # active / valid tokens
-    gaps: Int[np.ndarray, " d_sae"]  # dormant stretches between two runs of one chunk
-    dormant: Int[np.ndarray, " d_sae"]  # tokens in those
-    peak: Float[np.ndarray, " d_sae"]  # largest activation
-    age_sum: Int[
-        np.ndarray, " d_sae"
-    ]  # sum over active tokens of the age, the tokens since it was last off
-    oldest: Int[np.ndarray, " d_sae"]  # largest age seen
+def lifecycle(codes: CodedText) -> tsae.Lifecycle:
+    """The lifecycle of a text, each chunk a stream of its own; all 0 for a feature never active."""
+    active, idx = codes.vals > 0, codes.idx
+    idx = torch.where(active, idx, 0)  # an inactive entry may name any feature
+    life = tsae.start_lifecycle(codes.d_sae, codes.vals)
+    for rows in torch.arange(len(idx)).split(STREAMS):
+        life = tsae.begin_chunks(life, codes.start[rows] == 0)
+        chunks = tsae.Codes(codes.vals[rows], idx[rows])
+        life = tsae.advance(life, chunks, codes.valid[rows].float())
+    return life
 
 
-def lifecycle(codes: CodedText) -> Lifecycle:
-    """Births, deaths, gaps, peak and age of each feature; zeros for one that is never active."""
-    found, matrix = runs(codes), token_matrix(codes)
-    same = (found.feature[1:] == found.feature[:-1]) & (found.chunk[1:] == found.chunk[:-1])
-    gap = (found.position[1:] - found.position[:-1] - found.length[:-1])[same]
-    oldest = np.zeros(found.d_sae, dtype=np.int64)
-    np.maximum.at(oldest, found.feature, found.length)
+def lifecycle_means(life: tsae.Lifecycle) -> dict[str, float]:
+    """Mean gap, age, peak, oldest age, births and deaths per 1,000 active tokens.
 
-    def total(group: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
-        return np.bincount(group, values, minlength=found.d_sae).astype(np.int64)
-
-    return Lifecycle(
-        births=total(found.feature[~found.truncated]),
-        deaths=total(found.feature[~found.censored]),
-        active=total(found.feature, found.length),
-        rate=firing_rate(codes).numpy(),
-        gaps=total(found.feature[1:][same]),
-        dormant=total(found.feature[1:][same], gap),
-        peak=matrix.max(axis=0).toarray().ravel().astype(float),
-        age_sum=total(found.feature, found.length * (found.length + 1) // 2),
-        oldest=oldest,
-    )
-
-
-def lifecycle_means(cycle: Lifecycle) -> dict[str, float]:
-    """Mean gap, age, peak, oldest age, births and deaths per 1,000 active tokens: pooled and as
-    mean over features.
-
-    Pooled counts every event once; the mean over features gives each active feature one vote (and,
-    for gaps, each feature that has one). 0 where there is nothing to average.
+    "pooled_..." counts every event once; "feature_...", a mean over features, gives each active
+    feature one vote (for gaps: each that has one). 0 where there is nothing to average.
     """
-    alive, gapped = cycle.active > 0, cycle.gaps > 0
+    alive, gapped = (life.fired > 0).numpy(), (life.gaps > 0).numpy()
     parts = {
-        "gap_tokens": (cycle.dormant, cycle.gaps, gapped, 1),
-        "age_tokens": (cycle.age_sum, cycle.active, alive, 1),
-        "births_per_1000_active": (cycle.births, cycle.active, alive, 1000),
-        "deaths_per_1000_active": (cycle.deaths, cycle.active, alive, 1000),
+        "gap_tokens": (life.gap_tokens, life.gaps, gapped, 1),
+        "age_tokens": (life.age_sum, life.fired, alive, 1),
+        "births_per_1000_active": (life.births, life.fired, alive, 1000),
+        "deaths_per_1000_active": (life.deaths, life.fired, alive, 1000),
     }
     means = {}
     for name, (top, bottom, counted, scale) in parts.items():
-        means[f"pooled_{name}"] = scale * _share(top.sum(), bottom.sum())
-        means[f"feature_{name}"] = _mean_of_counted(scale * ratio(top * 1.0, bottom * 1.0), counted)
-    means["feature_peak"] = _mean_of_counted(cycle.peak, alive)
-    means["feature_oldest_tokens"] = _mean_of_counted(cycle.oldest, alive)
+        tops, bottoms = top.double().numpy(), bottom.double().numpy()  # whole numbers: exact
+        means[f"pooled_{name}"] = scale * _share(tops.sum(), bottoms.sum())
+        means[f"feature_{name}"] = mean_where(scale * ratio(tops, bottoms), counted)
+    means["feature_peak"] = mean_where(life.peak.double().numpy(), alive)
+    means["feature_oldest_tokens"] = mean_where(life.oldest.double().numpy(), alive)
     return means
 
 
@@ -372,15 +304,14 @@ def _share(top: np.number, bottom: np.number) -> float:
     return float(top / bottom) if bottom else 0.0
 
 
-def _mean_of_counted(values: np.ndarray, counted: Bool[np.ndarray, " d_sae"]) -> float:
+def mean_where(values: Float[np.ndarray, " d_sae"], counted: Bool[np.ndarray, " d_sae"]) -> float:
+    """Mean of the features that are counted; 0 if none is."""
     return float(values[counted].mean()) if counted.any() else 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Evolution:
-    """The leading features of one document over its tokens, ordered by when they are active; ready
-    to draw.
-    """
+    """A document's leading features over its tokens, ordered by when they are active."""
 
     document: int
     features: Int[np.ndarray, " rows"]
@@ -396,11 +327,10 @@ class Evolution:
 def evolution(
     codes: CodedText, document: int, *, n_features: int = 20, max_tokens: int | None = None
 ) -> Evolution:
-    """The `n_features` features with the largest summed activation in a document, over its (first
-    `max_tokens`) tokens.
+    """The features with the largest summed activation in the first `max_tokens` of a document.
 
-    A run does not go over a seam of two chunks. Fewer rows if fewer features are active. Raises
-    ValueError for a document that the codes do not have, or one with no valid token.
+    A run does not go over a seam of two chunks. Fewer rows than `n_features` if fewer are active.
+    Raises ValueError for a document that the codes do not have, or one with no valid token.
     """
     chunks = np.flatnonzero(codes.document.numpy() == document)
     chunks = chunks[np.argsort(codes.start.numpy()[chunks], kind="stable")]
@@ -415,16 +345,34 @@ def evolution(
     acts = dense[leading]
     centre = acts @ np.arange(acts.shape[1]) / acts.sum(1)
     order = np.argsort(centre, kind="stable")
-    on = acts[order] > 0
-    before = np.where(position == 0, False, np.pad(on, ((0, 0), (1, 0)))[:, :-1])
+    start = codes.start.numpy()[chunk]
+    births, deaths = _events(acts[order], position, start == 0)
     return Evolution(
         document=document,
         features=leading[order],
         acts=acts[order],
-        births=on & ~before & ((position > 0) | (codes.start.numpy()[chunk] == 0)),
-        deaths=~on & before,
-        index=codes.start.numpy()[chunk] + position,
+        births=births,
+        deaths=deaths,
+        index=start + position,
         seams=np.flatnonzero(position == 0)[1:],
         chunk=chunk,
         position=position,
     )
+
+
+def _events(
+    acts: np.ndarray, position: np.ndarray, opens: np.ndarray
+) -> tuple[Bool[np.ndarray, "rows tokens"], Bool[np.ndarray, "rows tokens"]]:
+    """At which tokens the lifecycle of one stream counts a birth, and at which a death."""
+    vals = torch.from_numpy(acts.T).float()
+    every, weight = torch.arange(len(acts))[None, None], torch.ones(1, 1)
+    life = tsae.start_lifecycle(len(acts), vals)
+    births, deaths = [], []
+    for row, place, first in zip(vals, position, opens, strict=True):
+        if place == 0:
+            life = tsae.begin_chunks(life, torch.tensor([bool(first)]))
+        after = tsae.advance(life, tsae.Codes(row[None, None], every), weight)
+        births.append(after.births > life.births)
+        deaths.append(after.deaths > life.deaths)
+        life = after
+    return torch.stack(births, 1).numpy(), torch.stack(deaths, 1).numpy()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 import metrics
@@ -20,7 +20,7 @@ import tsae
 from metrics import CodedText
 from tsae_lab.data.store import Store
 from tsae_lab.measures import evaluation, lifetimes
-from tsae_lab.measures.lifetimes import Runs
+from tsae_lab.measures.lifetimes import Runs, mean_where
 from tsae_lab.sections.context import (
     N_BOOT,
     Context,
@@ -192,25 +192,23 @@ def lifetimes_section(context: Context) -> Section:
     """Restricted mean lifetimes, half-life, persistence, the shuffle null and lifecycle means;
     survival curves.
     """
-    found = [lifetimes.runs(s.codes) for s in context.subjects]
-    estimates = [_restricted_estimates(r, _generator(context)) for r in found]
+    all_runs = [lifetimes.runs(s.codes) for s in context.subjects]
+    lives = [lifetimes.lifecycle(s.codes) for s in context.subjects]
+    estimates = [_restricted_estimates(runs, _generator(context)) for runs in all_runs]
     numbers = []
-    for one, runs, part in zip(context.subjects, found, estimates, strict=True):
-        pooled = {name: estimate.value for name, estimate in part.items()}
-        numbers.append(
-            pooled
-            | _life_numbers(one.codes, runs)
-            | _shuffled_numbers(one.codes, _generator(context))
-        )
+    for sae, runs, life, means in zip(context.subjects, all_runs, lives, estimates, strict=True):
+        pooled = {name: estimate.value for name, estimate in means.items()}
+        shuffled = _shuffled_numbers(sae.codes, _generator(context))
+        numbers.append(pooled | _life_numbers(life, runs) | shuffled)
     tables, figures = {"intervals": interval_rows(context, estimates)}, {}
     if context.long:
-        pairs = zip(context.subjects, found, strict=True)
+        pairs = zip(context.subjects, all_runs, strict=True)
         curves = {s.name: lifetimes.survival(r) for s, r in pairs if _followed(r)}
         tables["survival"] = [
             row for name, curve in curves.items() for row in _survival_rows(name, curve)
         ]
-        for one, runs in zip(context.subjects, found, strict=True):
-            tables[f"features_{one.slug}"] = feature_rows(one, runs, context)
+        for sae, runs, life in zip(context.subjects, all_runs, lives, strict=True):
+            tables[f"features_{sae.slug}"] = feature_rows(sae, runs, life, context)
         if curves:
             figures["survival"] = survival_figure(curves)
     return Section(named(context, numbers), tables, figures)
@@ -239,22 +237,20 @@ def _restricted_estimates(found: Runs, generator: torch.Generator) -> dict[str, 
     return estimates
 
 
-def _life_numbers(codes: CodedText, found: Runs) -> dict[str, float]:
-    """`half_life` is the follow-up, a lower bound, where more than half of the runs live past
-    it.
-    """
+def _life_numbers(life: tsae.Lifecycle, found: Runs) -> dict[str, float]:
+    """`half_life` is the follow-up, a lower bound, if more than half of the runs live past it."""
     numbers = {}
     for tau in TAUS:
         by_feature = lifetimes.feature_restricted_mean(found, tau)
-        numbers[f"feature_restricted_mean_{tau}"] = _mean_where(by_feature, by_feature > 0)
+        numbers[f"feature_restricted_mean_{tau}"] = mean_where(by_feature, by_feature > 0)
     numbers["half_life"] = 0.0
     if _followed(found):
         curve = lifetimes.survival(found)
         numbers["half_life"] = float(curve.follow_up if curve.median is None else curve.median)
     pooled, by_feature = lifetimes.persistence(found)
     has_runs = np.bincount(found.feature, minlength=found.d_sae) > 0
-    numbers |= {"persistence": pooled, "feature_persistence": _mean_where(by_feature, has_runs)}
-    means = lifetimes.lifecycle_means(lifetimes.lifecycle(codes))
+    numbers |= {"persistence": pooled, "feature_persistence": mean_where(by_feature, has_runs)}
+    means = lifetimes.lifecycle_means(life)
     return numbers | {f"lifecycle_{name}": value for name, value in means.items()}
 
 
@@ -270,10 +266,6 @@ def _shuffled_numbers(codes: CodedText, generator: torch.Generator) -> dict[str,
     return numbers
 
 
-def _mean_where(values: Float[np.ndarray, " d_sae"], counted: Bool[np.ndarray, " d_sae"]) -> float:
-    return float(values[counted].mean()) if counted.any() else 0.0
-
-
 def _survival_rows(name: str, curve: lifetimes.Survival) -> list[dict[str, Any]]:
     columns = ("t", "survival", "low", "high", "at_risk", "hazard")
     return [
@@ -282,29 +274,31 @@ def _survival_rows(name: str, curve: lifetimes.Survival) -> list[dict[str, Any]]
     ]
 
 
-def feature_rows(one: Subject, found: Runs, context: Context) -> list[dict[str, Any]]:
-    """A row a feature that is ever active, the most active first: what it reads, and its life."""
-    cycle = lifetimes.lifecycle(one.codes)
+def feature_rows(
+    one: Subject, found: Runs, life: tsae.Lifecycle, context: Context
+) -> list[dict[str, Any]]:
+    """One row per feature that is ever active, the most active first: what it reads, its life."""
     mean = lifetimes.feature_restricted_mean(found, 64)
     stays = lifetimes.persistence(found)[1]
     words = top_words(one.codes, context)
-    rows = []
-    for feature in np.argsort(-cycle.active, kind="stable"):
-        if cycle.active[feature] == 0:
-            break
-        counts = {
-            name: int(getattr(cycle, name)[feature])
-            for name in ("active", "births", "deaths", "gaps", "oldest")
-        }
-        shares = {
-            "peak": _short(cycle.peak[feature]),
+    counts = {
+        "active": life.fired,
+        "births": life.births,
+        "deaths": life.deaths,
+        "gaps": life.gaps,
+        "oldest": life.oldest,
+    }
+    order = np.argsort(-life.fired.numpy(), kind="stable").tolist()
+    return [
+        {"feature": feature, "top_words": words.get(feature, "")}
+        | {name: int(count[feature]) for name, count in counts.items()}
+        | {
+            "peak": _short(life.peak[feature].item()),
             "persistence": _short(stays[feature]),
             "restricted_mean_64": _short(mean[feature]),
         }
-        rows.append(
-            {"feature": int(feature), "top_words": words.get(int(feature), "")} | counts | shares
-        )
-    return rows
+        for feature in order[: int((life.fired > 0).sum())]
+    ]
 
 
 def _short(value: Any) -> float:
