@@ -125,7 +125,7 @@ class State:
     dec_c: Float[Tensor, "batch hidden_dec"]
 
 
-# ---------------------------------------------------------------------------------------------- start
+# -------------------------------------------------------------------------------------------- start
 
 
 def init_static(mean: Float[Tensor, " d_in"], d_sae: int, *, generator: torch.Generator) -> Static:
@@ -226,7 +226,7 @@ def _begun(state: State | None, params: Params, batch: int, dials: Dials) -> Sta
     return state
 
 
-# --------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------------------- memory
 
 
 def empty_memory(batch: int, window: int, k: int, like: Tensor) -> Memory:
@@ -295,7 +295,7 @@ def _add_memory(base: Tensor, memory: Memory, static: Codes, weights: Tensor) ->
     return base.scatter_add_(1, near_idx.reshape(batch * seq, window * width), flat_vals)
 
 
-# ----------------------------------------------------------------------------------- encode and decode
+# -------------------------------------------------------------------------------- encode and decode
 
 
 def pre_acts(
@@ -412,7 +412,7 @@ def codes_with(params: Params, seen: Seen, held: Codes, memory: Memory, dials: D
 
 
 def _straight_through(bridge: Tensor, idx: Tensor, added: Tensor, vals: Tensor) -> Tensor:
-    """Straight-through estimator: adds 0, passes what the memory added on to `bridge`'s gradient."""
+    """Straight-through estimator: adds 0, passes the gradient of `added` to `bridge`."""
     share = added * (vals.detach() > 0) / bridge.detach()[idx].clamp(min=1e-3)
     ghost = bridge[idx] * share
     return ghost - ghost.detach()
@@ -448,7 +448,7 @@ def dense(codes: Codes, d_sae: int) -> Float[Tensor, "batch seq d_sae"]:
     return flat.view(*codes.vals.shape[:2], d_sae)
 
 
-# ---------------------------------------------------------------------------- losses and gradient steps
+# ------------------------------------------------------------------------ losses and gradient steps
 
 
 def squared_error(
@@ -510,7 +510,7 @@ def tangent(
     return grad - (grad * W_dec).sum(1, keepdim=True) * W_dec
 
 
-# ------------------------------------------------------------------------------------------- schedules
+# ---------------------------------------------------------------------------------------- schedules
 
 
 def ramp(
@@ -582,7 +582,7 @@ def rate_at(step: int, *, total: int, warmup: int, decay: float) -> float:
     return min(1.0, (step + 1) / max(warmup, 1), (total - step) / max(decay * total, 1))
 
 
-# ---------------------------------------------------------------------------------------------- names
+# -------------------------------------------------------------------------------------------- names
 
 
 def tensors(params: Params | Static | Temporal) -> dict[str, Tensor]:
@@ -602,7 +602,7 @@ def params_from(named: Mapping[str, Tensor]) -> Params:
     return Params(static=Static(**pick[Static]), temporal=Temporal(**pick[Temporal]))
 
 
-# ------------------------------------------------------------------------------------------ lifecycle
+# ---------------------------------------------------------------------------------------- lifecycle
 
 UNBORN, BORN, ACTIVE, DORMANT, DEAD = range(5)
 NEVER = -2  # a position that is before every token and next to none
@@ -649,7 +649,7 @@ def start_lifecycle(d_sae: int, like: Tensor) -> Lifecycle:
 
 
 def begin_chunks(life: Lifecycle, opens: Bool[Tensor, " streams"]) -> Lifecycle:
-    """The lifecycle where every stream begins a new chunk; `opens` marks those that open a document.
+    """The lifecycle where every stream begins a new chunk; `opens`: at a document's first token.
 
     No run goes over the seam: what was on has no death, and is not born again.
     """
