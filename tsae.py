@@ -402,7 +402,7 @@ def codes_with(params: Params, seen: Seen, held: Codes, memory: Memory, dials: D
     """The codes of what was seen when the memory holds `memory` and then, token by token, `held`."""
     static, t = params.static, params.temporal
     idx, added = select(seen, held, memory, t, dials)
-    pre, centred, flat_idx = (t3.flatten(0, 1) for t3 in (seen.pre, seen.centred, idx))
+    pre, centred, flat_idx = (tensor.flatten(0, 1) for tensor in (seen.pre, seen.centred, idx))
     vals = kept_values(pre, flat_idx, centred, static.W_enc, static.b_enc)
     if t.bridge.requires_grad:
         vals = vals + _straight_through(t.bridge, flat_idx, added.flatten(0, 1), vals)
