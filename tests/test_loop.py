@@ -1,0 +1,264 @@
+"""The job of `experiment.py` in this process: a toy language model, a text file, a few steps."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import experiment
+import metrics
+import tsae
+from tsae_lab.jobs import checkpoint, plan, study, training
+from tsae_lab.jobs.plan import Config
+from tsae_lab.measures import evaluation
+
+WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "sleeps")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, lm_folder) -> Config:
+    folder = tmp_path_factory.mktemp("text")
+    order = torch.randint(len(WORDS), (40, 60), generator=torch.Generator().manual_seed(0)).tolist()
+    for i, row in enumerate(order):
+        (folder / f"{i:02}.txt").write_text(" ".join(WORDS[j] for j in row) + ".\n")
+    return Config(
+        lm=str(lm_folder), hook="blocks.1.hook_resid_post", datasets=str(folder), seeds=2,
+        cache_dir=str(tmp_path_factory.mktemp("cache")), device="cpu", precision="float32",
+        seq=24, pieces=2, batch=4, steps=12, pretrain=0.4, distil=0.1, introduce=0.1, warmup=2,
+        checkpoint_every=3, k=4, d_sae=48, window=3, hidden_enc=3, hidden_dec=5, dead_after=500,
+        train_tokens=1_500, val_tokens=600, splice_tokens=200,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def out_dir(config, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run_2"
+    experiment.run(out, config)
+    return out
+
+
+@pytest.fixture
+def unit(config, tmp_path) -> plan.Unit:
+    lm = plan.lm_of(config)
+    data = plan.load_data(config, lm, plan.names_of(config)[0])
+    folder = tmp_path / "unit"
+    folder.mkdir()
+    return plan.Unit(
+        config=config, data=data, seed=0, folder=folder, log=folder / "log.jsonl",
+        device=lm.device, low=torch.float32,
+    )  # fmt: skip
+
+
+def bits(trainer: training.Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in training.snapshot(trainer).items()}
+
+
+def seed_folder(out: Path, config: Config, seed: int = 0) -> Path:
+    return out / plan.folder_name(config.datasets) / f"seed_{seed}"
+
+
+def test_a_fit_that_was_stopped_goes_on_to_the_same_bits_and_log(unit, tmp_path):
+    alone = tsae.Phases(pretrain=12, distil=0, introduce=0, refine=0)
+    start = lambda: experiment.start_static(unit)  # noqa: E731
+    whole, _ = experiment.fit(unit, "static", start, range(8), alone)
+    log = unit.log.read_text().splitlines()
+    other = replace(unit, folder=tmp_path / "other", log=tmp_path / "other.jsonl")
+    other.folder.mkdir()
+    experiment.fit(other, "static", start, range(5), alone)
+    last = json.loads(other.log.read_text().splitlines()[-1])
+    with other.log.open("a") as file:  # a step after the checkpoint, and a line cut by a kill
+        file.write(json.dumps(last | {"step": 6}) + '\n{"dataset": "x", "st')
+    again, seconds = experiment.fit(other, "static", start, range(8), alone)
+    assert bits(whole).keys() == bits(again).keys()
+    assert all(torch.equal(bits(again)[name], tensor) for name, tensor in bits(whole).items())
+    steps = [json.loads(line)["step"] for line in other.log.read_text().splitlines()]
+    assert steps == [json.loads(line)["step"] for line in log] == list(range(1, 9))
+    assert seconds > 0
+
+
+def test_trimming_the_log_leaves_the_lines_of_other_models_and_seeds(unit):
+    line = {"dataset": unit.data.name, "seed": 0, "model": "static", "step": 3}
+    lines = [line, line | {"step": 4}, line | {"step": 4, "model": "tsae"}, line | {"seed": 1}]
+    unit.log.write_text("".join(f"{json.dumps(one)}\n" for one in lines))
+    experiment.trim_log(unit, "static", 3)
+    left = [json.loads(text) for text in unit.log.read_text().splitlines()]
+    assert left == [lines[0], lines[2], lines[3]]
+
+
+def test_a_loss_that_is_not_finite_ends_the_fit_with_the_step(unit):
+    alone = tsae.Phases(pretrain=12, distil=0, introduce=0, refine=0)
+
+    def broken() -> training.Trainer:
+        trainer = experiment.start_static(unit)
+        named = {n: t.detach().clone() for n, t in trainer.named.items()}
+        named["b_dec"] = torch.full_like(named["b_dec"], float("inf"))
+        return training.start_trainer(named, unit.config)
+
+    with pytest.raises(ValueError, match=r"static: the loss is (nan|inf) at step 1; try a lower"):
+        experiment.fit(unit, "static", broken, range(4), alone)
+    assert not (unit.folder / "static.checkpoint.safetensors").exists()
+
+
+def test_the_baseline_takes_as_many_tokens_as_the_tsae_with_its_pretraining(unit):
+    phases = plan.phases_of(unit.config)
+    pretrained, static, _ = experiment.train_static(unit)
+    again = experiment.load_pretrained(unit)
+    assert all(torch.equal(bits(again)[name], tensor) for name, tensor in bits(pretrained).items())
+    assert not torch.equal(static.W_dec, pretrained.named["W_dec"])
+    torch.testing.assert_close(static.W_dec.norm(dim=1), torch.ones(48))
+    params, _ = experiment.train_tsae(unit, pretrained, "run_1")
+    steps = {"static": [], "tsae": []}
+    for line in map(json.loads, unit.log.read_text().splitlines()):
+        steps[line["model"]].append(line["step"])
+    end = experiment.last_step(phases, "run_1")
+    assert steps["static"] == list(range(1, phases.total + 1))
+    assert steps["tsae"] == list(range(phases.pretrain + 1, end + 1))
+    assert end == phases.pretrain + phases.distil < experiment.last_step(phases, "run_2")
+    assert params.temporal.W_out.any()
+    seen = sum(experiment.batch_at(unit, step)[1].sum().item() for step in range(phases.total))
+    assert experiment.training_tokens(unit, "run_2") == pytest.approx(seen, rel=0.1)
+
+
+def test_a_tsae_starts_as_its_static_sae_but_for_the_decoder_lstm(unit):
+    trainer = experiment.start_tsae(unit, experiment.start_static(unit))
+    x, _ = experiment.batch_at(unit, 0)
+    params = tsae.params_from({name: tensor.detach() for name, tensor in trainer.named.items()})
+    dials = replace(training.final_dials(unit.config), mix=0.0, recur=False)
+    x_hat, codes, _ = tsae.forward(params, x, dials)
+    expected = tsae.encode_static(x, params.static, 4)
+    assert torch.equal(tsae.dense(codes, 48), tsae.dense(expected, 48))
+    assert torch.equal(x_hat, tsae.decode_static(expected, params.static))
+
+
+def test_the_run_says_what_its_saved_models_are(out_dir, config):
+    info = json.loads((out_dir / "final_info.json").read_text())[config.datasets]
+    lm = plan.lm_of(config)
+    store = plan.split_store(config, lm, config.datasets, "validation")
+    for seed in range(2):
+        for name, prefix in (("static", "static_"), ("tsae", "")):
+            sae, cfg = checkpoint.load_model(seed_folder(out_dir, config, seed) / name)
+            assert cfg["metadata"]["hook_name"] == config.hook
+            measured = evaluation.measure(sae, store)
+            for key, value in {
+                "fve": measured.fve,
+                "jaccard": metrics.jaccard(measured.codes),
+            }.items():
+                assert info["final_info_dict"][f"{prefix}{key}"][seed] == pytest.approx(
+                    value, abs=1e-6
+                )
+    assert info["final_info_dict"]["fve"][0] != info["final_info_dict"]["fve"][1]
+    assert not list(out_dir.rglob("*.checkpoint.safetensors"))
+
+
+def test_delta_ce_and_recovered_are_of_one_clean_and_one_ablated_loss(out_dir, config):
+    for seed in range(2):
+        m = json.loads((seed_folder(out_dir, config, seed) / "measures.json").read_text())
+        ratio = 1 - m["delta_ce"] / (m["ablated_ce"] - m["clean_ce"])
+        if m["ablated_ce"] > m["clean_ce"]:
+            assert m["ce_recovered"] == pytest.approx(ratio)
+        assert m["kl"] >= 0
+        assert m["best_val_loss"] > 0
+
+
+def test_a_unit_that_has_its_measures_is_read_and_not_trained(unit, lm):
+    (unit.folder / "measures.json").write_text('{"fve": 0.5}')
+    assert experiment.run_unit(unit, lm, "run_2") == {"fve": 0.5}
+    assert [path.name for path in unit.folder.iterdir()] == ["measures.json"]
+
+
+def test_the_trade_off_takes_the_runs_own_strength_from_the_run_and_trains_the_others(
+    out_dir, config
+):
+    betas = (0.0, config.beta)
+    text, trained = config.datasets, []
+
+    def train(unit: plan.Unit, pretrained: training.Trainer, run: str):
+        trained.append(unit.config.beta)
+        return experiment.train_tsae(unit, pretrained, run)
+
+    curve = study.tradeoff(out_dir, text, betas, 0, train=train)
+    measures = json.loads((seed_folder(out_dir, config) / "measures.json").read_text())
+    assert trained == [0.0]
+    assert [point["beta"] for point in curve["tsae"]] == list(betas)
+    assert curve["tsae"][1] == {"beta": config.beta} | measures
+    assert curve["static"]["fve"] == measures["static_fve"]
+    assert curve["tsae"][0]["jaccard"] != measures["jaccard"]
+    stem = out_dir / f"tradeoff_{plan.folder_name(text)}"
+    assert json.loads(stem.with_suffix(".json").read_text()) == curve
+    assert stem.with_suffix(".png").stat().st_size > 1_000
+    again = study.tradeoff(out_dir, text, betas, 0, train=train)
+    assert (again, trained) == (curve, [0.0])
+    with pytest.raises(ValueError, match="has no finished model"):
+        study.tradeoff(out_dir, text, betas, 7, train=train)
+    with pytest.raises(ValueError, match="beta"):
+        study.tradeoff(out_dir, text, (0.0, -1.0), 0, train=train)
+
+
+def test_a_run_goes_on_under_free_options_and_refuses_others(out_dir, config):
+    plan.refuse_other(out_dir, replace(config, threads=7, checkpoint_every=1), "run_2")
+    for other in (replace(config, k=5), replace(config, lr=1e-3)):
+        with pytest.raises(ValueError, match="holds a run with another configuration"):
+            plan.refuse_other(out_dir, other, "run_2")
+    with pytest.raises(ValueError, match="another configuration"):
+        plan.refuse_other(out_dir, config, "run_1")
+    saved, name = plan.run_config(out_dir)
+    assert (saved, name) == (config, "run_2")
+
+
+def test_what_a_directory_and_a_list_of_texts_mean():
+    assert [plan.plan_of(Path(name)) for name in ("a/run_1", "run_9", "x")] == [
+        "run_1",
+        *["run_2"] * 2,
+    ]
+    assert plan.names_of(Config(datasets=" sotu, a b.txt ,,")) == ["sotu", "a b.txt"]
+    assert plan.folder_name("sotu") == "sotu"
+    assert plan.folder_name("/data/my text.txt") == "my_text"
+
+
+def test_too_little_text_and_too_long_sequences_are_refused_before_training(config, lm):
+    with pytest.raises(ValueError, match="training sequences do not fill a batch of 1000"):
+        plan.load_data(replace(config, batch=1_000), lm, config.datasets)
+    with pytest.raises(ValueError, match="seq needs to be at most"):
+        plan.lm_of(replace(config, seq=10_000))
+
+
+def test_each_split_holds_as_many_tokens_as_asked_and_no_document_is_in_both(config, lm):
+    train = plan.split_store(config, lm, config.datasets, "training").tokens
+    val = plan.split_store(config, lm, config.datasets, "validation").tokens
+    assert val.n_tokens <= config.val_tokens
+    assert train.n_tokens <= config.train_tokens
+    assert not {tuple(row) for row in val.ids.tolist()} & {tuple(row) for row in train.ids.tolist()}
+
+
+def test_a_section_that_is_damaged_counts_as_missing(tmp_path):
+    path = tmp_path / "stability.json"
+    assert study.read_section(path) is None
+    for text in ("{", "[]", '{"numbers": {}}'):
+        path.write_text(text)
+        assert study.read_section(path) is None
+    path.write_text('{"numbers": {"tss": 1.0}, "intervals": []}')
+    assert study.read_section(path) == {"numbers": {"tss": 1.0}, "intervals": []}
+
+
+def test_the_sections_of_a_study_are_named_and_others_refused():
+    assert study.sections_of(Config(sections="stability, probes")) == ["stability", "probes"]
+    for wrong in ("", "stability,nothing"):
+        with pytest.raises(ValueError, match="sections are of stability"):
+            study.sections_of(Config(sections=wrong))
+
+
+def test_a_summary_has_one_row_per_text_and_measure_that_both_models_have():
+    measured = plan.summary(
+        [
+            {"fve": 0.8, "static_fve": 0.7, "difference_fve": 0.1, "clean_ce": 3.0},
+            {"fve": 0.6, "static_fve": 0.7, "difference_fve": -0.1, "clean_ce": 3.0},
+        ]
+    )
+    (row,) = study.summary_rows({"sotu": measured})
+    assert (row["dataset"], row["measure"]) == ("sotu", "fve")
+    assert row["tsae_mean"] == pytest.approx(0.7)
+    assert row["difference_mean"] == pytest.approx(0.0)
+    assert row["tsae_stderr"] == pytest.approx(0.1)
+    assert row["static_stderr"] == 0.0
