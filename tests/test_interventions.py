@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import random_model
+from toys import edited_logits, random_model
 
 import tsae
 from tsae import Codes, Dials, Memory, Sae
@@ -204,6 +204,21 @@ def test_for_a_static_sae_local_and_propagated_are_the_same(data):
 
 
 @quick
+@given(saes(), st.data())
+def test_an_sae_has_a_second_mode_where_an_edit_reaches_later_tokens_and_only_there(sae, data):
+    x, at = text(6), interventions.positions(6, [0], 3)
+    edit = interventions.steer(torch.tensor([data.draw(st.integers(0, D_SAE - 1))]), at, 3.0)
+    local, propagated = (
+        interventions.intervene(sae, x, edit, propagated=p)[0] for p in (False, True)
+    )
+    assert list(interventions.modes(sae).values()) in ([False], [False, True])
+    if len(interventions.modes(sae)) == 1:
+        torch.testing.assert_close(local, propagated, **loose)
+    elif sae.dials.recur:
+        assert (propagated[:, 1:] - local[:, 1:]).abs().max() > 1e-3
+
+
+@quick
 @given(saes())
 def test_swapping_the_whole_code_gives_the_twins_reconstruction_where_nothing_runs_on(sae):
     sae = replace(sae, dials=replace(sae.dials, recur=False))
@@ -275,7 +290,7 @@ def test_the_layers_above_give_what_the_bridge_gives_with_the_edit_hooked_in(any
     delta, _ = interventions.intervene(sae, x, edit, propagated=True)
     patched = torch.cat([hidden[:, : len(any_lm.prefix)], x + delta], 1)
     fast = language_model.layers_above(any_lm, hook)(ids, patched, seq)
-    slow = interventions.edited_logits(any_lm, ids, hook, sae, edit, propagated=True)
+    slow = edited_logits(any_lm, ids, hook, sae, edit, propagated=True)
     torch.testing.assert_close(fast, slow[:, -seq:], rtol=1e-4, atol=1e-5)
     plain = any_lm.bridge(ids)
     assert (slow[:, -seq + 2 :] - plain[:, -seq + 2 :]).abs().max() > 1e-4

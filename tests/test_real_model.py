@@ -4,7 +4,7 @@ in the cache.
 
 import pytest
 import torch
-from toys import random_model
+from toys import edited_logits, random_model
 
 import tsae
 from tsae import Dials, Sae
@@ -57,9 +57,7 @@ def clean(lm, ids) -> torch.Tensor:
 
 
 def run(lm, ids, sae, edit, propagated) -> torch.Tensor:
-    return interventions.edited_logits(lm, ids, HOOK, sae, edit, propagated=propagated)[
-        0, len(lm.prefix) :
-    ]
+    return edited_logits(lm, ids, HOOK, sae, edit, propagated=propagated)[0, len(lm.prefix) :]
 
 
 def active_at(lm, ids, sae, position: int) -> torch.Tensor:

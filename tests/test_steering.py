@@ -1,6 +1,6 @@
 import pytest
 import torch
-from toys import HOOK, random_model
+from toys import HOOK, edited_logits, random_model
 
 from tsae import Dials, Sae
 from tsae_lab.measures import interventions
@@ -38,9 +38,7 @@ def test_a_steered_text_written_token_by_token_is_that_of_full_runs_with_the_edi
         seq = ids.shape[1] - len(any_lm.prefix)
         edit = interventions.steer(features, torch.arange(seq)[None] >= 1, 6.0)
         token = int(
-            interventions.edited_logits(any_lm, ids, HOOK, sae, edit, propagated=propagated)[
-                0, -1
-            ].argmax()
+            edited_logits(any_lm, ids, HOOK, sae, edit, propagated=propagated)[0, -1].argmax()
         )
         if token == any_lm.tokenizer.eos_token_id:
             break

@@ -27,7 +27,9 @@ from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.data.store import Store
 from tsae_lab.data.texts import Tokens
 from tsae_lab.jobs import checkpoint
+from tsae_lab.measures import interventions
 from tsae_lab.measures.effects import Batch
+from tsae_lab.measures.interventions import Edit
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -116,6 +118,15 @@ def random_model(*, d_in: int = 12, d_sae: int = 96, hidden: int = 8, seed: int 
     t = params.temporal
     W_gate, W_out = (torch.randn(w.shape, generator=g) for w in (t.W_gate, t.W_out))
     return replace(params, temporal=replace(t, W_gate=W_gate, b_gate=t.b_gate / 2, W_out=W_out))
+
+
+@torch.no_grad()
+def edited_logits(
+    lm: LanguageModel, ids: Tensor, hook: str, sae: tsae.Sae, edit: Edit, *, propagated: bool
+) -> Tensor:
+    """Logits of the whole model by TransformerBridge, the edit in force; `ids` with the prefix."""
+    act = interventions.edit_hook(sae, edit, len(lm.prefix), propagated=propagated)
+    return lm.bridge.run_with_hooks(ids.to(lm.device), fwd_hooks=[(hook, act)])
 
 
 def save_saes(folder: Path, params: tsae.Params, dials: tsae.Dials, lm: Path) -> Path:

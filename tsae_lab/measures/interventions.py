@@ -1,12 +1,11 @@
-"""Edits of a sparse code, and what they add to the residual stream: x' = x + Dec(edited) -
-Dec(original).
+"""Edits of a sparse code and what they add to the residual stream: `Dec(edited) - Dec(original)`.
 
 What the SAE does not explain stays in place. An edit sets `acts -> keep * acts + add` for some
 features at some positions. *Local*: only these features' decoder rows, at these positions.
 *Propagated*: the edited code also runs on through the decoder LSTM, and the memory holds the edited
 value, so that later tokens may select other features. For a static SAE both are the same. The
-residual stream at the hook is computed by the layers below and is not changed by an edit above
-them, so the encoder LSTM, which reads it, is not either.
+residual stream at the hook comes from the layers below, which no edit changes; so the encoder LSTM,
+which reads it, does not change either.
 """
 
 import inspect
@@ -37,8 +36,7 @@ def modes(sae: Sae) -> dict[str, bool]:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Edit:
-    """`acts -> keep * acts + add` for `features`, each named once a position, where `at`; the rest
-    stays.
+    """`acts -> keep * acts + add` for `features`, each once per position, where `at`.
 
     The result may leave the range of a code (below 0), as steering against a feature does.
     """
@@ -55,32 +53,26 @@ def _edit(features: Tensor, at: Tensor, keep: float, add: Tensor | float) -> Edi
     named = features.view(1, 1, -1) if features.ndim == 1 else features[:, None]
     named = named.expand(batch, seq, -1).to(at.device)
     values = torch.as_tensor(add, dtype=torch.float32).to(at.device)
-    return Edit(features=named, keep=torch.full(named.shape, keep, device=at.device), add=values.expand(named.shape),
-                at=at)  # fmt: skip
+    kept = torch.full(named.shape, keep, device=at.device)
+    return Edit(features=named, keep=kept, add=values.expand(named.shape), at=at)
 
 
 def ablate(features: Int[Tensor, "*batch n"], at: Bool[Tensor, "batch seq"]) -> Edit:
-    """The features are off at the positions. `features` (n) is the same for all rows, (batch n) has
-    one set a row.
-    """
+    """The features are off at the positions; `features` of shape (batch n): one set per row."""
     return _edit(features, at, 0.0, 0.0)
 
 
 def clamp(
     features: Int[Tensor, "*batch n"], at: Bool[Tensor, "batch seq"], value: Tensor | float
 ) -> Edit:
-    """The features have the value `value` (a number, or broadcast to batch seq n) at the
-    positions.
-    """
+    """The features have the value `value` (a number, or broadcast to batch seq n) there."""
     return _edit(features, at, 0.0, value)
 
 
 def steer(
     features: Int[Tensor, "*batch n"], at: Bool[Tensor, "batch seq"], amount: Tensor | float
 ) -> Edit:
-    """The features get `amount` (a number, or broadcast to batch seq n) more at the positions. 0:
-    the identity.
-    """
+    """The features get `amount` (a number, or broadcast to batch seq n) more; 0: the identity."""
     return _edit(features, at, 1.0, amount)
 
 
@@ -97,30 +89,28 @@ def swap_code(at: Bool[Tensor, "batch seq"], twin: Codes) -> Edit:
     )
 
 
-def check_edit(edit: Edit, d_sae: int) -> None:
+def _check_edit(edit: Edit, d_sae: int) -> None:
     """ValueError unless every feature exists and every number is finite."""
-    if (
-        edit.features.numel()
-        and not 0 <= int(edit.features.min()) <= int(edit.features.max()) < d_sae
-    ):
-        bad = int(edit.features.min()) if int(edit.features.min()) < 0 else int(edit.features.max())
-        raise ValueError(f"an edit needs features 0 <= feature < d_sae={d_sae}; got {bad}")
+    outside = edit.features[(edit.features < 0) | (edit.features >= d_sae)]
+    if len(outside):
+        raise ValueError(
+            f"an edit needs features 0 <= feature < d_sae={d_sae}; got {int(outside[0])}"
+        )
     if not (edit.add.isfinite().all() and edit.keep.isfinite().all()):
         raise ValueError("an edit needs finite values; got NaN or infinity")
 
 
 def positions(seq: int, wanted: Sequence[int], batch: int = 1) -> Bool[Tensor, "batch seq"]:
-    """A mask of token positions, negative ones counted from the end. ValueError for one outside the
-    sequence.
-    """
-    at = torch.zeros(seq, dtype=torch.bool)
+    """A mask of token positions, negative ones counted from the end; ValueError for one outside."""
+    mask = torch.zeros(seq, dtype=torch.bool)
     for position in wanted:
         if not -seq <= position < seq:
             raise ValueError(
-                f"position {position} is outside the text: it has {seq} tokens, so {-seq} to {seq - 1}"
+                f"position {position} is outside the text: "
+                f"it has {seq} tokens, so {-seq} to {seq - 1}"
             )
-        at[position] = True
-    return at.expand(batch, seq)
+        mask[position] = True
+    return mask.expand(batch, seq)
 
 
 def values_of(codes: Codes, features: Int[Tensor, "batch seq n"]) -> Float[Tensor, "batch seq n"]:
@@ -139,26 +129,21 @@ def _apart(codes: Codes, features: Tensor) -> Codes:
 def _edited(edit: Edit, codes: Codes, where: Tensor) -> Codes:
     """`codes`, as `_apart` has laid them out, with the edit made where `_changes` says."""
     others, own = _edit_columns(edit, codes)
-    others = others.masked_fill(where[..., :1] & edit.alone, 0.0)
-    return Codes(
-        torch.cat([others, torch.where(where[..., 1:], edit.keep * own + edit.add, own)], -1),
-        codes.idx,
-    )
+    rest = others.masked_fill(where[..., :1] & edit.alone, 0.0)
+    named = torch.where(where[..., 1:], edit.keep * own + edit.add, own)
+    return Codes(torch.cat([rest, named], -1), codes.idx)
 
 
 def _changes(edit: Edit, codes: Codes) -> Bool[Tensor, "batch seq all"]:
-    """Where the edit changes the code: its other features (column 0), and each of those that it
-    names.
-    """
+    """Where the edit changes the code: column 0 all other features, then each that it names."""
     others, own = _edit_columns(edit, codes)
-    return edit.at[..., None] & torch.cat(
-        [(others != 0).any(-1, keepdim=True), edit.keep * own + edit.add != own], -1
-    )
+    named = edit.keep * own + edit.add != own
+    return edit.at[..., None] & torch.cat([(others != 0).any(-1, keepdim=True), named], -1)
 
 
 def _edit_columns(edit: Edit, codes: Codes) -> tuple[Tensor, Tensor]:
-    n = edit.features.shape[-1]
-    return codes.vals[..., : codes.vals.shape[-1] - n], codes.vals[..., codes.vals.shape[-1] - n :]
+    n_others = codes.vals.shape[-1] - edit.features.shape[-1]
+    return codes.vals[..., :n_others], codes.vals[..., n_others:]
 
 
 # ---------------------------------------------------------------------------------------------- running them
@@ -166,9 +151,7 @@ def _edit_columns(edit: Edit, codes: Codes) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class States:
-    """What a stream carries with an edit in force: the SAE as it would be, and as the edit has left
-    it.
-    """
+    """What a stream carries with an edit in force: the SAE's state without it, and with it."""
 
     original: State
     edited: State
@@ -183,23 +166,23 @@ def start_states(sae: Sae, batch: int) -> States:
 def _propagate(
     sae: Sae, seen: Seen, edit: Edit, plain: Codes, memory: Memory
 ) -> tuple[Codes, Codes]:
-    """Codes and memory's codes with the edit in force at every token.
+    """The codes, and those that the memory holds, with the edit in force at every token.
 
     The memory follows the edit where the edit changes the code, so that taking away what is not
     there does nothing. Which tokens these are depends on the memory of earlier tokens only: from
     the tokens that change without it, each round settles at least one more, in order of time; one
     or two rounds are the rule.
     """
-    held = _apart(seen.static, edit.features)
-    where, codes, kept = _changes(edit, plain), plain, held
+    static = _apart(seen.static, edit.features)
+    where, codes, held = _changes(edit, plain), plain, static
     for _ in range(plain.vals.shape[1] + 1):
-        kept = _edited(edit, held, where)
-        codes = _apart(tsae.codes_with(sae.params, seen, kept, memory, sae.dials), edit.features)
+        held = _edited(edit, static, where)
+        codes = _apart(tsae.codes_with(sae.params, seen, held, memory, sae.dials), edit.features)
         again = _changes(edit, codes)
         if torch.equal(again, where):
             break
         where = again
-    return _edited(edit, codes, where), kept
+    return _edited(edit, codes, where), held
 
 
 @torch.no_grad()
@@ -211,15 +194,14 @@ def intervene(
     propagated: bool,
     states: States | None = None,
 ) -> tuple[Float[Tensor, "batch seq d_in"], States]:
-    """`Dec(edited) - Dec(original)`, to be added to x, and the states after it (a text's start by
-    default).
+    """`Dec(edited) - Dec(original)`, to be added to x, and the states after it.
 
-    Exactly 0 before the first position that the edit changes, and everywhere if it changes none.
-    Token by token with the states carried gives what one call gives. Local: the edited features'
-    rows alone; the edited state is then the original one. Raises ValueError for a feature that does
-    not exist or a value that is not finite.
+    `states` is what came before; None is the start of a text. Exactly 0 before the first position
+    that the edit changes, and everywhere if it changes none. Token by token with the states carried
+    gives what one call gives. Local: the edited features' rows alone; the edited state is then the
+    original one. Raises ValueError for a feature that does not exist or a value that is not finite.
     """
-    check_edit(edit, sae.d_sae)
+    _check_edit(edit, sae.d_sae)
     if edit.at.shape != x.shape[:2]:
         raise ValueError(
             f"the edit is for {tuple(edit.at.shape)} (batch, seq); x has {tuple(x.shape[:2])}"
@@ -235,8 +217,8 @@ def intervene(
         change = _edited(edit, plain, _changes(edit, plain)).vals - plain.vals
         local = decode_codes(change.flatten(0, 1), plain.idx.flatten(0, 1), sae.params.static.W_dec)
         return local.view_as(x), States(original, original)
-    codes, kept = _propagate(sae, seen, edit, plain, states.edited.memory)
-    x_edited, edited = _after(sae, seen, codes, kept, states.edited)
+    codes, edited_held = _propagate(sae, seen, edit, plain, states.edited.memory)
+    x_edited, edited = _after(sae, seen, codes, edited_held, states.edited)
     return x_edited - x_hat, States(original, edited)
 
 
@@ -257,9 +239,7 @@ def codes_of(sae: Sae, x: Float[Tensor, "batch seq d_in"]) -> Codes:
 
 
 def edit_hook(sae: Sae, edit: Edit, n_prefix: int, *, propagated: bool) -> Callable[..., Tensor]:
-    """A TransformerBridge hook that makes the edit in the residual stream of the text; the prefix
-    keeps its own.
-    """
+    """A TransformerBridge hook that makes the edit in the text's residual stream, not the prefix's."""
 
     def act(x: Tensor, hook: Any = None) -> Tensor:  # noqa: ARG001 the bridge names it
         text = x[:, n_prefix:].float()
@@ -269,39 +249,15 @@ def edit_hook(sae: Sae, edit: Edit, n_prefix: int, *, propagated: bool) -> Calla
     return act
 
 
-@torch.no_grad()
-def edited_logits(
-    lm: LanguageModel,
-    ids: Int[Tensor, "batch seq"],
-    hook: str,
-    sae: Sae,
-    edit: Edit,
-    *,
-    propagated: bool,
-) -> Float[Tensor, "batch seq vocab"]:
-    """Logits of the whole model, run through TransformerBridge with the edit in force; `ids` with
-    `lm.prefix`.
-    """
-    language_model.check_hook(lm, hook)
-    act = edit_hook(sae, edit, len(lm.prefix), propagated=propagated)
-    return lm.bridge.run_with_hooks(ids.to(lm.device), fwd_hooks=[(hook, act)])
+# tokens of text before this call and tokens in it, to the edit for these
+MakeEdit = Callable[[int, int], Edit]
 
 
-MakeEdit = Callable[
-    [int, int], Edit
-]  # tokens of text before this call, tokens in it -> the edit for them
-
-
-def steer_edit(
-    features: Int[Tensor, " n"], amount: float, *, begin: int = 0, value: float | None = None
-) -> MakeEdit:
-    """Adds `amount` to the features at every token from `begin` on, or clamps them to `value` where
-    one is given.
-    """
+def steer_edit(features: Int[Tensor, " n"], amount: float, *, begin: int = 0) -> MakeEdit:
+    """Adds `amount` to the features at every token from `begin` on."""
 
     def make(done: int, seq: int) -> Edit:
-        at = (torch.arange(done, done + seq) >= begin)[None]
-        return steer(features, at, amount) if value is None else clamp(features, at, value)
+        return steer(features, (torch.arange(done, done + seq) >= begin)[None], amount)
 
     return make
 
@@ -350,9 +306,7 @@ def continuation(
 def _stream(
     sae: Sae, make_edit: MakeEdit, n_prefix: int, propagated: bool
 ) -> Callable[[Any, Any, Any], Any]:
-    """A hook on a layer that is called with the text piece by piece and carries the SAE's states
-    from call to call.
-    """
+    """A hook on a layer that is called with the text piece by piece; it carries the SAE's states."""
     states: States | None = None
     done = -n_prefix
 
@@ -377,17 +331,17 @@ def _next_tokens(
     temperature: float,
     generator: torch.Generator | None,
 ) -> str:
-    """The tokens one by one, by the plain model with its cache (TransformerBridge 4.3 loses the
-    cache's keys).
+    """The text of the tokens, one by one, by the plain model with its cache.
+
+    TransformerBridge 4.3 loses the cache's keys.
     """
-    name = (
-        "cache" if "cache" in inspect.signature(lm.model.forward).parameters else "past_key_values"
-    )
-    kept, fresh, written = None, torch.tensor([[*lm.prefix, *ids]], device=lm.device), []
+    parameters = inspect.signature(lm.model.forward).parameters
+    name = "cache" if "cache" in parameters else "past_key_values"
+    cache, fresh, written = None, torch.tensor([[*lm.prefix, *ids]], device=lm.device), []
     for _ in range(n_tokens):
-        out = lm.model(input_ids=fresh, **{name: kept}, use_cache=True, logits_to_keep=1)
-        kept = out[name]
-        token = pick(out.logits[0, -1].float().cpu(), temperature, generator)
+        out = lm.model(input_ids=fresh, **{name: cache}, use_cache=True, logits_to_keep=1)
+        cache = out[name]
+        token = _pick(out.logits[0, -1].float().cpu(), temperature, generator)
         if token == lm.tokenizer.eos_token_id:
             break
         written.append(token)
@@ -395,12 +349,10 @@ def _next_tokens(
     return lm.tokenizer.decode(written)
 
 
-def pick(
+def _pick(
     logits: Float[Tensor, " vocab"], temperature: float, generator: torch.Generator | None
 ) -> int:
-    """The most probable token for temperature 0, else one drawn with `generator` from
-    softmax(logits / temperature).
-    """
+    """The most probable token for temperature 0, else one of `softmax(logits / temperature)`."""
     if temperature == 0:
         return int(logits.argmax())
     return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
