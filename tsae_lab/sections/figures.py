@@ -1,15 +1,13 @@
-"""Figures of temporal structure: survival, stability by lag, evolution of a document, lifecycle
-raster, transitions.
+"""Figures: survival, stability, evolution of a document, transitions, training, probes, effects.
 
 A function takes measured data and returns a matplotlib `Figure`, drawn without a display or global
 state; `save_figure` writes it as PNG and SVG. Colours are Okabe and Ito's (2008), told apart in
-every common colour blindness, and lines differ in dashes as well.
+every common colour blindness, and lines differ in dashes as well. Without data: ValueError.
 """
 
 import math
-import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +19,34 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
+from networkx.utils import UnionFind
 
 from metrics import Stability
-from tsae_lab import definitions
+from tsae_lab import definitions, files
 from tsae_lab.measures.lifetimes import Evolution, Survival
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
+MARKERS = "osD^vP"
+LABELS = {
+    "tsae": "TSAE",
+    "static": "static SAE",
+    "resid": "residual stream",
+    "embedding": "embedding (layer 0)",
+}
 DPI = 100  # one inch is 100 pixels: sizes below are those seen at 100 % in a browser
 WORD_INCHES = 0.18  # width of a token's column
 PART_NODES = 5  # features in one part of a transition graph
-CELL_INCHES = (3.6, 2.4)  # width and height of one part
+CELL_INCHES = (4.0, 2.6)  # width and height of one part
+BEND = 0.15  # of an arrow: height of its arc by its length, times 2
+Row = Mapping[str, Any]
+
+
+# ---------------------------------------------------------------- every figure
 
 
 def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
@@ -45,27 +59,46 @@ def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a .png or .svg under a temporary name that is then renamed."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with (
-        warnings.catch_warnings(),
-        matplotlib.rc_context({"svg.hashsalt": "tsae", "svg.fonttype": "path"}),
-    ):
-        warnings.filterwarnings(
-            "ignore", message="Glyph"
-        )  # a token in a script the font has not: drawn as a box
-        metadata = {"Date": None} if path.suffix == ".svg" else {}
-        figure.savefig(
-            draft, format=path.suffix[1:], dpi=DPI, bbox_inches="tight", metadata=metadata
-        )
-    os.replace(draft, path)
+    """Writes a .png or .svg, atomically; the same figure gives the same bytes."""
+    kind = path.suffix[1:]
+    options: dict[str, Any] = {
+        "dpi": DPI,
+        "bbox_inches": "tight",
+        "metadata": {"Date": None} if kind == "svg" else {},
+    }
+
+    def write(draft: Path) -> None:
+        with (
+            warnings.catch_warnings(),
+            matplotlib.rc_context({"svg.hashsalt": "tsae", "svg.fonttype": "path"}),
+        ):
+            # a token in a script that the font has not is drawn as a box
+            warnings.filterwarnings("ignore", message="Glyph")
+            figure.savefig(draft, format=kind, **options)
+
+    files.write_atomic(path, write)
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+def shown(word: str) -> str:
+    """A token as an axis can show it: no blanks at the ends, other blanks, line ends as signs."""
+    if not word.strip():
+        return {"": "(empty)", " ": "␣"}.get(word, "↵" if "\n" in word else "␣")
+    return "".join(c if c.isprintable() else " " for c in word.strip().replace("\n", "↵"))
+
+
+def _sheet(
+    width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
+) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
+    panels = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def _canvas(width: float = 7.5, height: float = 4.6) -> tuple[Figure, Axes]:
+    figure, (axes,) = _sheet(width, height)
     return figure, axes
 
 
@@ -73,10 +106,16 @@ def _style(row: int) -> dict[str, Any]:
     return {"color": COLOURS[row % len(COLOURS)], "linestyle": DASHES[row % len(DASHES)]}
 
 
-def survival_figure(
-    curves: Mapping[str, Survival], title: str = "Lifetime of active features"
-) -> Figure:
-    """Kaplan-Meier curves with their 95 % bands, one a model; the half-lives stand in the legend.
+def _need(items: Sized, figure: str, what: str) -> None:
+    if not len(items):
+        raise ValueError(f"{figure} needs at least one {what}; got none")
+
+
+# ---------------------------------------------------------------- stability and lifetimes
+
+
+def survival_figure(curves: Mapping[str, Survival]) -> Figure:
+    """Kaplan-Meier curves with 95 % bands, one per model; the half-lives stand in the legend.
 
     The share is drawn by its logarithm, where a constant rate of ending is a straight line, down to
     one run in 100,000.
@@ -86,66 +125,56 @@ def survival_figure(
     for row, (name, curve) in enumerate(curves.items()):
         label = f"{name} (half-life {curve.median_text} token{'s' * (curve.median_text != '1')})"
         axes.step(curve.t, curve.survival, where="post", label=label, **_style(row))
+        colour = _style(row)["color"]
         axes.fill_between(
-            curve.t,
-            curve.low,
-            curve.high,
-            step="post",
-            color=COLOURS[row % len(COLOURS)],
-            alpha=0.2,
-            lw=0,
+            curve.t, curve.low, curve.high, step="post", color=colour, alpha=0.2, lw=0
         )
+    least = min(float(curve.survival[curve.survival > 0].min()) for curve in curves.values())
     axes.set(
         xlabel="t (tokens)",
         ylabel="share of runs longer than t",
-        title=title,
+        title="Lifetime of active features",
         yscale="log",
         xlim=(0, None),
+        ylim=(max(least / 2, 1e-5), 1.15),
     )
-    least = min(float(curve.survival[curve.survival > 0].min()) for curve in curves.values())
-    axes.set_ylim(max(least / 2, 1e-5), 1.15)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     return figure
 
 
-def stability_figure(
-    scores: Mapping[str, Stability], title: str = "Temporal stability by lag"
-) -> Figure:
-    """TSS at each lag (solid marks: mean over features; hollow: weighted by activity), one colour a
-    model.
-    """
+def stability_figure(scores: Mapping[str, Stability]) -> Figure:
+    """TSS by lag, one colour per model: mean over features solid, weighted by activity hollow."""
     _need(scores, "stability_figure", "score")
     figure, axes = _canvas(7.0, 4.5)
+    ring: dict[str, Any] = {"linestyle": "", "marker": "o", "markerfacecolor": "none"}
     for row, (name, score) in enumerate(scores.items()):
         label = f"{name} (TSS {score.macro:.3f}, {score.eligible_frac:.0%} of features eligible)"
         axes.plot(score.lags, score.macro_by_lag, marker="o", label=label, **_style(row))
-        hollow = {**_style(row), "linestyle": "", "marker": "o", "markerfacecolor": "none"}
-        axes.plot(score.lags, score.weighted_by_lag, **hollow)
+        axes.plot(score.lags, score.weighted_by_lag, **_style(row) | ring)
     handles, labels = axes.get_legend_handles_labels()
-    handles.append(Line2D([], [], color="grey", linestyle="", marker="o", markerfacecolor="none"))
+    handles.append(Line2D([], [], color="grey", **ring))
     axes.legend(handles, [*labels, "hollow: weighted by activity"], frameon=False)
     axes.set(
         xlabel="lag (tokens)",
         ylabel="TSS (0 = chance, 1 = unchanging)",
-        title=title,
+        title="Temporal stability by lag",
         ylim=(0, None),
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
-def evolution_figure(
-    table: Evolution,
-    words: Sequence[str],
-    names: Mapping[int, str] | None = None,
-    title: str | None = None,
-) -> Figure:
-    """Heat map of a document's leading features over its tokens, each row by its own maximum; seams
-    of chunks dashed.
+# ---------------------------------------------------------------- one document
 
-    One word a token. `names` labels features (default: their number). Raises ValueError for another
-    number of words or no active feature.
+
+def evolution_figure(
+    table: Evolution, words: Sequence[str], names: Mapping[int, str], title: str
+) -> Figure:
+    """Heat map of a document's leading features over its tokens, each row by its own maximum.
+
+    One word per token; `names` labels features (otherwise their number). Seams of chunks are
+    dashed. ValueError for another number of words or no active feature.
     """
     figure, axes = _token_axes(table, words, names)
     shade = table.acts / table.acts.max(axis=1, keepdims=True)
@@ -153,21 +182,17 @@ def evolution_figure(
         shade, aspect="auto", cmap="cividis", vmin=0, vmax=1, interpolation="nearest"
     )
     figure.colorbar(image, ax=axes, label="activation / row maximum", pad=0.01, fraction=0.03)
-    axes.set_title(title or f"Document {table.document}: features over its tokens")
+    axes.set_title(title)
     return figure
 
 
 def raster_figure(
-    table: Evolution,
-    words: Sequence[str],
-    names: Mapping[int, str] | None = None,
-    title: str | None = None,
+    table: Evolution, words: Sequence[str], names: Mapping[int, str], title: str
 ) -> Figure:
-    """Lifecycle raster: a bar for each run of a feature, a triangle at its birth, a cross where it
-    has died.
+    """Lifecycle raster: a bar per run of a feature, a triangle at its birth, a cross at its death.
 
     A run without a triangle or cross was cut by the seam of two chunks: its birth or death was not
-    seen. Raises ValueError as `evolution_figure`.
+    seen. ValueError as `evolution_figure`.
     """
     figure, axes = _token_axes(table, words, names)
     breaks = np.zeros(table.acts.shape[1], bool)
@@ -175,35 +200,41 @@ def raster_figure(
     for row, on in enumerate(table.acts > 0):
         begins = np.flatnonzero(on & (~np.pad(on, (1, 0))[:-1] | breaks))
         ends = np.flatnonzero(on & (~np.pad(on, (0, 1))[1:] | np.pad(breaks, (0, 1))[1:])) + 1
-        bars = np.stack([begins - 0.5, ends - begins], axis=1)
-        axes.broken_barh(
-            [(float(x), float(width)) for x, width in bars], (row - 0.3, 0.6), color="#56B4E9", lw=0
-        )
-    marks = (
-        (table.births, "^", "#000000", "birth"),
-        (table.deaths, "x", "#D55E00", "death (first token off)"),
-    )
-    for where, marker, colour, label in marks:
-        rows, columns = np.nonzero(where)
-        axes.scatter(
-            columns, rows, marker=marker, s=22, color=colour, label=label, zorder=3, linewidths=1.2
-        )
-    axes.set_ylim(len(table.features) - 0.5, -0.5)
-    axes.set_xlim(-0.5, table.acts.shape[1] - 0.5)
-    axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, borderaxespad=0.2
-    )
-    axes.set_title(title or f"Document {table.document}: lives of features", loc="right")
+        bars = [(a - 0.5, b - a) for a, b in zip(begins.tolist(), ends.tolist(), strict=True)]
+        axes.broken_barh(bars, (row - 0.3, 0.6), color="#56B4E9", lw=0)
+    marks = {
+        "birth": (table.births, "^", "#000000"),
+        "death (first token off)": (table.deaths, "x", "#D55E00"),
+    }
+    for label, (where, marker, colour) in marks.items():
+        rows, tokens = np.nonzero(where)
+        style: dict[str, Any] = {
+            "marker": marker,
+            "s": 22,
+            "color": colour,
+            "zorder": 3,
+            "linewidths": 1.2,
+        }
+        axes.scatter(tokens, rows, label=label, **style)
+    axes.set(ylim=(len(table.features) - 0.5, -0.5), xlim=(-0.5, table.acts.shape[1] - 0.5))
+    above: dict[str, Any] = {
+        "loc": "lower left",
+        "bbox_to_anchor": (0, 1.0),
+        "ncols": 2,
+        "borderaxespad": 0.2,
+    }
+    axes.legend(frameon=False, **above)
+    axes.set_title(title, loc="right")
     return figure
 
 
 def _token_axes(
-    table: Evolution, words: Sequence[str], names: Mapping[int, str] | None
+    table: Evolution, words: Sequence[str], names: Mapping[int, str]
 ) -> tuple[Figure, Axes]:
     n_rows, n_tokens = table.acts.shape
     if len(words) != n_tokens:
         raise ValueError(
-            f"a document's figure needs one word a token ({n_tokens}); got {len(words)}"
+            f"a document's figure needs one word per token ({n_tokens}); got {len(words)}"
         )
     if n_rows == 0:
         raise ValueError(
@@ -213,7 +244,7 @@ def _token_axes(
     height = 0.24 * max(n_rows, 8) + 1.2 + 0.09 * max(map(len, ticks))
     figure, axes = _canvas(max(WORD_INCHES * n_tokens + 3.0, 6.0), height)
     axes.set_xticks(range(n_tokens), ticks, rotation=90, fontsize=9, parse_math=False)
-    labels = [(names or {}).get(int(f), str(int(f))) for f in table.features]
+    labels = [names.get(int(f), str(int(f))) for f in table.features]
     axes.set_yticks(range(n_rows), labels, fontsize=9, parse_math=False)
     axes.set(xlabel="token", ylabel="feature")
     for seam in table.seams:
@@ -221,360 +252,239 @@ def _token_axes(
     return figure, axes
 
 
-def shown(word: str) -> str:
-    """A token as an axis can show it: spaces at the ends off, line breaks and other blanks as
-    signs.
-    """
-    if not word.strip():
-        return {"": "(empty)", " ": "␣"}.get(word, "↵" if "\n" in word else "␣")
-    return "".join(c if c.isprintable() else " " for c in word.strip().replace("\n", "↵"))
+# ---------------------------------------------------------------- transitions
 
 
 def transition_figure(
-    found: nx.DiGraph,
-    names: Mapping[int, str] | None = None,
-    *,
-    max_edges: int = 30,
-    title: str = "Transitions",
+    graph: nx.DiGraph, names: Mapping[int, str], *, max_edges: int = 30, title: str = "Transitions"
 ) -> Figure:
-    """Up to `max_edges` edges of smallest p (then largest lift) of `transitions.graph`; arrows say
-    `+lag, lift`.
+    """Up to `max_edges` edges of smallest p (then largest lift) of `transitions.graph`.
 
     An edge is left out where stronger ones have joined its features already, or would join more
-    than `PART_NODES`: what is drawn is a forest whose edges do not cross. An empty graph says so.
-    `names` labels features.
+    than `PART_NODES`: what is drawn is a forest whose edges do not cross. Without an edge the
+    figure says so. `names` labels features (otherwise their number); arrows say `+lag, lift`.
     """
-    drawn = _forest(found, max_edges)
-    ranked = list(drawn.edges(data=True))
+    drawn = _forest(graph, max_edges)
     parts = sorted(nx.weakly_connected_components(drawn), key=lambda part: (-len(part), min(part)))
-    columns = max(int(np.ceil(np.sqrt(len(parts)))), 1)
+    columns = max(math.ceil(math.sqrt(len(parts))), 1)
     rows = max(-(-len(parts) // columns), 1)
     figure, axes = _canvas(max(CELL_INCHES[0] * columns, 6.0), max(CELL_INCHES[1] * rows, 3.0))
     axes.set_axis_off()
-    axes.set_title(title)
+    axes.set(title=title, xlim=(-0.1, columns + 0.1), ylim=(-rows - 0.1, 0.1))
+    centred: dict[str, Any] = {"ha": "center", "transform": axes.transAxes}
     if not parts:
-        axes.text(
-            0.5,
-            0.5,
-            "no significant transition",
-            ha="center",
-            va="center",
-            transform=axes.transAxes,
-        )
+        axes.text(0.5, 0.5, "no significant transition", va="center", **centred)
         return figure
-    place = _places(drawn, [sorted(part) for part in parts], columns)
-    widest = max(edge["lift"] for _, _, edge in ranked)
-    shown_as = {node: (names or {}).get(node, str(node)) for node in place}
-    for source, target, edge in ranked:
-        width, label = 0.8 + 2.2 * edge["lift"] / widest, f"+{edge['lag']}, lift {edge['lift']:.1f}"
-        _arrow(
-            axes, place[source], place[target], width, label, (shown_as[source], shown_as[target])
-        )
-    for node, (x, y) in place.items():
-        box = {"boxstyle": "round,pad=0.3", "facecolor": "#FFFFFF", "edgecolor": COLOURS[0]}
-        axes.text(
-            x,
-            y,
-            shown_as[node],
-            ha="center",
-            va="center",
-            fontsize=9,
-            bbox=box,
-            zorder=3,
-            parse_math=False,
-        )
-    axes.set(xlim=(-0.1, columns * 1.0 + 0.1), ylim=(-rows - 0.1, 0.1))
-    note = "node: feature and its word;  arrow: +lag in tokens, lift = count / count expected by chance"
-    axes.text(
-        0.5,
-        0,
-        note,
-        ha="center",
-        va="bottom",
-        fontsize=9,
-        color="#555555",
-        transform=axes.transAxes,
-    )
+    places: dict[int, tuple[float, float]] = {}
+    for cell, part in enumerate(parts):
+        centre = (cell % columns + 0.5, -(cell // columns) - 0.5)
+        places |= _places(drawn, sorted(part), centre)
+    node = {"boxstyle": "round,pad=0.3", "facecolor": "#FFFFFF", "edgecolor": COLOURS[0]}
+    style: dict[str, Any] = {
+        "ha": "center",
+        "va": "center",
+        "fontsize": 9,
+        "bbox": node,
+        "parse_math": False,
+    }
+    boxes = {
+        feature: axes.text(x, y, names.get(feature, str(feature)), zorder=3, **style)
+        for feature, (x, y) in places.items()
+    }
+    widest = max(lift for *_, lift in drawn.edges(data="lift"))
+    for source, target, edge in drawn.edges(data=True):
+        label = f"+{edge['lag']}, lift {edge['lift']:.1f}"
+        width = 0.8 + 2.2 * edge["lift"] / widest
+        _arrow(axes, boxes[source], boxes[target], label, width)
+    note = "node: feature and its word;  arrow: +lag in tokens, lift = count / count by chance"
+    axes.text(0.5, 0, note, va="bottom", fontsize=9, color="#555555", **centred)
     return figure
 
 
-def _forest(found: nx.DiGraph, max_edges: int) -> nx.DiGraph:
-    """The strongest edges that close no circle and make no part of more than `PART_NODES`
-    features.
-    """
-    ranked = sorted(found.edges(data=True), key=lambda e: (e[2]["p_value"], -e[2]["lift"]))
-    drawn, part = nx.DiGraph(), {node: {node} for node in found}
+def _forest(graph: nx.DiGraph, max_edges: int) -> nx.DiGraph:
+    """The strongest edges that close no circle and make no part of more than `PART_NODES` nodes."""
+    ranked = sorted(graph.edges(data=True), key=lambda e: (e[2]["p_value"], -e[2]["lift"]))
+    drawn, parts = nx.DiGraph(), UnionFind()
     for source, target, edge in ranked:
-        joined = part[source] | part[target]
-        if part[source] is part[target] or len(joined) > PART_NODES:
+        a, b = parts[source], parts[target]
+        if a == b or parts.weights[a] + parts.weights[b] > PART_NODES:
             continue
         drawn.add_edge(source, target, **edge)
-        part |= dict.fromkeys(joined, joined)
+        parts.union(a, b)
         if drawn.number_of_edges() == max_edges:
             break
     return drawn
 
 
 def _places(
-    drawn: nx.DiGraph, parts: Sequence[Sequence[int]], columns: int
+    drawn: nx.DiGraph, part: Sequence[int], centre: tuple[float, float]
 ) -> dict[int, tuple[float, float]]:
-    """A cell of the unit grid for each tree, its nodes on a circle in depth-first order, so that no
-    edges cross.
-    """
-    place = {}
-    for cell, part in enumerate(parts):
-        first = max(part, key=lambda node: drawn.out_degree(node) - drawn.in_degree(node))
-        reached = list(nx.dfs_preorder_nodes(drawn.to_undirected(as_view=True), first))
-        angle = np.pi - 2 * np.pi * np.arange(len(reached)) / len(reached)
-        x, y = (
-            cell % columns + 0.5 + 0.36 * np.cos(angle),
-            -(cell // columns) - 0.5 + 0.36 * np.sin(angle),
-        )
-        place |= {node: (float(a), float(b)) for node, a, b in zip(reached, x, y, strict=True)}
-    return place
+    """A tree's nodes on a circle of diameter 0.72, in depth-first order: no edges cross."""
+    first = max(part, key=lambda node: drawn.out_degree(node) - drawn.in_degree(node))
+    order = nx.dfs_preorder_nodes(drawn.to_undirected(as_view=True), first)
+    circle = nx.circular_layout(nx.path_graph(order), scale=-0.36, center=centre)  # from the left
+    return {node: (float(x), float(y)) for node, (x, y) in circle.items()}
 
 
-def _arrow(
-    axes: Axes,
-    begin: tuple[float, float],
-    end: tuple[float, float],
-    width: float,
-    label: str,
-    boxes: tuple[str, str],
-) -> None:
-    """An arrow between two boxes with these texts, from edge to edge."""
-    across, up = CELL_INCHES[0] * abs(end[0] - begin[0]), CELL_INCHES[1] * abs(end[1] - begin[1])
-    far = math.hypot(across, up)
-    steep, flat = max(up / far, 1e-3), max(across / far, 1e-3)
-    halves = [
-        (3 * max(map(len, text.split("\n"))) + 6, 5 + 6 * len(text.split("\n"))) for text in boxes
-    ]  # points
-    gaps = [min(wide / flat, high / steep) + 3 for wide, high in halves]
-    bend = {
-        "arrowstyle": "-|>",
-        "connectionstyle": "arc3,rad=0.15",
-        "lw": width,
-        "color": "#555555",
+def _arrow(axes: Axes, source: Text, target: Text, label: str, width: float) -> None:
+    """A bent arrow from the edge of one node's box to that of another, its label in the middle."""
+    begin, end = np.array(source.get_position()), np.array(target.get_position())
+    arrow = FancyArrowPatch(
+        tuple(begin),
+        tuple(end),
+        arrowstyle="-|>",
+        connectionstyle=f"arc3,rad={BEND}",
+        mutation_scale=10,
+        patchA=source.get_bbox_patch(),
+        patchB=target.get_bbox_patch(),
+        shrinkA=2,
+        shrinkB=2,
+        lw=width,
+        color="#555555",
+        zorder=4,  # drawn after the boxes, whose places are known only then
+    )
+    axes.add_patch(arrow)
+    across, up = (end - begin) * CELL_INCHES
+    middle = (begin + end) / 2 + BEND / 2 * np.array([up, -across]) / CELL_INCHES  # of the arc
+    halo = withStroke(linewidth=2, foreground="#FFFFFF")
+    style: dict[str, Any] = {
+        "ha": "center",
+        "va": "center",
+        "fontsize": 8,
+        "color": COLOURS[1],
+        "zorder": 5,
     }
-    axes.annotate(
-        "",
-        xy=end,
-        xytext=begin,
-        arrowprops={**bend, "shrinkA": gaps[0], "shrinkB": gaps[1]},
-        zorder=2.5,
-    )
-    middle = (np.array(begin) + np.array(end)) / 2 + 0.075 * np.array(
-        [end[1] - begin[1], begin[0] - end[0]]
-    )
-    paper = {
-        "boxstyle": "square,pad=0.1",
-        "facecolor": "#FFFFFF",
-        "edgecolor": "none",
-        "alpha": 0.85,
-    }
-    axes.text(
-        middle[0],
-        middle[1],
-        label,
-        ha="center",
-        va="center",
-        fontsize=8,
-        color=COLOURS[1],
-        bbox=paper,
-        zorder=2,
-    )
+    axes.text(middle[0], middle[1], label, path_effects=[halo], **style)
 
 
-def training_figure(
-    lines: Sequence[Mapping[str, Any]], title: str = "Training", *, pieces: int = 1
-) -> Figure:
-    """FVE, loss, L0 and mix by step, from the lines of log.jsonl: one colour a text and model, one
-    line a seed.
+# ---------------------------------------------------------------- training
 
-    FVE and loss are means over a step and the `pieces - 1` before it: the pieces of a sequence are
-    not equally hard. The loss of phase (a) is a distance to the teacher, not to x, and is left out.
+
+PANELS = {
+    "fve": f"{definitions.label('fve')} of the batch",
+    "loss": "squared error",
+    "l0": definitions.label("l0"),
+    "mix": "mix",
+}
+
+
+def training_figure(lines: Sequence[Row], *, pieces: int = 1) -> Figure:
+    """FVE, loss, L0 and mix by step: one colour per text and model, one line per seed.
+
+    `lines` are those of log.jsonl. FVE and loss are means over a step and the `pieces - 1` before
+    it: the pieces of a sequence are not equally hard. The loss of phase (a) is a distance to the
+    teacher, not to x, and is left out.
     """
-    if not lines:
-        raise ValueError("training_figure needs at least one line of the log; got none")
-    figure = Figure(figsize=(10.0, 6.4), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    panels = figure.subplots(2, 2)
-    wanted = (
-        ("fve", f"{definitions.label('fve')} of the batch"),
-        ("loss", "squared error"),
-        ("l0", definitions.label("l0")),
-        ("mix", "mix"),
-    )
+    _need(lines, "training_figure", "line of the log")
+    figure, panels = _sheet(10.0, 6.4, rows=2, columns=2)
+    figure.suptitle("Training")
     groups = list(dict.fromkeys((line["dataset"], line["model"]) for line in lines))
-    for axes, (key, name) in zip(panels.flat, wanted, strict=True):
+    for axes, (key, name) in zip(panels, PANELS.items(), strict=True):
+        n = pieces if key in ("fve", "loss") else 1
         for row, (dataset, model) in enumerate(groups):
             ours = [line for line in lines if (line["dataset"], line["model"]) == (dataset, model)]
-            for at, seed in enumerate(dict.fromkeys(line["seed"] for line in ours)):
-                kept = [
-                    n
-                    for n in ours
-                    if n["seed"] == seed and not (key == "loss" and n["phase"] == "distil")
-                ]
-                points = sorted((line["step"], line[key]) for line in kept) or [
-                    (math.nan, math.nan)
-                ]
-                points = _trailing_means(points, pieces if key in ("fve", "loss") else 1)
-                label = (
-                    f"{dataset}, {'TSAE' if model == 'tsae' else 'static SAE'}" if at == 0 else None
-                )
-                axes.plot(
-                    *zip(*points, strict=True), label=label, linewidth=1.2, alpha=0.8, **_style(row)
-                )
-        axes.set_xlabel("step")
-        axes.set_ylabel(name)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0, 1].set_yscale("log")
-    panels[0, 0].set_ylim(bottom=max(0.0, min(line["fve"] for line in lines[len(lines) // 20 :])))
-    panels[0, 0].legend(frameon=False)
+            label = f"{dataset}, {LABELS[model]}"
+            for seed in dict.fromkeys(line["seed"] for line in ours):
+                steps, values = _curve([line for line in ours if line["seed"] == seed], key, n)
+                axes.plot(steps, values, label=label, linewidth=1.2, alpha=0.8, **_style(row))
+                label = None  # one entry of the legend for all seeds
+        axes.set(xlabel="step", ylabel=name)
+    panels[1].set_yscale("log")
+    panels[0].set_ylim(bottom=max(0.0, min(line["fve"] for line in lines[len(lines) // 20 :])))
+    panels[0].legend(frameon=False)
     return figure
 
 
-def _trailing_means(points: Sequence[tuple[int, float]], n: int) -> list[tuple[int, float]]:
-    """Each value's mean with the n - 1 before it, fewer at the start."""
+def _curve(lines: Sequence[Row], key: str, n: int) -> tuple[list[int], list[float]]:
+    """Steps, and each step's value as the mean with those of the n - 1 before it (start: fewer)."""
+    used = [line for line in lines if not (key == "loss" and line["phase"] == "distil")]
+    points = sorted((line["step"], line[key]) for line in used)
     values = [value for _, value in points]
-    return [
-        (x, float(np.mean(values[max(0, i + 1 - n) : i + 1]))) for i, (x, _) in enumerate(points)
-    ]
+    means = [float(np.mean(values[max(0, i + 1 - n) : i + 1])) for i in range(len(values))]
+    return [step for step, _ in points], means
 
 
 def tradeoff_figure(
-    points: Sequence[Mapping[str, float]],
-    static: Mapping[str, float],
-    title: str = "Faithfulness against stability",
+    points: Sequence[Mapping[str, float]], static: Mapping[str, float], title: str
 ) -> Figure:
-    """FVE against Jaccard overlap at each bridge strength (`beta`), and the static SAE's point
-    (`fve`, `jaccard`).
-    """
-    if not points:
-        raise ValueError("tradeoff_figure needs at least one point; got none")
+    """FVE against Jaccard overlap at each bridge strength (`beta`), and the static SAE's point."""
+    _need(points, "tradeoff_figure", "point")
     figure, axes = _canvas(7.0, 4.5)
     ordered = sorted(points, key=lambda point: point["beta"])
     x, y = [p["jaccard"] for p in ordered], [p["fve"] for p in ordered]
     axes.plot(x, y, marker="o", label="TSAE, by bridge strength beta", **_style(0))
+    beside: dict[str, Any] = {"textcoords": "offset points"}
     for point in ordered:
-        where = (point["jaccard"], point["fve"])
-        axes.annotate(
-            f"{point['beta']:g}", where, textcoords="offset points", xytext=(5, 6), fontsize=9
-        )
-    axes.plot(
-        [static["jaccard"]],
-        [static["fve"]],
-        linestyle="",
-        marker="s",
-        markersize=8,
-        color=COLOURS[1],
-    )
-    axes.annotate(
-        "static SAE", (static["jaccard"], static["fve"]), textcoords="offset points", xytext=(8, 5)
-    )
+        place = (point["jaccard"], point["fve"])
+        axes.annotate(f"{point['beta']:g}", place, xytext=(5, 6), fontsize=9, **beside)
+    place = (static["jaccard"], static["fve"])
+    axes.plot(*place, linestyle="", marker="s", markersize=8, color=COLOURS[1])
+    axes.annotate("static SAE", place, xytext=(8, 5), **beside)
     axes.axhline(static["fve"], color=COLOURS[1], linestyle=":", linewidth=1)
     axes.axvline(2 * static["jaccard"], color=COLOURS[6], linestyle=":", linewidth=1)
-    axes.annotate("twice the static overlap", (2 * static["jaccard"], min(y)), rotation=90, xytext=(-10, 0),
-                  textcoords="offset points", fontsize=8, va="bottom")  # fmt: skip
+    upright: dict[str, Any] = {"rotation": 90, "fontsize": 8, "va": "bottom", **beside}
+    foot = (2 * static["jaccard"], min(y))
+    axes.annotate("twice the static overlap", foot, xytext=(-10, 0), **upright)
     fve, overlap = definitions.label("fve"), definitions.label("jaccard")
     axes.set(xlabel=overlap, ylabel=f"{fve} on validation text", title=title)
     axes.legend(frameon=False, loc="lower left")
     return figure
 
 
-def _need(given: Mapping, function: str, what: str) -> None:
-    if not given:
-        raise ValueError(f"{function} needs at least one {what}; got none")
+# ---------------------------------------------------------------- probes
 
 
-LABELS = {
-    "tsae": "TSAE",
-    "static": "static SAE",
-    "resid": "residual stream",
-    "embedding": "embedding (layer 0)",
-}
-Row = Mapping[str, Any]
+def accuracy_figure(rows: Sequence[Row]) -> Figure:
+    """Accuracy with its 95 % interval by number of features; one panel per task, one line per code.
 
-
-def accuracy_figure(rows: Sequence[Row], title: str = "Probes on held-out groups") -> Figure:
-    """Accuracy by the number of features, one panel a task, one line a code; the bar is the 95 %
-    interval.
-
-    Rows as of `language.task_rows`. Raises ValueError where none is about all items.
+    Rows as of `probes.task_rows`; those about all items are drawn.
     """
-    kept = [row for row in rows if row["items"] == "all"]
-    order = [*sorted({row["k"] for row in kept if row["k"] != "all"}), "all"]
-    figure, panels = _panels(kept, title)
-    for axes, task in panels:
-        _lines(
-            axes, [row for row in kept if row["task"] == task], lambda row: order.index(row["k"])
-        )
+    drawn = [row for row in rows if row["items"] == "all"]
+    order = [*sorted({row["k"] for row in drawn if row["k"] != "all"}), "all"]
+    figure, panels = _panels(drawn, "Probes on held-out groups", lambda row: order.index(row["k"]))
+    for axes in panels:
         axes.set_xticks(range(len(order)), [str(k) for k in order])
         axes.set_xlabel("features the probe is given")
     return figure
 
 
-def distance_figure(
-    rows: Sequence[Row], k: int | str = 5, title: str = "Probes by distance"
-) -> Figure:
-    """Accuracy by distance in words, for probes on k features ("all": dense); one panel a task, one
-    line a code.
-    """
-    kept = [row for row in rows if row["items"].startswith("distance ") and row["k"] == k]
-    said = "all features" if k == "all" else f"{k} features"
-    figure, panels = _panels(kept, f"{title}, {said}")
-    for axes, task in panels:
-        _lines(
-            axes,
-            [row for row in kept if row["task"] == task],
-            lambda row: int(row["items"].split()[1]),
-        )
+def distance_figure(rows: Sequence[Row], k: int | str) -> Figure:
+    """Accuracy by distance in words of probes on k features ("all": dense), drawn likewise."""
+    drawn = [row for row in rows if row["items"].startswith("distance ") and row["k"] == k]
+    title = f"Probes by distance, {'all' if k == 'all' else k} features"
+    figure, panels = _panels(drawn, title, lambda row: int(row["items"].split()[1]))
+    for axes in panels:
         axes.set_xlabel("words to the read-out")
     return figure
 
 
-def _panels(rows: Sequence[Row], title: str) -> tuple[Figure, list[tuple[Axes, str]]]:
-    names = list(dict.fromkeys(row["task"] for row in rows))
-    if not names:
-        raise ValueError("a figure of probes needs at least one row; got none")
-    figure = Figure(figsize=(3.4 * len(names) + 0.8, 4.0), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
+def _panels(
+    rows: Sequence[Row], title: str, place: Callable[[Row], float]
+) -> tuple[Figure, list[Axes]]:
+    """One panel per task, one line per code, with `place` as the x of a row."""
+    _need(rows, "a figure of probes", "row")
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    figure, panels = _sheet(3.4 * len(tasks) + 0.8, 4.0, columns=len(tasks), sharey=True)
     figure.suptitle(title)
-    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    for axes, name in zip(panels, names, strict=True):
-        axes.set(title=name, ylim=(0.35, 1.02))
+    for axes, task in zip(panels, tasks, strict=True):
         axes.axhline(0.5, color="#888888", linewidth=0.8, linestyle=":")
-        axes.spines[["top", "right"]].set_visible(False)
+        _accuracy_lines(axes, [row for row in rows if row["task"] == task], place)
+        axes.set(title=task, ylim=(0.35, 1.02))
+        axes.legend(frameon=False, fontsize=8)
     panels[0].set_ylabel("accuracy")
-    return figure, list(zip(panels, names, strict=True))
+    return figure, panels
 
 
-def _lines(axes: Axes, rows: Sequence[Row], place: Callable[[Row], float]) -> None:
-    for at, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
+def _accuracy_lines(axes: Axes, rows: Sequence[Row], place: Callable[[Row], float]) -> None:
+    for i, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
         ours = sorted((row for row in rows if row["model"] == model), key=place)
-        x, y = [place(row) for row in ours], [row["accuracy"] for row in ours]
-        bars = [
-            [max(0.0, row["accuracy"] - row["low"]) for row in ours],
-            [max(0.0, row["high"] - row["accuracy"]) for row in ours],
-        ]
-        colour, dash = COLOURS[at % len(COLOURS)], DASHES[at % len(DASHES)]
-        label = LABELS.get(model, model)
-        axes.errorbar(
-            x,
-            y,
-            yerr=bars,
-            label=label,
-            marker="o",
-            markersize=4,
-            capsize=2,
-            color=colour,
-            linestyle=dash,
-        )
-    axes.legend(frameon=False, fontsize=8)
+        y, low, high = (np.array([r[key] for r in ours]) for key in ("accuracy", "low", "high"))
+        bars = np.maximum(0.0, [y - low, high - y])
+        style: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 2, **_style(i)}
+        axes.errorbar([place(r) for r in ours], y, bars, label=LABELS.get(model, model), **style)
 
 
-MARKERS = "osD^vP"
+# ---------------------------------------------------------------- effects
 
 
 def offset_figure(
@@ -583,45 +493,32 @@ def offset_figure(
     *,
     patch: Float[np.ndarray, " offsets"] | None = None,
     controls: Float[np.ndarray, "draws offsets"] | None = None,
-    title: str = "Effect of an edit at one token on the verb's number",
 ) -> Figure:
-    """Normalised effect at each offset to the verb, a line a model and mode; the 5-95 % band of the
-    controls in grey.
+    """Normalised effect at each offset to the verb, one line per model and mode.
 
-    `patch`, the full patch at the same offset, is the ceiling (black, dotted). ValueError where
-    nothing is drawn.
+    `patch`, the full patch at the same offset, is the ceiling (black, dotted); the 5-95 % band of
+    the controls is grey.
     """
-    if not profiles or not len(offsets):
-        raise ValueError("offset_figure needs at least one profile and one offset; got none")
-    figure, axes = _canvas(7.5, 4.6)
+    _need(profiles, "offset_figure", "profile")
+    _need(offsets, "offset_figure", "offset")
+    figure, axes = _canvas()
     order = np.argsort(offsets)
     x = np.array(offsets)[order]
     if controls is not None:
-        low, middle, high = np.nanquantile(controls[:, order], (0.05, 0.5, 0.95), axis=0)
-        label = f"{len(controls)} matched random sets (5-95 %)"
-        axes.fill_between(x, low, high, color="#999999", alpha=0.45, lw=0, label=label)
+        middle = _control_band(axes, x, controls[:, order])
         axes.plot(x, middle, color="#666666", lw=1)
     if patch is not None:
-        axes.plot(
-            x,
-            patch[order],
-            color=COLOURS[6],
-            linestyle=":",
-            marker="x",
-            label="full patch (residual)",
-        )
+        dotted: dict[str, Any] = {"color": COLOURS[6], "linestyle": ":", "marker": "x"}
+        axes.plot(x, patch[order], label="full patch (residual)", **dotted)
     for row, (name, values) in enumerate(profiles.items()):
-        axes.plot(
-            x,
-            values[order],
-            marker=MARKERS[row % len(MARKERS)],
-            markersize=5,
-            label=name,
-            **_style(row),
-        )
-    _finish(axes, "offset of the edited token to the verb (tokens)", title)
-    axes.set_ylabel("effect / effect of the whole full patch")
+        axes.plot(x, values[order], label=name, **_marked(row))
+    axes.set(
+        xlabel="offset of the edited token to the verb (tokens)",
+        ylabel="effect / effect of the whole full patch",
+        title="Effect of an edit at one token on the verb's number",
+    )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _ruled(axes)
     return figure
 
 
@@ -630,55 +527,67 @@ def steering_figure(
     strengths: Sequence[float],
     *,
     controls: Float[np.ndarray, "draws strengths"] | None = None,
-    title: str = "Steering the number features",
 ) -> Figure:
-    """Change of logit(plural) - logit(singular) at the verb against the strength; the controls'
-    5-95 % band in grey.
+    """Change of logit(plural) - logit(singular) at the verb against the strength; controls in grey.
 
     Strength 1 adds the features' own difference between plural and singular subjects at every token
-    from the subject on. ValueError where nothing is drawn.
+    from the subject on.
     """
-    if not curves:
-        raise ValueError("steering_figure needs at least one curve; got none")
-    figure, axes = _canvas(7.5, 4.6)
-    x = np.array(strengths)
+    _need(curves, "steering_figure", "curve")
+    figure, axes = _canvas()
     if controls is not None:
-        low, high = np.nanquantile(controls, (0.05, 0.95), axis=0)
-        axes.fill_between(x, low, high, color="#999999", alpha=0.45, lw=0,
-                          label=f"{len(controls)} matched random sets (5-95 %)")  # fmt: skip
+        _control_band(axes, np.array(strengths), controls)
     for row, (name, values) in enumerate(curves.items()):
-        axes.plot(
-            x, values, marker=MARKERS[row % len(MARKERS)], markersize=5, label=name, **_style(row)
-        )
-    _finish(axes, "strength (multiples of plural minus singular)", title)
+        axes.plot(strengths, values, label=name, **_marked(row))
     axes.axvline(0, color="#000000", lw=0.6)
-    axes.set_ylabel("change of logit(plural) - logit(singular)")
+    axes.set(
+        xlabel="strength (multiples of plural minus singular)",
+        ylabel="change of logit(plural) - logit(singular)",
+        title="Steering the number features",
+    )
+    _ruled(axes)
     return figure
 
 
 def duration_figure(
     points: Mapping[str, tuple[Float[np.ndarray, " features"], Float[np.ndarray, " features"]]],
     rhos: Mapping[str, str],
-    title: str = "Does a feature's lifetime predict how long its effect lasts?",
 ) -> Figure:
-    """A dot a feature: mean lifetime against the KL-weighted mean distance of its ablation's
-    effect.
-    """
-    if not points:
-        raise ValueError("duration_figure needs at least one model; got none")
-    figure, axes = _canvas(7.5, 4.6)
-    for row, (name, (life, lasts)) in enumerate(points.items()):
-        axes.scatter(life, lasts, s=26, marker=MARKERS[row], facecolors="none", edgecolors=COLOURS[row], linewidths=1.3,
-                     label=f"{name}, rank correlation {rhos[name]}")  # fmt: skip
-    _finish(axes, "mean lifetime of the feature (tokens)", title)
-    axes.set_ylabel("mean distance of its effect (tokens)")
+    """One dot per feature: its mean lifetime, and the KL-weighted mean distance of its effect."""
+    _need(points, "duration_figure", "model")
+    figure, axes = _canvas()
+    for row, (name, (life, distance)) in enumerate(points.items()):
+        style: dict[str, Any] = {
+            "marker": MARKERS[row],
+            "s": 26,
+            "facecolors": "none",
+            "linewidths": 1.3,
+        }
+        label = f"{name}, rank correlation {rhos[name]}"
+        axes.scatter(life, distance, edgecolors=COLOURS[row], label=label, **style)
+    axes.set(
+        xlabel="mean lifetime of the feature (tokens)",
+        ylabel="mean distance of its effect (tokens)",
+        title="Does a feature's lifetime predict how long its effect lasts?",
+    )
+    _ruled(axes)
     return figure
 
 
-def _finish(axes: Axes, xlabel: str, title: str) -> None:
+def _marked(row: int) -> dict[str, Any]:
+    return {"marker": MARKERS[row % len(MARKERS)], "markersize": 5, **_style(row)}
+
+
+def _control_band(axes: Axes, x: np.ndarray, controls: np.ndarray) -> np.ndarray:
+    """Draws the 5-95 % band of the rows of `controls`; their medians come back."""
+    low, middle, high = np.nanquantile(controls, (0.05, 0.5, 0.95), axis=0)
+    label = f"{len(controls)} matched random sets (5-95 %)"
+    axes.fill_between(x, low, high, color="#999999", alpha=0.45, lw=0, label=label)
+    return middle
+
+
+def _ruled(axes: Axes) -> None:
     axes.axhline(0, color="#000000", lw=0.6)
-    axes.set_xlabel(xlabel)
-    axes.set_title(title)
     axes.grid(axis="y", color="#DDDDDD", lw=0.6)
     axes.set_axisbelow(True)
     axes.legend(frameon=False, fontsize=9)
