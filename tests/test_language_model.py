@@ -46,7 +46,7 @@ def bridge_hidden(lm: language_model.LanguageModel, ids: torch.Tensor, hook: str
 def bridge_logits(
     lm: language_model.LanguageModel, tokens: texts.Tokens, hook: str, replacement
 ) -> torch.Tensor:
-    """Logits before every token of text by the bridge's full pass with the hook's value replaced."""
+    """Logits before each token of text by the bridge's full pass, the hook's value replaced."""
 
     def patch(value: torch.Tensor, hook) -> torch.Tensor:  # noqa: ARG001
         return torch.cat([value[:, :n], replacement(value[:, n:])], 1)

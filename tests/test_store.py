@@ -42,18 +42,18 @@ def make_store(lm, tokens, cache_dir) -> store.Store:
     return store.activation_store(lm, tokens, hook=HOOK, cache_dir=cache_dir)
 
 
-def count_blocks(monkeypatch, stop_at: int | None = None) -> list[slice]:
-    """Records the blocks that are computed; the `stop_at`-th raises KeyboardInterrupt."""
-    blocks, compute = [], store._block
+def count_passes(monkeypatch, stop_at: int | None = None) -> list[int]:
+    """Records the sequences of every forward pass; the `stop_at`-th pass raises KeyboardInterrupt."""
+    passes, residual = [], language_model.residual
 
-    def counted(lm, tokens, layer, rows):
-        if len(blocks) == stop_at:
+    def counted(lm, ids, hook):
+        if len(passes) == stop_at:
             raise KeyboardInterrupt
-        blocks.append(rows)
-        return compute(lm, tokens, layer, rows)
+        passes.append(len(ids))
+        return residual(lm, ids, hook)
 
-    monkeypatch.setattr(store, "_block", counted)
-    return blocks
+    monkeypatch.setattr(language_model, "residual", counted)
+    return passes
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -88,26 +88,27 @@ def test_a_finished_store_is_used_again_and_another_hook_or_text_has_its_own(
     lm, tokens, tmp_path, monkeypatch
 ):
     store = make_store(lm, tokens, tmp_path)
-    blocks = count_blocks(monkeypatch)
+    passes = count_passes(monkeypatch)
     assert make_store(lm, tokens, tmp_path).path == store.path
-    assert not blocks
+    assert not passes
     other_hook = activation_store(lm, tokens, hook="blocks.0.hook_resid_post", cache_dir=tmp_path)
     other_text = make_store(lm, language_model.tokenize(lm, DOCUMENTS[:2], seq=9), tmp_path)
     assert len({store.path, other_hook.path, other_text.path}) == 3
-    assert blocks
+    assert passes
 
 
 @pytest.mark.usefixtures("small_blocks")
 def test_an_interrupted_extraction_continues_to_the_same_bytes(lm, tokens, tmp_path, monkeypatch):
     whole = make_store(lm, tokens, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        done = count_blocks(patch, stop_at=3)
+        done = count_passes(patch, stop_at=7)
         with pytest.raises(KeyboardInterrupt):
             make_store(lm, tokens, tmp_path / "broken")
     assert not [p for p in (tmp_path / "broken").iterdir() if p.is_dir() and p.suffix != ".partial"]
-    rest = count_blocks(monkeypatch)
+    rest = count_passes(monkeypatch)
     continued = make_store(lm, tokens, tmp_path / "broken")
-    assert [*done, *rest] == [slice(at, min(at + 2, len(whole))) for at in range(0, len(whole), 2)]
+    assert done == [1] * 7
+    assert rest == [1] * (len(whole) - 6)  # the fourth block of two was not whole
     assert (continued.path / "data.bf16").read_bytes() == (whole.path / "data.bf16").read_bytes()
     assert (continued.path / "manifest.json").read_text() == (
         whole.path / "manifest.json"
@@ -205,12 +206,12 @@ def test_nan_activations_are_an_error_that_names_the_sequence(lm, tokens, tmp_pa
 
 
 def test_a_full_disk_is_an_error_before_any_work(lm, tokens, tmp_path, monkeypatch):
-    blocks = count_blocks(monkeypatch)
+    passes = count_passes(monkeypatch)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(100, 99, 1))
     with pytest.raises(OSError, match=r"needs [\d,]+ bytes of disk, 1 are free"):
         make_store(lm, tokens, tmp_path)
-    assert not blocks
+    assert not passes
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot make the directory"):
         make_store(lm, tokens, tmp_path / "file" / "below")

@@ -461,7 +461,7 @@ def _scored(
     targets: Integer[Tensor, "batch kept"],
     p: Tensor | None,
 ) -> tuple[Float[Tensor, "batch kept"], Float[Tensor, "batch kept"], Tensor]:
-    """Cross-entropy of `targets`, the last `kept` tokens, `sum p log q`, and q, by the logits before.
+    """Of the last `kept` tokens, `targets`: cross-entropy, `sum p log q`, and q, the softmax.
 
     `p` (batch kept vocabulary) are the probabilities that q is compared with; None means q itself.
     """

@@ -168,7 +168,7 @@ def _problem(path: Path, tokens: Tokens, key: Mapping[str, Any]) -> str | None:
 
 
 def _extract(lm: LanguageModel, tokens: Tokens, path: Path, key: Mapping[str, Any]) -> None:
-    """Writes data, token arrays and manifest into the directory `path`, continuing what is there."""
+    """Writes data, token arrays and manifest into `path`, continuing what is there."""
     n_seq, n_kept, d_in = key["shape"]
     block_rows = max(1, BLOCK_TOKENS // (n_kept + 1))
     crcs = _finished_blocks(path, key, block_rows)

@@ -265,30 +265,24 @@ def transition_figure(
     figure says so. `names` labels features (otherwise their number); arrows say `+lag, lift`.
     """
     drawn = _forest(graph, max_edges)
-    parts = sorted(nx.weakly_connected_components(drawn), key=lambda part: (-len(part), min(part)))
-    columns = max(math.ceil(math.sqrt(len(parts))), 1)
-    rows = max(-(-len(parts) // columns), 1)
+    trees = sorted(nx.weakly_connected_components(drawn), key=lambda tree: (-len(tree), min(tree)))
+    columns = max(math.ceil(math.sqrt(len(trees))), 1)
+    rows = max(-(-len(trees) // columns), 1)
     figure, axes = _canvas(max(CELL_INCHES[0] * columns, 6.0), max(CELL_INCHES[1] * rows, 3.0))
     axes.set_axis_off()
     axes.set(title=title, xlim=(-0.1, columns + 0.1), ylim=(-rows - 0.1, 0.1))
     centred: dict[str, Any] = {"ha": "center", "transform": axes.transAxes}
-    if not parts:
+    if not trees:
         axes.text(0.5, 0.5, "no significant transition", va="center", **centred)
         return figure
     places: dict[int, tuple[float, float]] = {}
-    for cell, part in enumerate(parts):
+    for cell, tree in enumerate(trees):
         centre = (cell % columns + 0.5, -(cell // columns) - 0.5)
-        places |= _places(drawn, sorted(part), centre)
+        places |= _places(drawn, sorted(tree), centre)
     node = {"boxstyle": "round,pad=0.3", "facecolor": "#FFFFFF", "edgecolor": COLOURS[0]}
-    style: dict[str, Any] = {
-        "ha": "center",
-        "va": "center",
-        "fontsize": 9,
-        "bbox": node,
-        "parse_math": False,
-    }
+    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9, "bbox": node}
     boxes = {
-        feature: axes.text(x, y, names.get(feature, str(feature)), zorder=3, **style)
+        feature: axes.text(x, y, names.get(feature, str(feature)), parse_math=False, **style)
         for feature, (x, y) in places.items()
     }
     widest = max(lift for *_, lift in drawn.edges(data="lift"))
@@ -317,10 +311,10 @@ def _forest(graph: nx.DiGraph, max_edges: int) -> nx.DiGraph:
 
 
 def _places(
-    drawn: nx.DiGraph, part: Sequence[int], centre: tuple[float, float]
+    drawn: nx.DiGraph, tree: Sequence[int], centre: tuple[float, float]
 ) -> dict[int, tuple[float, float]]:
     """A tree's nodes on a circle of diameter 0.72, in depth-first order: no edges cross."""
-    first = max(part, key=lambda node: drawn.out_degree(node) - drawn.in_degree(node))
+    first = max(tree, key=lambda node: drawn.out_degree(node) - drawn.in_degree(node))
     order = nx.dfs_preorder_nodes(drawn.to_undirected(as_view=True), first)
     circle = nx.circular_layout(nx.path_graph(order), scale=-0.36, center=centre)  # from the left
     return {node: (float(x), float(y)) for node, (x, y) in circle.items()}
@@ -511,7 +505,7 @@ def offset_figure(
         dotted: dict[str, Any] = {"color": COLOURS[6], "linestyle": ":", "marker": "x"}
         axes.plot(x, patch[order], label="full patch (residual)", **dotted)
     for row, (name, values) in enumerate(profiles.items()):
-        axes.plot(x, values[order], label=name, **_marked(row))
+        axes.plot(x, values[order], label=name, **_line_style(row))
     axes.set(
         xlabel="offset of the edited token to the verb (tokens)",
         ylabel="effect / effect of the whole full patch",
@@ -538,7 +532,7 @@ def steering_figure(
     if controls is not None:
         _control_band(axes, np.array(strengths), controls)
     for row, (name, values) in enumerate(curves.items()):
-        axes.plot(strengths, values, label=name, **_marked(row))
+        axes.plot(strengths, values, label=name, **_line_style(row))
     axes.axvline(0, color="#000000", lw=0.6)
     axes.set(
         xlabel="strength (multiples of plural minus singular)",
@@ -574,7 +568,7 @@ def duration_figure(
     return figure
 
 
-def _marked(row: int) -> dict[str, Any]:
+def _line_style(row: int) -> dict[str, Any]:
     return {"marker": MARKERS[row % len(MARKERS)], "markersize": 5, **_style(row)}
 
 
