@@ -33,7 +33,6 @@ import tsae
 from tsae_lab import files
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.jobs import bench, checkpoint, commands, commands_edit, plan, study, training
-from tsae_lab.jobs.commands import probe_command
 from tsae_lab.jobs.plan import (
     Config,
     Unit,
@@ -413,8 +412,10 @@ app.command("stability")(commands.stability_command)
 app.command("lifetimes")(commands.lifetimes_command)
 app.command("transitions")(commands.transitions_command)
 app.command("evolution")(commands.evolution_command)
-commands_edit.register(app)
-app.command("probe")(probe_command)
+app.command("intervene")(commands_edit.intervene_command)
+app.command("steer")(commands_edit.steer_command)
+app.command("minimal-pairs")(commands_edit.minimal_pairs_command)
+app.command("probe")(commands.probe_command)
 app.command("bench")(bench.bench_command)
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from strategies import grid, json_values, sizes, tensors
 
+import tsae
 from tsae_lab.jobs import checkpoint
 
 DTYPES = (
@@ -222,7 +223,8 @@ def an_sae(d_in=3, d_sae=5, seed=0):
 
 
 def save(folder, sae, k=2, **metadata):
-    checkpoint.save_saelens(folder, **sae, k=k, model_name="lm", hook_name="h", metadata=metadata)
+    static = tsae.static_sae(tsae.Static(**sae), k)
+    checkpoint.save_sae(folder, static, model_name="lm", hook_name="h", metadata=metadata)
 
 
 def edit(folder, **changes):

@@ -95,7 +95,8 @@ def test_the_log_has_one_line_a_step(smoke):
 
 
 def test_the_saved_model_is_the_measured_one(smoke):
-    params, dials = checkpoint.load_tsae(smoke / "iambic" / "seed_0" / "tsae")
+    sae, _ = checkpoint.load_sae(smoke / "iambic" / "seed_0" / "tsae")
+    params, dials = sae.params, sae.dials
     x = torch.randn(2, 9, params.static.W_enc.shape[0])
     x_hat, codes, _ = tsae.forward(params, x, dials)
     assert torch.isfinite(x_hat).all()

@@ -71,9 +71,8 @@ def test_a_given_static_sae_begins_as_it_is_with_the_moments_of_a_few_steps(tmp_
     saved = tsae.init_static(
         torch.tensor([3.0, 4.0]), 16, generator=torch.Generator().manual_seed(1)
     )
-    checkpoint.save_saelens(
-        tmp_path / "sae", **vars(saved), k=3, model_name="none", hook_name="blocks.0"
-    )
+    sae = tsae.static_sae(saved, k=3)
+    checkpoint.save_sae(tmp_path / "sae", sae, model_name="none", hook_name="blocks.0")
     one = unit(n_seq=12, seq=8, pieces=2, batch=4)
     one = replace(
         one, config=replace(one.config, static_sae=str(tmp_path / "sae"), k=3, d_sae=16, warmup=3)

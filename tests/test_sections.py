@@ -590,13 +590,8 @@ def test_a_command_says_of_the_runs_own_text_what_run_3_says(model, finished, na
 
 def test_evolution_takes_a_text_of_the_users_own_and_a_sae_in_the_format_of_saelens(tmp_path):
     made = tsae.init_static(torch.zeros(576), 64, generator=torch.Generator().manual_seed(0))
-    checkpoint.save_saelens(
-        tmp_path / "sae",
-        **vars(made),
-        k=4,
-        model_name="smollm2-135m",
-        hook_name="blocks.2.hook_resid_post",
-    )
+    names = {"model_name": "smollm2-135m", "hook_name": "blocks.2.hook_resid_post"}
+    checkpoint.save_sae(tmp_path / "sae", tsae.static_sae(made, k=4), **names)
     rows, figure = tmp_path / "rows.csv", tmp_path / "raster.svg"
     done = call(
         "evolution",

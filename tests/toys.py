@@ -131,14 +131,9 @@ def edited_logits(
 
 def save_saes(folder: Path, params: tsae.Params, dials: tsae.Dials, lm: Path) -> Path:
     """Writes the TSAE and its static SAE as `folder/tsae` and `folder/static`, of the model `lm`."""
-    for name in ("tsae", "static"):
-        checkpoint.save_saelens(
-            folder / name, **vars(params.static), k=dials.k, model_name=str(lm), hook_name=HOOK
-        )
-    saved = {name: value for name, value in vars(dials).items() if name != "low"}
-    checkpoint.save_tensors(
-        folder / "tsae" / "temporal.safetensors", vars(params.temporal), {"dials": saved}
-    )
+    static = tsae.static_sae(params.static, dials.k)
+    for name, sae in {"tsae": tsae.Sae(params=params, dials=dials), "static": static}.items():
+        checkpoint.save_sae(folder / name, sae, model_name=str(lm), hook_name=HOOK)
     return folder
 
 

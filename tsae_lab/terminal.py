@@ -3,39 +3,74 @@
 import ctypes
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from tsae_lab import definitions
 
+WIDTH = 130  # columns of a table that is printed to no terminal, at least
 console = Console(stderr=True)
 
 
 @contextmanager
-def progress_bar(label: str, total: int, done: int) -> Iterator[Callable[[str], None]]:
-    """A bar with the time left; where stderr is no terminal, a line about every tenth."""
-    if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-                   TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task(label, total=total, completed=done, note="")
-            yield lambda note: bar.update(task, advance=1, note=note)
-        return
-    at, began = [done], time.perf_counter()
+def progress_bar(
+    label: str, total: int, done: int = 0, *, unit: str = "", shown: bool = True
+) -> Iterator[Callable[..., None]]:
+    """Yield `advance(note="", n=1)`: a bar with the time left, or ten lines without a terminal.
 
-    def line(note: str) -> None:
-        at[0] += 1
-        if at[0] * 10 // total > (at[0] - 1) * 10 // total:
-            left = (time.perf_counter() - began) / (at[0] - done) * (total - at[0])
-            console.print(f"{label}: {at[0]}/{total}, {left:.0f} s left  {note}", highlight=False)
+    Where a `unit` is given (as "tokens"), the note is its rate.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,}"),
+               TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
+    in_lines, began = shown and not console.is_terminal, time.perf_counter()
+    bar = Progress(*columns, console=console, disable=not shown or in_lines)
+    task = bar.add_task(label, total=total, completed=done, note="")
 
-    yield line
+    def advance(note: str = "", n: int = 1) -> None:
+        before = int(bar.tasks[0].completed)
+        rate = (before + n - done) / max(time.perf_counter() - began, 1e-9)
+        note = f"{rate:,.0f} {unit}/s" if unit else note
+        bar.update(task, advance=n, note=note)
+        if in_lines and 10 * (before + n) // total > 10 * before // total:
+            count = f"{before + n:,} of {total:,} {unit}".rstrip()
+            left = f"{(total - before - n) / rate:.0f} s left  {note}".rstrip()
+            console.print(
+                f"{label}: {count}, {left}", highlight=False, markup=False, soft_wrap=True
+            )
+
+    with bar:
+        yield advance
+
+
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    words: Collection[str] | None = None,
+    caption: str = "",
+    lines: bool = False,
+) -> None:
+    """Print one line per row, as wide as the terminal, without one at least 130 columns.
+
+    The columns named in `words` (by default the first) stand to the left, numbers to the right.
+    """
+    words = columns[:1] if words is None else words
+    table = Table(title=escape(title), caption=escape(caption), show_lines=lines)
+    for name in columns:
+        table.add_column(escape(name), justify="left" if name in words else "right")
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    out = Console()
+    wide = Console(width=max(WIDTH, 24 * len(columns)))
+    (out if out.is_terminal else wide).print(table)
 
 
 RUN_MEASURES = (
@@ -44,25 +79,18 @@ RUN_MEASURES = (
 
 
 def show(info: dict[str, Any], plan: str) -> None:
-    """The main measures as a table, TSAE beside the static SAE, mean and standard error over the
-    seeds.
-    """
+    """Print the main measures per text, static SAE beside TSAE: mean and standard error."""
     for name, part in info.items():
         means, errors = part["means"], part["stderrs"]
-        table = Table(
-            title=f"{name}, {plan}: mean and standard error over {len(part['final_info_dict']['clean_ce'])} seeds"
-        )
-        table.add_column("measure")
-        shown = [("static SAE", "static_")] + ([("TSAE", "")] if "fve_mean" in means else [])
-        for title, _ in shown:
-            table.add_column(title, justify="right")
+        models = {"static SAE": "static_"} | ({"TSAE": ""} if "fve_mean" in means else {})
+        rows = []
         for key in RUN_MEASURES:
-            cells = [
-                f"{means[f'{p}{key}_mean']:.4f} ± {errors[f'{p}{key}_stderr']:.4f}"
-                for _, p in shown
-            ]
-            table.add_row(definitions.label(key), *cells)
-        Console().print(table)
+            keys = [f"{prefix}{key}" for prefix in models.values()]
+            cells = [f"{means[f'{k}_mean']:.4f} ± {errors[f'{k}_stderr']:.4f}" for k in keys]
+            rows.append([definitions.label(key), *cells])
+        n_seeds = len(part["final_info_dict"]["clean_ce"])
+        title = f"{name}, {plan}: mean and standard error over {n_seeds} seeds"
+        print_table(title, ["measure", *models], rows)
 
 
 STUDY_MEASURES = (
@@ -78,60 +106,53 @@ STUDY_MEASURES = (
 
 
 def show_study(info: dict[str, Any]) -> None:
-    """Static SAE, TSAE and their difference: mean and standard error over seeds, and seed 0's
-    interval by documents.
+    """Print static SAE, TSAE and their difference per text: mean and standard error over seeds.
+
+    Beside the difference stands the interval over documents of seed 0.
     """
+    columns = ("measure", "static SAE", "TSAE", "difference", "95 % (documents)")
+    caption = "intervals: seed 0, paired bootstrap over documents; all measures in summary.csv, intervals.csv"
     for name, part in info.items():
-        means, errors = part["means"], part["stderrs"]
         n_seeds = len(part["final_info_dict"]["clean_ce"])
-        table = Table(
-            title=f"{name}, run_3" + f": mean ± standard error over {n_seeds} seeds" * (n_seeds > 1)
-        )
-        table.add_column("measure")
-        for title in ("static SAE", "TSAE", "difference", "95 % (documents)"):
-            table.add_column(title, justify="right")
-        for key in STUDY_MEASURES:
-            if f"{key}_mean" not in means:
-                continue
-            cells = [f"{means[f'{p}{key}_mean']:.4g}" for p in ("static_", "")]
-            if n_seeds > 1:
-                spreads = (f" ± {errors[f'{p}{key}_stderr']:.2g}" for p in ("static_", ""))
-                cells = [cell + spread for cell, spread in zip(cells, spreads, strict=True)]
-            difference = means[f"{key}_mean"] - means[f"static_{key}_mean"]
-            bounds = part["intervals"].get(f"TSAE - static SAE: {key}")
-            shown = f"{bounds[0][1]:+.4f} to {bounds[0][2]:+.4f}" if bounds else ""
-            table.add_row(definitions.label(key), *cells, f"{difference:+.4g}", shown)
-        table.caption = "intervals: seed 0, paired bootstrap over documents; all measures in summary.csv, intervals.csv"
-        print_wide(table)
+        spread = f": mean ± standard error over {n_seeds} seeds" if n_seeds > 1 else ""
+        measured = [key for key in STUDY_MEASURES if f"{key}_mean" in part["means"]]
+        rows = [_study_row(key, part, n_seeds) for key in measured]
+        print_table(f"{name}, run_3{spread}", columns, rows, caption=caption)
+
+
+def _study_row(key: str, part: dict[str, Any], n_seeds: int) -> list[str]:
+    values = [part["means"][f"{prefix}{key}_mean"] for prefix in ("static_", "")]
+    cells = [f"{value:.4g}" for value in values]
+    if n_seeds > 1:
+        errors = [part["stderrs"][f"{prefix}{key}_stderr"] for prefix in ("static_", "")]
+        cells = [f"{cell} ± {error:.2g}" for cell, error in zip(cells, errors, strict=True)]
+    bounds = part["intervals"].get(f"TSAE - static SAE: {key}")
+    interval = f"{bounds[0][1]:+.4f} to {bounds[0][2]:+.4f}" if bounds else ""
+    return [definitions.label(key), *cells, f"{values[1] - values[0]:+.4g}", interval]
 
 
 def show_tradeoff(curve: dict[str, Any]) -> None:
-    """One row per bridge strength below the static SAE's: FVE, overlap, L0, TSS."""
-    table = Table("model", "FVE", "Jaccard", "L0", "TSS, lag 1")
-    table.title = f"{curve['dataset']}, seed {curve['seed']}"
-    rows = [("static SAE", curve["static"])]
-    rows += [(f"TSAE, beta {point['beta']:g}", point) for point in curve["tsae"]]
-    for name, point in rows:
-        table.add_row(name, *(f"{point[key]:.4f}" for key in ("fve", "jaccard", "l0", "tss")))
-    Console().print(table)
-
-
-def print_wide(table: Table) -> None:
-    """On a terminal as wide as that is, else 130 columns."""
-    out = Console()
-    (out if out.is_terminal else Console(width=130)).print(table)
+    """Print FVE, overlap, L0 and TSS of the static SAE and of the TSAE per bridge strength."""
+    saes = {"static SAE": curve["static"]}
+    saes |= {f"TSAE, beta {point['beta']:g}": point for point in curve["tsae"]}
+    keys = ("fve", "jaccard", "l0", "tss")
+    rows = [(name, *(f"{sae[key]:.4f}" for key in keys)) for name, sae in saes.items()]
+    columns = ("model", *map(definitions.label, keys))
+    print_table(f"{curve['dataset']}, seed {curve['seed']}", columns, rows)
 
 
 def fast_memory() -> None:
-    """Keeps freed blocks in the process (glibc): fresh pages for every large tensor cost a third of
-    a step.
-    """
-    try:
+    """Keep freed blocks in the process: fresh pages per large tensor cost a third of a step."""
+    with suppress(OSError, AttributeError):  # no glibc
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
-    except (OSError, AttributeError):
-        return
+
+
+def release_memory() -> None:
+    """Give freed blocks, which `fast_memory` keeps, back to the system."""
+    with suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def cpu_threads(wanted: int = 0) -> int:
@@ -140,25 +161,14 @@ def cpu_threads(wanted: int = 0) -> int:
     return wanted or (int(set_by_user) if set_by_user.isdigit() else 0) or os.cpu_count() or 1
 
 
-def release_memory() -> None:
-    """Gives freed blocks back to the system (glibc), which `fast_memory` keeps: called between two
-    kinds of work.
-    """
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        return
-
-
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Bad input, a missing file and a full disk end the program with one line and exit code 1."""
     try:
         yield
     except (ValueError, OSError) as error:
-        console.print(
-            f"error: {' '.join(str(error).split())}", style="red", highlight=False, soft_wrap=True
-        )
+        line = " ".join(str(error).split())
+        console.print(f"error: {line}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         console.print(

@@ -8,14 +8,14 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import tsae
-from tsae_lab.files import json_text, write_all, write_atomic
+from tsae_lab.files import Writer, json_text, write_all, write_atomic
 
 SAELENS_WEIGHTS, SAELENS_CFG = "sae_weights.safetensors", "cfg.json"
+TEMPORAL = "temporal.safetensors"  # beside them, of a TSAE
 OPTIONS = ("normalize_activations", "reshape_activations")  # of SAELens; only "none" is read
 FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 INTEGERS = {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"}
@@ -46,40 +46,60 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[Tensor
     return {name: tensor.to(device) for name, tensor in tensors.items()}, json.loads(text)
 
 
-def save_saelens(
+def save_sae(
     folder: Path,
+    sae: tsae.Sae,
     *,
-    W_enc: Float[Tensor, "d_in d_sae"],
-    b_enc: Float[Tensor, " d_sae"],
-    W_dec: Float[Tensor, "d_sae d_in"],
-    b_dec: Float[Tensor, " d_in"],
-    k: int,
     model_name: str,
     hook_name: str,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a top-k SAE, `relu(topk((x - b_dec) W_enc + b_enc))`, in float32 as SAELens 6 loads it.
+    """Write the static part in float32 as SAELens 6 loads it, a TSAE's temporal part beside it.
 
-    `folder` is made if missing; `metadata` stands beside the names in cfg.json. Both files are
-    complete before either is moved into place; cfg.json is absent in between, so that no kill
-    leaves new weights with an old configuration.
+    `folder` is made if missing; `metadata` stands beside the names in cfg.json, which is moved into
+    place last and is absent before: no kill leaves new weights with an old configuration.
     """
-    d_in, d_sae = W_enc.shape
-    weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
-    sae = {name: tensor.detach().float() for name, tensor in weights.items()}
-    _check_sae(folder, sae, d_in, d_sae, k)
-    names = {"sae_lens_version": "6.0.0", "model_name": model_name, "hook_name": hook_name}
+    static = {name: tensor.detach().float() for name, tensor in vars(sae.params.static).items()}
+    (d_in, d_sae), k = static["W_enc"].shape, sae.dials.k
+    _check_sae(folder, static, d_in, d_sae, k)
+    names = {"model_name": model_name, "hook_name": hook_name}
     cfg = {"architecture": "topk", "d_in": d_in, "d_sae": d_sae, "k": k, "dtype": "float32"}
     cfg |= {"device": "cpu", "apply_b_dec_to_input": True, "normalize_activations": "none"}
-    cfg |= {"metadata": {**(metadata or {}), **names}}
+    cfg |= {"metadata": {**(metadata or {}), "sae_lens_version": "6.0.0", **names}}
     text = json_text(folder / SAELENS_CFG, cfg, indent=2) + "\n"
+    writers: dict[Path, Writer] = {
+        folder / SAELENS_WEIGHTS: lambda path: _write_safetensors(path, static, "{}"),
+        folder / SAELENS_CFG: lambda path: path.write_text(text),
+    }
+    if sae.temporal:
+        dials = {name: value for name, value in vars(sae.dials).items() if name != "low"}
+        meta, temporal = json.dumps({"dials": dials, **names}), vars(sae.params.temporal)
+        writers = {
+            folder / TEMPORAL: lambda path: _write_safetensors(path, temporal, meta)
+        } | writers
     folder.mkdir(parents=True, exist_ok=True)
-    write_all(
-        {
-            folder / SAELENS_WEIGHTS: lambda path: _write_safetensors(path, sae, "{}"),
-            folder / SAELENS_CFG: lambda path: path.write_text(text),
-        }
-    )
+    write_all(writers)
+
+
+def load_sae(
+    folder: Path, low: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> tuple[tsae.Sae, dict[str, Any]]:
+    """The TSAE of `save_sae`, or a static SAE in the SAELens format, and its cfg.json.
+
+    `low` is the dtype of its products. Raises ValueError for a folder without a model, or with a
+    damaged or foreign one.
+    """
+    for name in (SAELENS_CFG, SAELENS_WEIGHTS):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} holds no model: there is no {name}")
+    weights, cfg = load_saelens(folder)
+    if not (folder / TEMPORAL).is_file():
+        sae = tsae.static_sae(tsae.Static(**weights), cfg["k"], low)
+    else:
+        temporal, meta = load_tensors(folder / TEMPORAL)
+        params = tsae.params_from(weights | temporal)
+        sae = tsae.Sae(params=params, dials=tsae.Dials(**meta["dials"], low=low))
+    return tsae.on_device(sae, device), cfg
 
 
 def load_saelens(
@@ -117,7 +137,7 @@ def load_saelens(
 
 
 def _topk_cfg(path: Path) -> dict[str, Any]:
-    """cfg.json, checked to be a top-k SAE without input normalisation; `k` where SAELens 6 has it."""
+    """cfg.json of a top-k SAE without input normalisation; `k` where SAELens 6 has it."""
     try:
         cfg = dict(json.loads(path.read_text()))
     except (TypeError, ValueError) as error:
@@ -160,7 +180,7 @@ def _write_safetensors(path: Path, tensors: Mapping[str, Tensor], text: str) -> 
 
 
 def _read_safetensors(path: Path) -> tuple[Tensors, str]:
-    """Tensors in memory of their own and the text of the header: "" in a file without a checksum."""
+    """Tensors in memory of their own, and the header's text: "" where there is no checksum."""
     try:
         path.open("rb").close()  # its errors name the file
         with safe_open(path, framework="pt") as file:
@@ -183,46 +203,3 @@ def _crc32(tensors: Mapping[str, Tensor], text: str) -> str:
         crc = zlib.crc32(f"{name} {DTYPES.get(tensor.dtype)} {tuple(tensor.shape)}".encode(), crc)
         crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
     return f"{crc:08x}"
-
-
-def save_sae(
-    folder: Path, sae: tsae.Sae, *, model_name: str, hook_name: str, metadata: Mapping[str, Any]
-) -> None:
-    """Save the static part in the SAELens format; a TSAE's temporal tensors and dials beside it."""
-    save_saelens(
-        folder, **vars(sae.params.static), k=sae.dials.k,
-        model_name=model_name, hook_name=hook_name, metadata=metadata,
-    )  # fmt: skip
-    if sae.temporal:
-        dials = {name: value for name, value in vars(sae.dials).items() if name != "low"}
-        meta = {"dials": dials, "model_name": model_name, "hook_name": hook_name}
-        save_tensors(folder / "temporal.safetensors", vars(sae.params.temporal), meta)
-
-
-def load_tsae(folder: Path, low: torch.dtype = torch.float32) -> tsae.Sae:
-    """A saved TSAE with the dials it was trained for. Raises ValueError for a damaged or foreign
-    folder.
-    """
-    weights, _ = load_saelens(folder)
-    temporal, meta = load_tensors(folder / "temporal.safetensors")
-    dials = tsae.Dials(**meta["dials"], low=low)
-    return tsae.Sae(params=tsae.params_from(weights | temporal), dials=dials)
-
-
-def load_model(
-    folder: Path, low: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> tuple[tsae.Sae, dict[str, Any]]:
-    """A saved TSAE, or a static SAE in the SAELens format, and its cfg.json.
-
-    Raises ValueError for a folder that is missing, damaged or foreign.
-    """
-    if not (folder / SAELENS_CFG).is_file():
-        raise ValueError(f"{folder} holds no model: there is no {SAELENS_CFG}")
-    if not (folder / SAELENS_WEIGHTS).is_file():
-        raise ValueError(f"{folder} holds no model: there is no {SAELENS_WEIGHTS}")
-    weights, cfg = load_saelens(folder)
-    if (folder / "temporal.safetensors").is_file():
-        sae = load_tsae(folder, low)
-    else:
-        sae = tsae.static_sae(tsae.Static(**weights), cfg["k"], low)
-    return tsae.on_device(sae, device), cfg

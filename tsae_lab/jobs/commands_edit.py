@@ -1,154 +1,120 @@
-"""Commands on one saved SAE that change a code and watch the language model: `intervene`, `steer`,
-`minimal-pairs`.
+"""Commands that change a saved model's code and watch the language model.
 
-A model is a folder that a run has saved, or any top-k SAE in the SAELens format; its cfg.json names
-the language model and the hook. What can be wrong with the request is said before the long work.
+`python experiment.py intervene|steer|minimal-pairs MODEL`. All compute in float32.
 """
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
+from jaxtyping import Float
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-import tsae
-from tsae_lab import files
-from tsae_lab.data import language_model, public_sets, tasks
-from tsae_lab.data.language_model import LanguageModel
-from tsae_lab.jobs import checkpoint
+from tsae_lab.data import public_sets, tasks
+from tsae_lab.data.language_model import LanguageModel, layers_above
+from tsae_lab.jobs.saved import (
+    CsvOption,
+    HookOption,
+    JsonOption,
+    LmOption,
+    ModelFolder,
+    PngOption,
+    Saved,
+    checked_outputs,
+    open_model,
+    with_lm,
+    write_outputs,
+)
 from tsae_lab.measures import effects, evaluation, interventions, minimal_pairs
-from tsae_lab.measures.effects import SPAN, Case, Change
-from tsae_lab.measures.interventions import Edit
+from tsae_lab.measures.effects import SPAN, Batch, Case, Change
+from tsae_lab.measures.interventions import Edit, MakeEdit
 from tsae_lab.sections import figures
-from tsae_lab.terminal import console, cpu_threads, fast_memory, one_line_errors
+from tsae_lab.terminal import console, one_line_errors, print_table
 
 EDITS = ("ablate", "clamp", "swap", "steer")
-CASES = 32  # agreement cases that a command measures on
+TRAIN_CASES = 240  # agreement cases on which features are chosen
 
-ModelFolder = Annotated[
-    Path, typer.Argument(help="a saved model, as run_2/iambic/seed_0/tsae, or a SAELens folder")
-]
 FeatureOption = Annotated[
     list[int] | None, typer.Option("--feature", help="feature; give it again for several")
 ]
-LmOption = Annotated[
-    str, typer.Option("--lm", help="language model, in place of the one that cfg.json names")
+EditOption = Annotated[
+    str, typer.Option(help="ablate, clamp (to --value), swap (twin's values) or steer")
 ]
-HookOption = Annotated[
-    str, typer.Option("--hook", help="hook, in place of the one that cfg.json names")
+ValueOption = Annotated[float, typer.Option(help="what clamp sets and steer adds")]
+VerbTextOption = Annotated[
+    str, typer.Option(help="a text up to its verb; default: generated agreement sentences")
 ]
+GoodOption = Annotated[str, typer.Option(help="the verb's right form, with its space, as ' are'")]
+BadOption = Annotated[str, typer.Option(help="the wrong form")]
+TwinOption = Annotated[
+    str, typer.Option(help="the text in the other number: the full patch, and what swap takes")
+]
+PositionOption = Annotated[
+    list[int] | None,
+    typer.Option(help="token to edit, -1 the last before the verb; again for several"),
+]
+CountOption = Annotated[
+    int,
+    typer.Option(
+        "--n_features", "--n-features", min=1, help="without --feature: the best number features"
+    ),
+]
+CasesOption = Annotated[int, typer.Option(min=2, help="generated sentences to measure on")]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Opened:
-    """A saved SAE and where it belongs."""
-
-    sae: tsae.Sae
-    lm: str
-    hook: str
-
-    @property
-    def modes(self) -> dict[str, bool]:
-        """Name and `propagated` of the ways to apply an edit."""
-        return interventions.modes(self.sae) if self.sae.temporal else {"static": False}
-
-
-def open_sae(folder: Path, lm: str = "", hook: str = "") -> Opened:
-    """The SAE in a folder. ValueError for a folder without one, or one that names no language model
-    or hook.
-    """
-    for name in (checkpoint.SAELENS_CFG, checkpoint.SAELENS_WEIGHTS):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no model: there is no {name}")
-    weights, cfg = checkpoint.load_saelens(folder)
-    names = cfg.get("metadata") or {}
-    lm, hook = lm or names.get("model_name", ""), hook or names.get("hook_name", "")
-    if not lm or not hook:
-        raise ValueError(
-            f"{folder / checkpoint.SAELENS_CFG} names no language model or no hook; give --lm and --hook"
-        )
-    if (folder / "temporal.safetensors").is_file():
-        return Opened(sae=checkpoint.load_tsae(folder), lm=lm, hook=hook)
-    sae = tsae.static_sae(tsae.Static(**weights), cfg["k"])
-    return Opened(sae=sae, lm=lm, hook=hook)
-
-
-def _checked_features(found: Opened, wanted: list[int] | None) -> torch.Tensor:
+def _features(saved: Saved, wanted: list[int] | None) -> torch.Tensor:
     """The features asked for. ValueError for one that does not exist or is named twice."""
     features = torch.tensor(wanted or [], dtype=torch.int64)
+    last = saved.sae.d_sae - 1
     for feature in features.tolist():
-        if not 0 <= feature < found.sae.d_sae:
-            raise ValueError(
-                f"feature {feature} does not exist: the model has features 0 to {found.sae.d_sae - 1}"
-            )
+        if not 0 <= feature <= last:
+            have = f"the model has features 0 to {last}"
+            raise ValueError(f"feature {feature} does not exist: {have}")
     if len(features.unique()) < len(features):
         raise ValueError("a feature is named twice")
     return features
 
 
-def _load(found: Opened) -> LanguageModel:
-    torch.set_num_threads(cpu_threads())
-    fast_memory()
-    with console.status(f"loading {found.lm}"):
-        lm = language_model.load_lm(found.lm, device="cpu", dtype=torch.float32)
-    language_model.check_hook(lm, found.hook)
-    if lm.d_in != len(found.sae.params.static.b_dec):
-        width = len(found.sae.params.static.b_dec)
-        raise ValueError(f"the model reads activations of width {width}; {found.lm} has {lm.d_in}")
-    return lm
-
-
-# ------------------------------------------------------------------------------------------------ intervene
+# ------------------------------------------------------------------------------------- intervene
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What `intervene` was asked to do."""
 
-    kind: str
+    edit: str
     value: float
     features: torch.Tensor
+    """on generated sentences none: the `n_features` best number features"""
+    positions: tuple[int, ...]
+    case: Case | None
+    """the text; without one, `n_cases` generated sentences"""
+    n_features: int
+    n_cases: int
 
 
 def intervene_command(
     model: ModelFolder,
     feature: FeatureOption = None,
-    edit: Annotated[
-        str, typer.Option(help="ablate, clamp (to --value), swap (twin's values) or steer")
-    ] = "ablate",
-    value: Annotated[float, typer.Option(help="what clamp sets and steer adds")] = 0.0,
-    text: Annotated[
-        str, typer.Option(help="a text up to its verb; default: generated agreement sentences")
-    ] = "",
-    good: Annotated[
-        str, typer.Option(help="the verb's right form, with its space, as ' are'")
-    ] = "",
-    bad: Annotated[str, typer.Option(help="the wrong form")] = "",
-    twin: Annotated[
-        str, typer.Option(help="the text in the other number: the full patch, and what swap takes")
-    ] = "",
-    position: Annotated[
-        list[int] | None,
-        typer.Option(help="token to edit, -1 the last before the verb; again for several"),
-    ] = None,
-    n_features: Annotated[
-        int,
-        typer.Option(
-            "--n_features",
-            "--n-features",
-            min=1,
-            help="without --feature: the best number features",
-        ),
-    ] = 10,
-    cases: Annotated[int, typer.Option(min=2, help="generated sentences to measure on")] = CASES,
-    png: Annotated[
-        Path | None, typer.Option(help="write effect against offset as PNG and SVG")
-    ] = None,
+    edit: EditOption = "ablate",
+    value: ValueOption = 0.0,
+    text: VerbTextOption = "",
+    good: GoodOption = "",
+    bad: BadOption = "",
+    twin: TwinOption = "",
+    position: PositionOption = None,
+    n_features: CountOption = 10,
+    cases: CasesOption = 32,
+    json: JsonOption = None,
+    csv: CsvOption = None,
+    png: PngOption = None,
     lm: LmOption = "",
     hook: HookOption = "",
 ) -> None:
@@ -156,140 +122,148 @@ def intervene_command(
     verb.
     """
     with one_line_errors():
-        files.check_outputs((), (png,))
-        found = open_sae(model, lm, hook)
-        features = _checked_features(found, feature)
-        _check_request(edit, value, text, good, bad, twin, features)
-        language_model = _load(found)
-        ask = Request(kind=edit, value=value, features=features)
-        if text:
+        outputs, saved = checked_outputs(json, csv, png), open_model(model, lm, hook)
+        case = None
+        if text or good or bad or twin:
             case = Case(text=text, twin=twin or text, good=good, bad=bad, label=0, group="")
-            _one_text(found, language_model, ask, case, position)
-        else:
-            _many_texts(found, language_model, ask, n_features, cases, png, position)
+        request = Request(edit=edit, value=value, features=_features(saved, feature), case=case,
+                          positions=tuple(position or ()), n_features=n_features, n_cases=cases)  # fmt: skip
+        _check_request(request, png)
+        measure = _sentences if case is None else _one_text
+        content, figure = measure(*with_lm(saved, exact=True), request)
+        content = {"model": str(model), "edit": edit, "value": value} | content
+        write_outputs(outputs, content, content["rows"], [figure])
 
 
-def _check_request(
-    edit: str, value: float, text: str, good: str, bad: str, twin: str, features: torch.Tensor
-) -> None:
-    if edit not in EDITS:
-        raise ValueError(f"edit is one of {', '.join(EDITS)}; got {edit!r}")
-    if not np.isfinite(value):
-        raise ValueError(f"value needs to be finite; got {value}")
-    if text and not (good and bad):
-        raise ValueError("--text needs --good and --bad, the two forms of the verb")
-    if text and not len(features):
-        raise ValueError("--text needs --feature")
-    if text and edit == "swap" and not twin:
-        raise ValueError("--edit=swap with --text needs --twin, the text in the other number")
-    if not text and (good or bad or twin):
+def _check_request(request: Request, png: Path | None) -> None:
+    case = request.case
+    if request.edit not in EDITS:
+        raise ValueError(f"edit is one of {', '.join(EDITS)}; got {request.edit!r}")
+    if not math.isfinite(request.value):
+        raise ValueError(f"value needs to be finite; got {request.value}")
+    if case is None:
+        if request.positions and max(request.positions) >= 0:
+            rule = "a position counts back from the verb: -1 is the last before it"
+            raise ValueError(f"{rule}; got {max(request.positions)}")
+        return
+    if not case.text:
         raise ValueError("--good, --bad and --twin go with --text")
+    if not (case.good and case.bad):
+        raise ValueError("--text needs --good and --bad, the two forms of the verb")
+    if not len(request.features):
+        raise ValueError("--text needs --feature")
+    if request.edit == "swap" and case.twin == case.text:
+        raise ValueError("--edit=swap with --text needs --twin, the text in the other number")
+    if png is not None:
+        raise ValueError("--png draws the effect on generated sentences: not with --text")
 
 
-def _change(found: Opened, ask: Request, propagated: bool) -> Change:
-    def make(batch: effects.Batch, at: torch.Tensor) -> Edit:
-        if ask.kind == "ablate":
-            return interventions.ablate(ask.features, at)
-        if ask.kind == "clamp":
-            return interventions.clamp(ask.features, at, ask.value)
-        if ask.kind == "steer":
-            return interventions.steer(ask.features, at, ask.value)
-        return interventions.swap(ask.features, at, effects.twin_codes(found.sae, batch, at))
-
-    return effects.change_by(found.sae, make, propagated=propagated)
+def _modes(saved: Saved) -> dict[str, bool]:
+    """Name and `propagated` of the ways to apply an edit."""
+    return interventions.modes(saved.sae) if saved.sae.temporal else {"static": False}
 
 
-def _one_text(
-    found: Opened, lm: LanguageModel, ask: Request, case: Case, position: list[int] | None
-) -> None:
+def _change(saved: Saved, request: Request, *, propagated: bool) -> Change:
+    def make(batch: Batch, at: torch.Tensor) -> Edit:
+        if request.edit == "ablate":
+            return interventions.ablate(request.features, at)
+        if request.edit == "clamp":
+            return interventions.clamp(request.features, at, request.value)
+        if request.edit == "steer":
+            return interventions.steer(request.features, at, request.value)
+        twins = effects.twin_codes(saved.sae, batch, at)
+        return interventions.swap(request.features, at, twins)
+
+    return effects.change_by(saved.sae, make, propagated=propagated)
+
+
+def _one_text(lm: LanguageModel, saved: Saved, request: Request) -> tuple[dict[str, Any], None]:
+    """What the edit does at the verb of the request's text."""
+    case = request.case
+    assert case is not None
     patched = case.twin != case.text
-    batch = effects.batches(lm, found.hook, [case], need_twin=patched)[0][0]
-    at = interventions.positions(batch.seq, position or [-1])
-    above = language_model.layers_above(lm, found.hook)
-    deltas = {
-        mode: _change(found, ask, propagated)(batch, at[None])[0]
-        for mode, propagated in found.modes.items()
-    }
+    batch = effects.batches(lm, saved.hook, [case], need_twin=patched)[0][0]
+    at = interventions.positions(batch.seq, request.positions or (-1,)).to(lm.device)
+    deltas = {"none": torch.zeros_like(batch.twin)}
+    for mode, propagated in _modes(saved).items():
+        deltas[mode] = _change(saved, request, propagated=propagated)(batch, at[None])[0]
     if patched:
         deltas["full patch"] = effects.full_patch(batch, at[None])[0]
-    scores = effects.logit_differences(
-        above, batch, torch.stack([torch.zeros_like(batch.twin), *deltas.values()])
-    )[:, 0]
+    above, variants = layers_above(lm, saved.hook), torch.stack([*deltas.values()])
+    scores = effects.logit_differences(above, batch, variants)[:, 0].tolist()
+    rows = [
+        {"edit": name, "logit_difference": score, "change": score - scores[0]}
+        for name, score in zip(deltas, scores, strict=True)
+    ]
     words = [lm.tokenizer.decode([i]) for i in batch.ids[0, -batch.seq :].tolist()]
-    edited = ", ".join(f"{i - batch.seq} {words[i]!r}" for i in at[0].nonzero()[:, 0].tolist())
-    table = Table(
-        "edit",
-        "logit(good) - logit(bad)",
-        "change",
-        title=escape(f"{ask.kind} {ask.features.tolist()} at {edited}"),
-    )
-    table.add_row("none", f"{float(scores[0]):.4f}", "")
-    for name, score in zip(deltas, scores[1:].tolist(), strict=True):
-        table.add_row(name, f"{score:.4f}", f"{score - float(scores[0]):+.4f}")
-    Console().print(table)
+    edited = [i - batch.seq for i in at[0].nonzero()[:, 0].tolist()]
+    places = ", ".join(f"{i} {words[i]!r}" for i in edited)
+    cells = [(name, f"{row['logit_difference']:.4f}", f"{row['change']:+.4f}" if name != "none" else "")
+             for name, row in zip(deltas, rows, strict=True)]  # fmt: skip
+    title = f"{request.edit} {request.features.tolist()} at {places}"
+    print_table(title, ("edit", "logit(good) - logit(bad)", "change"), cells)
+    content = {"features": request.features.tolist(), "text": case.text, "positions": edited}
+    return content | {"rows": rows}, None
 
 
-def _many_texts(
-    found: Opened,
-    lm: LanguageModel,
-    ask: Request,
-    n_features: int,
-    n_cases: int,
-    png: Path | None,
-    position: list[int] | None,
-) -> None:
-    offsets = [SPAN, *(position or [-1, -2, -3, -4, -5, -6])]
-    if any(offset > 0 for offset in offsets) or 0 in offsets[1:]:
-        raise ValueError(
-            f"a position counts back from the verb: -1 is the last before it; got {max(offsets[1:])}"
-        )
-    above = language_model.layers_above(lm, found.hook)
-    every = effects.agreement_cases(tasks.agreement())
-    train, test = effects.split_cases(every, 240, n_cases)
-    batches, skipped = effects.batches(lm, found.hook, test)
-    if not len(ask.features):
-        chosen = effects.number_features(found.sae, effects.batches(lm, found.hook, train)[0])[0][
-            :n_features
-        ]
-        ask = Request(kind=ask.kind, value=ask.value, features=chosen)
-    with console.status("full patch"):
-        patch = effects.profile(above, batches, effects.full_patch, offsets)
-    if np.isnan(patch).all(1).any():
-        raise ValueError(f"no sentence reaches back to position {min(offsets)}")
-    profiles = {}
-    for mode, propagated in found.modes.items():
-        with console.status(mode):
-            profiles[mode] = effects.profile(
-                above, batches, _change(found, ask, propagated), offsets
-            )
-    n = sum(len(batch.ids) for batch in batches)
-    scale = f"effect / effect of the whole full patch ({patch[0].mean():.2f} logits)"
-    title = f"{ask.kind} {ask.features.tolist()}: {scale}, {n} sentences"
-    table = Table("edited tokens", "full patch", *profiles, title=escape(title))
-    for i, offset in enumerate(offsets):
-        cells = [effects.normalised(values[i], patch[0]) for values in (patch, *profiles.values())]
-        table.add_row(
-            "subject to verb" if offset == SPAN else str(offset),
-            *(f"{cell:+.4f}" for cell in cells),
-        )
-    Console().print(table)
+def _sentences(lm: LanguageModel, saved: Saved, request: Request) -> tuple[dict[str, Any], Figure]:
+    """What the edit does at the verb of generated sentences, by the position that is edited."""
+    offsets = [SPAN, *(request.positions or (-1, -2, -3, -4, -5, -6))]
+    cases = effects.agreement_cases(tasks.agreement())
+    train, test = effects.split_cases(cases, TRAIN_CASES, request.n_cases)
+    batches, skipped = effects.batches(lm, saved.hook, test)
+    if not len(request.features):
+        seen, _ = effects.batches(lm, saved.hook, train)
+        best = effects.number_features(saved.sae, seen)[0]
+        request = replace(request, features=best[: request.n_features])
+    profiles = _profiles(lm, saved, request, batches, offsets)
+    patch = profiles["full patch"][0]
+    curves = {name: effects.normalised(values, patch) for name, values in profiles.items()}
+    n, features = sum(len(batch.ids) for batch in batches), request.features.tolist()
+    scale = f"effect / effect of the whole full patch ({patch.mean():.2f} logits)"
+    columns = ["edited tokens", *curves]
+    places = ["subject to verb" if offset == SPAN else offset for offset in offsets]
+    rows = [
+        dict(zip(columns, row, strict=True)) for row in zip(places, *curves.values(), strict=True)
+    ]
+    cells = [
+        (place, *(f"{curve[i]:+.4f}" for curve in curves.values()))
+        for i, place in enumerate(places)
+    ]
+    print_table(f"{request.edit} {features}: {scale}, {n} sentences", columns, cells)
     _say_skipped(skipped)
-    if png is not None:
-        lines = {
-            mode: effects.normalised(values[1:], patch[0]) for mode, values in profiles.items()
-        }
-        figure = figures.offset_figure(
-            lines, offsets[1:], patch=effects.normalised(patch[1:], patch[0])
-        )
-        figures.save_figure(figure, png.with_suffix(""))
+    lines = {name: curve[1:] for name, curve in curves.items() if name != "full patch"}
+    figure = figures.offset_figure(lines, offsets[1:], patch=curves["full patch"][1:])
+    return {
+        "features": features,
+        "sentences": n,
+        "full_patch_logits": float(patch.mean()),
+        "rows": rows,
+    }, figure
 
 
-def _say_skipped(skipped: dict[str, int]) -> None:
+def _profiles(
+    lm: LanguageModel, saved: Saved, request: Request, batches: list[Batch], offsets: list[int]
+) -> dict[str, Float[np.ndarray, "offsets cases"]]:
+    """Change of logit(good) - logit(bad) by the full patch and by the edit in each of its modes."""
+    changes: dict[str, Change] = {"full patch": effects.full_patch}
+    for mode, propagated in _modes(saved).items():
+        changes[mode] = _change(saved, request, propagated=propagated)
+    above, profiles = layers_above(lm, saved.hook), {}
+    for name, change in changes.items():
+        with console.status(name):
+            profiles[name] = effects.profile(above, batches, change, offsets)
+        if np.isnan(profiles[name]).all(1).any():
+            raise ValueError(f"no sentence reaches back to position {min(offsets)}")
+    return profiles
+
+
+def _say_skipped(skipped: Mapping[str, int]) -> None:
     for reason, n in skipped.items():
         console.print(f"skipped {n}: {reason}", highlight=False)
 
 
-# ---------------------------------------------------------------------------------------------------- steer
+# ----------------------------------------------------------------------------------------- steer
 
 
 def steer_command(
@@ -315,31 +289,29 @@ def steer_command(
     along.
     """
     with one_line_errors():
-        found = open_sae(model, lm, hook)
-        features = _checked_features(found, feature)
-        strengths = strength or [50.0]
+        saved, strengths = open_model(model, lm, hook), strength or [50.0]
+        features = _features(saved, feature)
         if not len(features):
             raise ValueError("steer needs --feature")
-        if not np.isfinite(strengths).all():
+        if not all(map(math.isfinite, strengths)):
             raise ValueError("strength needs to be finite")
-        language_model = _load(found)
-
-        def write(**edit: Any) -> str:
-            generator = torch.Generator().manual_seed(seed)
-            return interventions.continuation(language_model, found.hook, prompt, tokens, temperature=temperature,
-                                         generator=generator, propagated=not local, **edit)  # fmt: skip
-
-        out = Console(soft_wrap=True, highlight=False)
-        out.print(f"[bold]without[/bold]: {escape(prompt)}[green]{escape(write())}[/green]")
+        lm_loaded, saved = with_lm(saved, exact=True)
+        edits: dict[str, MakeEdit | None] = {"without": None}
         for amount in strengths:
             edit = interventions.steer_edit(features, amount, begin=begin)
-            written = write(sae=found.sae, make_edit=edit)
+            edits[f"{features.tolist()} {amount:+g}"] = edit
+        out = Console(soft_wrap=True, highlight=False)
+        for label, edit in edits.items():
+            written = interventions.continuation(
+                lm_loaded, saved.hook, prompt, tokens, sae=saved.sae, make_edit=edit,
+                propagated=not local, temperature=temperature,
+                generator=torch.Generator().manual_seed(seed))  # fmt: skip
             out.print(
-                f"[bold]{features.tolist()} {amount:+g}[/bold]: {escape(prompt)}[green]{escape(written)}[/green]"
+                f"[bold]{escape(label)}[/bold]: {escape(prompt)}[green]{escape(written)}[/green]"
             )
 
 
-# -------------------------------------------------------------------------------------------- minimal pairs
+# --------------------------------------------------------------------------------- minimal pairs
 
 
 def minimal_pairs_command(
@@ -347,8 +319,9 @@ def minimal_pairs_command(
     source: Annotated[
         str,
         typer.Argument(
-            help="folder with blimp/*.jsonl, lm_syneval/*.jsonl, winogender/templates.tsv; or one file; or a dataset's "
-            "name on the hub: nyu-mll/blimp:regular_plural_subject_verb_agreement_1, oskarvanderwal/winogender:all"
+            help="folder with blimp/*.jsonl, lm_syneval/*.jsonl, winogender/templates.tsv; or one"
+            " file; or a dataset's name on the hub:"
+            " nyu-mll/blimp:regular_plural_subject_verb_agreement_1, oskarvanderwal/winogender:all"
         ),
     ],
     names: Annotated[
@@ -361,34 +334,22 @@ def minimal_pairs_command(
 ) -> None:
     """Accuracy of the language model on minimal pairs, as it is and with the code spliced in."""
     with one_line_errors():
-        found = open_sae(model, lm, hook)
+        saved = open_model(model, lm, hook)
         wanted = [name.strip() for name in names.split(",") if name.strip()]
         sets, absent = public_sets.find_sets(source, each, names=wanted, seed=seed)
         if not sets:
             raise ValueError(f"{source} holds none of {', '.join(absent)}")
-        language_model = _load(found)
-        label = "TSAE" if found.sae.temporal else "static SAE"
-        table = Table(
-            "set", "condition", "pairs", "clean", label, title=f"accuracy on minimal pairs, {model}"
-        )
-        for name, (some, rule) in sets.items():
-            with console.status(f"{name}: {len(some)} pairs"):
-                splice = {label: evaluation.replacement(found.sae)}
-                scores = minimal_pairs.score(language_model, found.hook, some, splice, rule)
+        lm_loaded, saved = with_lm(saved, exact=True)
+        models, cells = ("clean", saved.name), []
+        splice = {saved.name: evaluation.replacement(saved.sae)}
+        for name, (pairs, rule) in sets.items():
+            with console.status(f"{name}: {len(pairs)} pairs"):
+                scores = minimal_pairs.score(lm_loaded, saved.hook, pairs, splice, rule)
             for row in minimal_pairs.accuracy_rows(name, scores):
-                cells = [f"{row[m]:.3f} ± {row[f'{m}_stderr']:.3f}" for m in ("clean", label)]
-                table.add_row(name, str(row["group"]), str(row["pairs"]), *cells)
+                shares = [f"{row[m]:.3f} ± {row[f'{m}_stderr']:.3f}" for m in models]
+                cells.append((name, row["group"], row["pairs"], *shares))
             _say_skipped({f"{name}: {reason}": n for reason, n in scores.skipped.items()})
-        Console().print(table)
+        columns = ("set", "condition", "pairs", *models)
+        print_table(f"accuracy on minimal pairs, {model}", columns, cells, words=columns[:2])
         for name in absent:
             console.print(f"absent in {source}: {name}", highlight=False)
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the three commands."""
-    for name, command in (
-        ("intervene", intervene_command),
-        ("steer", steer_command),
-        ("minimal-pairs", minimal_pairs_command),
-    ):
-        app.command(name)(command)

@@ -20,7 +20,7 @@ from tsae_lab import files
 from tsae_lab.data.language_model import LanguageModel, load_lm
 from tsae_lab.data.store import Store
 from tsae_lab.jobs import plan
-from tsae_lab.jobs.checkpoint import load_model, load_tensors
+from tsae_lab.jobs.checkpoint import load_sae, load_tensors
 from tsae_lab.jobs.plan import Config, Unit
 from tsae_lab.jobs.training import Trainer, final_dials, restore
 from tsae_lab.measures import evaluation
@@ -147,7 +147,7 @@ def _context(
     subjects = []
     with progress_bar(f"{label}: codes", n_batches, 0) as advance:
         for folder, prefix in ((models / "tsae", ""), (models / "static", "static_")):
-            sae, _ = load_model(folder, low, lm.device)
+            sae, _ = load_sae(folder, low, lm.device)
             subjects.append(subject(sae, store, prefix=prefix, progress=lambda: advance("")))
     context = context_of(name, seed, lm, store, subjects, long=seed == 0)
     return replace(context, share=config.share, data_dir=config.data_dir)

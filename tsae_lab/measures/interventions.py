@@ -207,6 +207,8 @@ def intervene(
             f"the edit is for {tuple(edit.at.shape)} (batch, seq); x has {tuple(x.shape[:2])}"
         )
     states = states or start_states(sae, len(x))
+    tensors = {name: v.to(x.device) for name, v in vars(edit).items() if name != "alone"}
+    edit = replace(edit, **tensors)
     seen = tsae.see(sae.params, x, sae.dials, states.original)
     held = _apart(seen.static, edit.features)
     plain = _apart(
