@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from toys import HOOK, linzen, random_model, save_saes, write
 from typer.testing import CliRunner
@@ -232,13 +234,18 @@ def test_a_text_may_be_itself_however_long_or_odd(seed_folder, text):
     assert commands.documents_of(ask(text, seed_folder, document=0), model) == ("text", [text])
 
 
-@pytest.mark.parametrize(
-    "text", ["a b c\n", "one\n\ntwo\n" * 3000, "x" * 30_000, " \n" + "word " * 5000]
+@given(
+    st.lists(
+        st.sampled_from(["word ", "line\n", "end.\n\n", "x" * 90]), min_size=1, max_size=300
+    ).map("".join)
 )
-def test_pieces_are_of_about_one_size_and_join_to_the_text_again(text):
+def test_the_pieces_of_a_text_join_to_it_and_are_about_equally_long(short):
+    text = short * 8
     parts = commands.pieces(text)
     assert "".join(parts) == text
-    assert max(map(len, parts)) < 1.5 * commands.PIECE_CHARS
+    if len(text) > 24_000:
+        assert len(parts) == round(len(text) / 8_000)
+        assert max(map(len, parts)) < 16_000
 
 
 # ------------------------------------------------------------------------- numbers and files

@@ -253,7 +253,7 @@ def test_the_command_prints_a_table_and_writes_its_files(model_dir, tmp_path):
     ]
     done = CliRunner().invoke(experiment.app, call)
     assert done.exit_code == 0, done.output
-    assert re.search(r"│ all +│ 5 .*│ [01]\.\d{3} \([01]\.\d\d-", done.output)
+    assert re.search(r"│ all +│ +5 │.*│ [01]\.\d{3} \([01]\.\d\d-", done.output)
     held = json.loads(out["json"].read_text())
     with out["csv"].open() as file:
         lines = list(csv.DictReader(file))
@@ -272,7 +272,7 @@ def test_the_command_prints_a_table_and_writes_its_files(model_dir, tmp_path):
             ["nothing", "MODEL"],
             "nothing is neither a file, nor a dataset's name (owner/dataset), nor one of agreement",
         ),
-        (["agreement", "EMPTY"], "holds no model: needed is a cfg.json"),
+        (["agreement", "EMPTY"], "holds no model: there is no cfg.json"),
         (["agreement", "MODEL", "--k=0"], "--k needs to be at least 1; got 0"),
         (
             ["agreement", "MODEL", "--json=EMPTY/no/x.json"],

@@ -25,7 +25,7 @@ import metrics
 import tsae
 from tsae_lab import definitions
 from tsae_lab.data.language_model import LanguageModel
-from tsae_lab.jobs import checkpoint, commands, study
+from tsae_lab.jobs import checkpoint, study
 from tsae_lab.measures import lifetimes, transitions
 from tsae_lab.sections import context, figures, stability
 from tsae_lab.sections import transitions as transitions_in_words
@@ -441,19 +441,6 @@ def test_a_drawn_graph_is_a_forest_of_small_parts_that_holds_the_strongest_edge(
         assert max(map(len, nx.weakly_connected_components(drawn))) <= figures.PART_NODES
         best = min(graph.edges(data=True), key=lambda e: (e[2]["p_value"], -e[2]["lift"]))
         assert drawn.has_edge(best[0], best[1])
-
-
-@given(
-    st.lists(
-        st.sampled_from(["word ", "line\n", "end.\n\n", "x" * 90]), min_size=1, max_size=300
-    ).map("".join)
-)
-def test_the_pieces_of_a_text_join_to_it_and_are_about_equally_long(text):
-    parts = commands.pieces(text, n_chars=1_000)
-    assert "".join(parts) == text
-    if len(text) > 3_000:
-        assert len(parts) == round(len(text) / 1_000)
-        assert max(map(len, parts)) < 2_000
 
 
 # ---------------------------------------------------------------- run_3 as its users run it

