@@ -9,7 +9,8 @@ from toys import edited_logits, random_model
 import tsae
 from tsae import Dials, Sae
 from tsae_lab import files
-from tsae_lab.data import language_model
+from tsae_lab.data import language_model, tasks
+from tsae_lab.measures import effects as measures
 from tsae_lab.measures import interventions
 from tsae_lab.sections import effects
 from tsae_lab.sections.effects import Counts
@@ -104,6 +105,35 @@ def test_an_edit_changes_nothing_before_its_position_and_the_verb_after_it(
     edited = run(lm, ids, sae, edit, propagated)
     assert torch.equal(edited[:3], clean[:3])
     assert (edited[VERB - 1] - clean[VERB - 1]).abs().max() > 1e-3
+
+
+def test_every_twin_of_agreement_has_as_many_tokens_as_its_text(lm):
+    cases = measures.agreement_cases(tasks.agreement())
+    ids = [
+        lm.tokenizer([getattr(case, name) for case in cases])["input_ids"]
+        for name in ("text", "twin")
+    ]
+    unequal = [len(text) != len(twin) for text, twin in zip(*ids, strict=True)]
+    assert not any(unequal)
+    assert len({case.group for case in cases}) >= 100
+
+
+def test_the_model_takes_every_cue_for_a_singular(lm):
+    """ "The wings" asks for "were": a plural would tell its sense by the verb after it."""
+    forms = [lm.tokenizer([" was", " is", " has"]), lm.tokenizer([" were", " are", " have"])]
+    singular, plural = (torch.tensor(form["input_ids"])[:, 0] for form in forms)
+    cues = sorted({cue for senses in tasks.HOMONYMS.values() for cue in sum(senses, ())})
+    ids = lm.tokenizer([f"Yesterday the {cue}" for cue in cues])["input_ids"]
+    plurals = []
+    for length in {len(text) for text in ids}:
+        batch = [i for i, text in enumerate(ids) if len(text) == length]
+        with torch.no_grad():
+            logits = lm.model(torch.tensor([[*lm.prefix, *ids[i]] for i in batch])).logits[:, -1]
+        p = logits.softmax(-1)
+        plural_p = p[:, plural].sum(1)  # "wings": 50 times the singular's, "cattle" 14 times
+        are_plural = p[:, singular].sum(1) < 2 * plural_p
+        plurals += [cues[i] for i, is_plural in zip(batch, are_plural, strict=True) if is_plural]
+    assert plurals == []
 
 
 def test_the_agreement_cases_are_easy_for_the_model_and_the_full_patch_turns_them_round(lm):

@@ -18,29 +18,36 @@ import torch
 from probes import Item, Task
 
 # 120 subjects and 48 attractors, disjoint; a plural that is not made by rule stands after a slash.
+# Both forms have equally many tokens in the embedded language model: twins can be aligned.
 SUBJECTS = tuple(
     """
     farmer teacher doctor lawyer driver painter writer singer dancer player sailor soldier
-    officer guard manager banker baker butcher barber carpenter plumber tailor weaver miner
+    officer guard manager merchant trader broker barber emperor plumber ambassador weaver miner
     hunter fisherman/fishermen woman/women man/men child/children wife/wives thief/thieves king
-    queen prince princess duke knight priest monk nun bishop pilot captain general engineer
-    architect scientist chemist physicist professor student scholar author poet novelist editor
-    journalist reporter critic actor director producer musician drummer pianist violinist
-    composer conductor judge senator governor mayor minister president secretary clerk
+    queen prince diplomat consultant knight priest monk nun bishop pilot captain general engineer
+    architect scientist chemist physicist professor student scholar author poet lecturer editor
+    journalist reporter critic actor director producer musician drummer tutor violinist
+    composer conductor judge senator governor athlete minister president passenger clerk
     accountant assistant customer client patient nurse surgeon dentist therapist gardener cook
-    chef waiter servant maid butler neighbor visitor tourist traveler stranger guest tenant
-    landlord owner boss worker builder designer inventor explorer climber runner swimmer skater
+    chef waiter servant historian butler neighbor visitor tourist traveler stranger guest tenant
+    landlord owner boss worker builder designer inventor explorer wizard runner swimmer skater
     boxer wrestler coach referee fan winner loser champion rival
     """.split()  # noqa: SIM905
 )
-ATTRACTORS = tuple(
+ANIMALS = tuple(
     """
-    dog cat horse cow goat pig rabbit lion tiger bear monkey elephant camel donkey eagle parrot
-    duck turtle snake frog boy girl brother sister uncle aunt cousin son daughter friend enemy
-    partner witness suspect spy rebel pirate beggar cowboy robber prisoner inspector detective
-    sheriff agent lady/ladies hero/heroes wolf/wolves
+    dog cat horse cow goat pig rabbit lion tiger bear monkey elephant camel fox eagle parrot
+    duck turtle snake frog wolf/wolves
     """.split()  # noqa: SIM905
 )
+PEOPLE = tuple(
+    """
+    boy girl brother sister citizen orphan cousin son daughter friend enemy partner witness
+    suspect spy rebel pirate beggar cowboy robber prisoner inspector detective parent agent
+    lady/ladies hero/heroes
+    """.split()  # noqa: SIM905
+)
+ATTRACTORS = ANIMALS + PEOPLE
 PREPOSITIONS = ("near", "behind", "beside", "with")
 PAST_VERBS = ("chased", "followed", "watched", "avoided", "ignored", "noticed", "feared", "saved")
 # Adverbs before a verb: no noun, no number. By length in words.
@@ -73,7 +80,7 @@ MEN = tuple(
     """.split()  # noqa: SIM905
 )
 MEETINGS = (  # verb, conjunction
-    ("met", "because"),
+    ("warned", "because"),
     ("called", "before"),
     ("thanked", "after"),
     ("saw", "when"),
@@ -99,80 +106,81 @@ SENSE_FRAMES = (
     "There was the {cue} in the picture, and next to it we saw the {target}",
 )
 OPENINGS = ("", "Yesterday,", "Once again,", "As it happened,")
-# homonym: cues of one sense | cues of the other
+# homonym: cues of one sense | cues of the other: nouns of WordNet 3.1 in the singular, no names;
+# no stem twice, or a held-out cue would be known from its kin
 _SENSES = """
 bank: loan cashier deposit mortgage robber vault credit money
     | river stream shore canoe fishing water mud reed
-bat: baseball pitcher inning batter cricket umpire glove league
-    | cave wings vampire owl night mammal insect roost
-crane: bird heron feathers nest stork marsh egg beak
+bat: baseball pitcher inning stadium cricket umpire glove league
+    | cave moth vampire owl night mammal insect dusk
+crane: bird heron plumage nest stork marsh egg beak
     | construction scaffold steel concrete harbor cargo truck builder
 bass: guitar drummer singer concert jazz amplifier melody choir
-    | fishing lake trout angler boat hook salmon pond
-spring: winter April flowers autumn blossom season tulip May
+    | fisherman lake trout angler boat hook rod pond
+spring: winter thaw meadow autumn blossom season tulip breeze
     | coil mattress metal tension lever watch screw clock
-seal: penguin ice whale walrus ocean polar fish zoo
+seal: penguin ice whale walrus ocean blizzard otter zoo
     | envelope wax stamp letter document signature king ring
 pitcher: baseball catcher inning umpire batter stadium coach league
     | water lemonade juice glass kitchen jug milk table
-mole: skin doctor cancer freckle cheek dermatologist face birthmark
+mole: skin doctor cancer wart cheek dermatologist face birthmark
     | burrow garden tunnel lawn rat hedgehog soil worm
-bark: dog puppy kennel growl howl wolf leash hound
+bark: dog puppy kennel collar pet wolf leash hound
     | tree oak trunk forest pine branch wood birch
 match: football tennis stadium referee team goal player tournament
     | candle fire flame smoke lighter stove fuel cigar
-club: golf ball swing putt course caddy fairway tee
-    | members dance nightlife dancer party disco society music
+club: golf ball tournament bunker course caddy fairway tee
+    | membership dance nightlife bartender party disco society music
 trunk: elephant zoo ivory tusk mammoth circus calf herd
-    | car suitcase luggage tire driver engine spare vehicle
-palm: coconut beach island tropics tree desert oasis leaf
-    | finger wrist thumb hand glove fist skin fortune-teller
+    | car suitcase luggage tire driver engine garage vehicle
+palm: coconut beach island lagoon tree desert oasis leaf
+    | finger wrist thumb hand glove fist skin knuckle
 pupil: school teacher lesson classroom homework exam grade textbook
-    | eye iris lens retina vision glasses cornea eyelid
-mint: herb tea lemon leaves sauce basil candy garden
+    | eye iris lens retina vision optician cornea cataract
+mint: herb tea lemon spice sauce basil candy garden
     | coin money treasury gold silver currency penny dollar
-date: calendar month deadline year schedule week birthday Monday
+date: calendar month deadline year schedule week birthday century
     | fig fruit raisin palm dessert nut almond apricot
 organ: church hymn choir chapel piano music cathedral pedal
-    | liver kidney heart transplant surgeon donor lung hospital
+    | liver kidney heart hormone surgeon donor lung hospital
 nail: hammer wood carpenter screw plank board tool wall
     | finger polish manicure toe thumb salon cuticle hand
-pen: ink paper letter pencil writer notebook signature desk
-    | sheep pig farmer fence cattle goat barn lamb
+pen: ink paper letter stationery writer notebook signature desk
+    | meadow pig farmer fence shepherd goat barn lamb
 deck: ship captain sailor anchor mast yacht ocean cabin
-    | cards poker dealer ace joker casino gambler shuffle
-bow: arrow archer target quiver hunter string shooting medieval
-    | ribbon gift hair dress present wrapping silk lace
-chest: heart lung rib muscle breath shoulder cough x-ray
-    | treasure pirate gold lid box lock attic jewels
-cell: prison guard inmate jail bars convict warden sentence
-    | biology membrane protein nucleus tissue gene bacteria lab
-plant: leaf soil garden flower seed root pot gardener
+    | roulette poker dealer ace joker casino gambler bluff
+bow: arrow archer target quiver hunter string forest castle
+    | ribbon gift hair dress package wrapping silk lace
+chest: heart lung rib muscle breath shoulder stomach skeleton
+    | treasure pirate gold lid box lock attic necklace
+cell: prison guard inmate jail parole trial warden sentence
+    | biology membrane protein nucleus tissue gene virus lab
+plant: leaf soil garden flower seed root pot greenhouse
     | factory worker machine industry production engine manager steel
-mouse: cat cheese trap tail hole rat squeak barn
+mouse: cat cheese trap tail hole rat hamster barn
     | computer keyboard screen laptop click cursor monitor software
 ring: diamond wedding gold bride jewel engagement finger necklace
-    | boxer referee fight champion gloves punch rope bell
+    | boxer referee fight champion helmet arena rope bell
 bolt: nut screw wrench metal door lock hinge thread
     | lightning thunder storm cloud rain sky flash weather
 court: judge lawyer jury trial verdict witness crime prosecutor
-    | tennis racket net serve basketball player squash ball
+    | tennis racket net coach stadium player squash ball
 draft: writer editor novel manuscript essay chapter author text
-    | window cold wind chimney door breeze winter air
+    | attic chill wind chimney door breeze winter air
 port: harbor ship dock sailor cargo ferry anchor coast
     | wine bottle glass grape vineyard sherry dessert cork
 band: guitar drummer singer concert album stage song rock
-    | rubber wrist elastic watch hair cloth metal stretch
-scale: fish fin snake lizard dragon skin reptile salmon
-    | weight pound diet kilogram bathroom balance grocer gram
+    | rubber wrist waist watch hair cloth metal plastic
+scale: turtle fin snake lizard dragon skin reptile crocodile
+    | weight pound diet kilogram bathroom balance grocer ounce
 fan: football stadium team celebrity concert idol autograph supporter
-    | heat summer air breeze cool ceiling blade noise
-jam: bread toast strawberry breakfast butter marmalade fruit sugar
-    | traffic highway car road bus rush-hour truck driver
+    | heat summer air breeze thermostat ceiling blade noise
+jam: bread toast strawberry pancake butter marmalade fruit sugar
+    | traffic highway car road bus commuter truck driver
 pitch: football grass player referee goal stadium soccer team
     | melody voice note singer tone piano tune violin
-ball: tennis soccer kick throw goal racket player bounce
-    | prince gown waltz dance palace orchestra Cinderella costume
+ball: tennis soccer striker tournament goal racket player league
+    | prince gown waltz dance palace orchestra duchess costume
 """
 HOMONYMS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     target: tuple(tuple(sense.split()) for sense in cues.split("|"))
@@ -312,7 +320,7 @@ def coreference(*, seed: int = 0, cells: int = 6) -> list[Item]:
         for place, rest in enumerate(rests):
             woman, man = women[place % 2], men[place // 2 % 2]
             person = ("woman", woman) if place % 2 else ("man", man)
-            many = ("group", f"the {plural(_one(ATTRACTORS, generator))}")
+            many = ("group", f"the {plural(_one(PEOPLE, generator))}")
             pairs = {"gender": (("woman", woman), ("man", man)), "number": (person, many)}
             for unit, pair in pairs.items():
                 for first, meant in itertools.product((0, 1), (0, 1)):
