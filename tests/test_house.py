@@ -1,14 +1,20 @@
 """The walls of the house: imports run downwards, and every name has one home."""
 
 import ast
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from toys import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 AT_THE_ROOT = {"tsae", "tsae_kernels", "metrics", "probes", "experiment"}
 ROOT_IMPORTS = {("tsae", "tsae_kernels"), ("probes", "metrics")}
 FLOORS = ("root", "ground", "data", "measures", "sections", "jobs", "experiment")
+MOST_LINES, MOST_OF_A_FUNCTION, WIDTH = 600, 45, 100
+PRONOUNS = {"found", "one", "part", "kept", "at", "given"}  # say nothing in a long function
+MOST_PRONOUNS = 100
 WINGS = {"data": "data", "measures": "measures", "sections": "sections", "jobs": "jobs"}
 
 
@@ -20,6 +26,7 @@ FILES = {
     module_name(path): path
     for path in (*sorted(ROOT.glob("*.py")), *sorted((ROOT / "tsae_lab").rglob("*.py")))
 }
+TESTS = sorted((ROOT / "tests").glob("*.py"))
 TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 
 
@@ -45,15 +52,40 @@ def imported(module: str) -> set[str]:
     return names & FILES.keys()
 
 
-def defined(tree: ast.Module) -> list[str]:
-    names = []
+def defined(tree: ast.Module) -> set[str]:
+    """Names of functions, classes, constants, aliases and type variables at the top level."""
+    names = set()
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.append(node.name)
+            names.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names += [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+            names |= {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
     return names
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Every function and method, with the module it is in."""
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                yield module, node
+
+
+def bound(function: ast.FunctionDef) -> Iterator[str]:
+    """The names of a function's parameters and local variables, once per binding."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
+
+
+def n_lines(first: ast.stmt, last: ast.stmt) -> int:
+    return (last.end_lineno or last.lineno) - first.lineno + 1
+
+
+later = pytest.mark.xfail(strict=False, reason="the house is being put in order")
 
 
 def test_the_root_holds_the_owners_files_and_the_kernels():
@@ -71,3 +103,94 @@ def test_imports_run_downwards(module):
             assert floor(other) != "ground", f"{module}: a measure neither writes nor prints"
         if floor(module) == "root":
             assert (module, other) in ROOT_IMPORTS, f"{module} imports {other}"
+
+
+@later
+def test_a_name_has_one_home():
+    homes = defaultdict(list)
+    for module, tree in TREES.items():
+        for name in defined(tree):
+            homes[name].append(module)
+    assert {name: where for name, where in homes.items() if len(where) > 1} == {}
+
+
+@later
+def test_no_function_has_a_modules_name():
+    modules = {module.split(".")[-1]: module for module in FILES}
+    same = {f"{module}.{f.name}": modules[f.name] for module, f in functions() if f.name in modules}
+    assert same == {}
+
+
+@later
+def test_no_module_takes_a_private_name_of_another():
+    taken = []
+    for module, tree in TREES.items():
+        rooms = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in FILES:
+                rooms |= {alias.asname or alias.name for alias in node.names}
+                taken += [f"{module}: {a.name}" for a in node.names if a.name.startswith("_")]
+            elif isinstance(node, ast.Import):
+                rooms |= {alias.name for alias in node.names} & FILES.keys()
+        taken += [
+            f"{module}: {node.value.id}.{node.attr}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+            if node.value.id in rooms and re.match(r"_[^_]", node.attr)
+        ]
+    assert taken == []
+
+
+@later
+def test_no_file_is_long():
+    lengths = {module: len(path.read_text().splitlines()) for module, path in FILES.items()}
+    assert {module: n for module, n in lengths.items() if n > MOST_LINES} == {}
+
+
+@later
+def test_no_function_is_long():
+    lengths = {f"{module}.{f.name}": n_lines(f, f) for module, f in functions()}
+    assert {name: n for name, n in lengths.items() if n > MOST_OF_A_FUNCTION} == {}
+
+
+def test_hardly_a_line_is_wide():
+    lines = [line for path in FILES.values() for line in path.read_text().splitlines()]
+    assert sum(len(line) > WIDTH for line in lines) < 0.02 * len(lines)
+
+
+def test_variables_of_long_functions_say_what_they_hold():
+    places = Counter(
+        module
+        for module, function in functions()
+        if n_lines(function, function) > 5
+        for name in bound(function)
+        if name in PRONOUNS
+    )
+    assert sum(places.values()) < MOST_PRONOUNS, places.most_common()
+
+
+def test_no_test_file_imports_another():
+    for path in TESTS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not any(str(name).startswith("test_") for name in names), f"{path.name}: {names}"
+
+
+@later
+def test_every_public_function_is_named_in_a_test():
+    """A command is named as its users do: `minimal_pairs_command` as `minimal-pairs`."""
+    words = set(re.findall(r"[\w-]+", "\n".join(path.read_text() for path in TESTS)))
+    words |= {part for word in words for part in word.split("-")}
+    public = {
+        f"{module}.{node.name}": node.name
+        for module, tree in TREES.items()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    }
+    unnamed = [
+        place
+        for place, name in public.items()
+        if not {name, name.removesuffix("_command").replace("_", "-")} & words
+    ]
+    assert unnamed == []
