@@ -15,18 +15,11 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Generator, Tensor
 
-from tsae_kernels import (
-    decode_codes,
-    feature_sums,
-    gate_values,
-    kept_values,
-    lstm,
-    product,
-    scatter_codes,
-    topk_idx,
-)
+import tsae_kernels as kernels
+
+Number = float | int
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -88,7 +81,6 @@ class Sae:
 
     @property
     def d_sae(self) -> int:
-        """Number of features."""
         return len(self.params.static.b_enc)
 
     @property
@@ -126,15 +118,12 @@ class State:
 
 
 # -------------------------------------------------------------------------------------------- start
-
-
-def init_static(mean: Float[Tensor, " d_in"], d_sae: int, *, generator: torch.Generator) -> Static:
+def init_static(mean: Float[Tensor, " d_in"], d_sae: int, *, generator: Generator) -> Static:
     """Random unit rows in `W_dec`, `W_enc` its transpose, `b_dec` = `mean` (Gao et al. 2024, 3)."""
     W_dec = torch.randn(d_sae, len(mean), generator=generator).to(mean)
     W_dec = W_dec / W_dec.norm(dim=1, keepdim=True)
-    return Static(
-        W_enc=W_dec.t().contiguous(), b_enc=mean.new_zeros(d_sae), W_dec=W_dec, b_dec=mean.clone()
-    )
+    b_enc = mean.new_zeros(d_sae)
+    return Static(W_enc=W_dec.t().contiguous(), b_enc=b_enc, W_dec=W_dec, b_dec=mean.clone())
 
 
 def from_static(
@@ -143,30 +132,28 @@ def from_static(
     scale: float,
     hidden_enc: int = 64,
     hidden_dec: int = 256,
-    generator: torch.Generator,
+    generator: Generator,
 ) -> Params:
     """A TSAE that computes what `static` does, until the bridge acts (`beta * mix > 0`)."""
     if not (scale > 0 and math.isfinite(scale)):
         raise ValueError(f"from_static needs a finite scale > 0 (rms of x - b_dec); got {scale}")
-    d_in, d_sae = static.W_enc.shape
-    ref = static.W_enc
+    ref, (d_in, d_sae) = static.W_enc, static.W_enc.shape
 
-    def uniform(rows: int, cols: int, fan: int) -> Tensor:
-        return ((torch.rand(rows, cols, generator=generator) * 2 - 1) / math.sqrt(fan)).to(ref)
-
-    def bias(hidden: int) -> Tensor:  # forget gates start open (Jozefowicz et al. 2015)
-        return torch.cat([torch.zeros(2 * hidden), torch.ones(hidden), torch.zeros(hidden)]).to(ref)
+    def lstm(name: str, hidden: int) -> dict[str, Tensor]:
+        """Weights uniform in +-1 / sqrt(fan in); forget gates open (Jozefowicz et al. 2015)."""
+        W_x, W_h = (
+            (torch.rand(fan, 4 * hidden, generator=generator) * 2 - 1) / math.sqrt(fan)
+            for fan in (d_in, hidden)
+        )
+        b = torch.cat([torch.zeros(2 * hidden), torch.ones(hidden), torch.zeros(hidden)])
+        return {f"{name}_W_x": W_x.to(ref), f"{name}_W_h": W_h.to(ref), f"{name}_b": b.to(ref)}
 
     temporal = Temporal(
         bridge=ref.new_ones(d_sae),
-        enc_W_x=uniform(d_in, 4 * hidden_enc, d_in),
-        enc_W_h=uniform(hidden_enc, 4 * hidden_enc, hidden_enc),
-        enc_b=bias(hidden_enc),
+        **lstm("enc", hidden_enc),
         W_gate=ref.new_zeros(d_sae, hidden_enc),
         b_gate=ref.new_ones(d_sae),
-        dec_W_x=uniform(d_in, 4 * hidden_dec, d_in),
-        dec_W_h=uniform(hidden_dec, 4 * hidden_dec, hidden_dec),
-        dec_b=bias(hidden_dec),
+        **lstm("dec", hidden_dec),
         W_out=ref.new_zeros(hidden_dec, d_in),
         scale=ref.new_tensor(scale),
     )
@@ -175,60 +162,65 @@ def from_static(
 
 def static_sae(static: Static, k: int, low: torch.dtype = torch.float32) -> Sae:
     """A static SAE as a TSAE whose temporal parts do not act: mix 0, no gates, no recurrence."""
-    params = from_static(static, scale=1.0, hidden_enc=1, hidden_dec=1, generator=torch.Generator())
+    params = from_static(static, scale=1.0, hidden_enc=1, hidden_dec=1, generator=Generator())
     dials = Dials(k=k, window=1, mix=0.0, gate=False, recur=False, low=low)
     return Sae(params=params, dials=dials)
 
 
-def on_device(sae: Sae, device: torch.device | str) -> Sae:
-    """The same SAE with its tensors on `device`."""
-    named = {name: tensor.to(device) for name, tensor in tensors(sae.params).items()}
-    return replace(sae, params=params_from(named))
+def tensors(params: Params | Static | Temporal) -> dict[str, Tensor]:
+    """Name to tensor, `W_enc` .. `scale`; no copies. Inverse: `params_from`."""
+    parts = (params.static, params.temporal) if isinstance(params, Params) else (params,)
+    return {name: tensor for part in parts for name, tensor in vars(part).items()}
+
+
+def params_from(named: Mapping[str, Tensor]) -> Params:
+    """Parameters from the names of `tensors`. Raises ValueError where one is missing."""
+    wanted = [f.name for part in (Static, Temporal) for f in fields(part)]
+    missing = [name for name in wanted if name not in named]
+    if missing:
+        raise ValueError(f"a TSAE needs {len(wanted)} tensors; missing: {', '.join(missing)}")
+    pick = {part: {f.name: named[f.name] for f in fields(part)} for part in (Static, Temporal)}
+    return Params(static=Static(**pick[Static]), temporal=Temporal(**pick[Temporal]))
 
 
 def start_state(params: Params, batch: int, dials: Dials) -> State:
     """The state at the first token of a document: nothing remembered."""
     check_dials(dials, d_sae=params.static.W_enc.shape[1])
     t, ref = params.temporal, params.static.W_enc
-    widths = (len(t.enc_W_h), len(t.enc_W_h), len(t.dec_W_h), len(t.dec_W_h))
-    zeros = [ref.new_zeros(batch, width) for width in widths]
-    return State(empty_memory(batch, dials.window, dials.k, ref), *zeros)
+    hidden = (len(t.enc_W_h), len(t.enc_W_h), len(t.dec_W_h), len(t.dec_W_h))
+    memory = empty_memory(batch, dials.window, dials.k, ref)
+    return State(memory, *(ref.new_zeros(batch, units) for units in hidden))
 
 
 def check_dials(dials: Dials, *, d_sae: int) -> None:
     """ValueError unless 0 < k <= d_sae, window >= 1, tau and cap > 0, 0 <= beta, mix < inf."""
-    if not 0 < dials.k <= d_sae:
-        raise ValueError(f"k needs 0 < k <= d_sae; got k={dials.k}, d_sae={d_sae}")
-    if dials.window < 1:
-        raise ValueError(f"window needs to be at least 1 token; got {dials.window}")
-    if not dials.tau > 0:
-        raise ValueError(f"tau needs to be > 0 tokens; got {dials.tau}")
-    if not dials.cap > 0:
-        raise ValueError(f"cap needs to be > 0 (in units of scale); got {dials.cap}")
-    if not (0 <= dials.beta < math.inf and 0 <= dials.mix < math.inf):
-        both = f"beta={dials.beta}, mix={dials.mix}"
-        raise ValueError(f"beta and mix need to be finite and >= 0; got {both}")
+    needs = {
+        f"k needs 0 < k <= d_sae; got k={dials.k}, d_sae={d_sae}": 0 < dials.k <= d_sae,
+        f"window needs to be at least 1 token; got {dials.window}": dials.window >= 1,
+        f"tau needs to be > 0 tokens; got {dials.tau}": dials.tau > 0,
+        f"cap needs to be > 0 (in units of scale); got {dials.cap}": dials.cap > 0,
+        f"beta needs to be finite and >= 0; got beta={dials.beta}": 0 <= dials.beta < math.inf,
+        f"mix needs to be finite and >= 0; got mix={dials.mix}": 0 <= dials.mix < math.inf,
+    }
+    for message, holds in needs.items():
+        if not holds:
+            raise ValueError(message)
 
 
 def _begun(state: State | None, params: Params, batch: int, dials: Dials) -> State:
     """A start for None, else the state; ValueError if it is of other streams, window or model."""
     if state is None:
         return start_state(params, batch, dials)
-    names = ("streams", "window", "hidden_enc", "hidden_dec")
-    needed = (batch, dials.window, len(params.temporal.enc_W_h), len(params.temporal.dec_W_h))
-    got = (*state.memory.vals.shape[:2], state.enc_h.shape[1], state.dec_h.shape[1])
-    if got != needed or len(state.enc_h) != batch or len(state.dec_h) != batch:
-        wanted, held = (
-            ", ".join(f"{name}={n}" for name, n in zip(names, sizes, strict=True))
-            for sizes in (needed, got)
-        )
-        raise ValueError(f"this call needs a state of {wanted}; got {held}")
+    t, ring = params.temporal, state.memory.vals.shape
+    form = "streams={}, window={}, hidden_enc={}, hidden_dec={}".format
+    needed = form(batch, dials.window, len(t.enc_W_h), len(t.dec_W_h))
+    held = form(*ring[:2], state.enc_h.shape[1], state.dec_h.shape[1])
+    if held != needed:
+        raise ValueError(f"this call needs a state of {needed}; got {held}")
     return state
 
 
 # ------------------------------------------------------------------------------------------- memory
-
-
 def empty_memory(batch: int, window: int, k: int, like: Tensor) -> Memory:
     """A ring with nothing in it; values on the device and in the dtype of `like`."""
     if window < 1:
@@ -238,10 +230,7 @@ def empty_memory(batch: int, window: int, k: int, like: Tensor) -> Memory:
 
 
 def push(memory: Memory, codes: Codes) -> Memory:
-    """The memory after all tokens of `codes`, oldest first; the one passed in is unchanged.
-
-    A code narrower than the slots is padded with zeros, a wider one widens them (k is annealed).
-    """
+    """The memory after all tokens of `codes`, oldest first; slots as wide as the widest code."""
     window, seq = memory.vals.shape[1], codes.vals.shape[1]
     k = max(memory.vals.shape[2], codes.vals.shape[2])
     first = max(seq - window, 0)  # codes before it would be overwritten in this very call
@@ -264,47 +253,35 @@ def _widen(slots: Tensor, k: int) -> Tensor:
 
 def read_weights(window: int, tau: float) -> Float[Tensor, " window"]:
     """Weights of the codes 1..window tokens back, `exp(-j / tau)` scaled to sum 1."""
-    lags = torch.arange(window, dtype=torch.float64)  # from 0: a small tau leaves no 0 / 0
-    weights = torch.exp(-lags / tau)
+    # from lag 0: a small tau leaves no 0 / 0
+    weights = torch.exp(-torch.arange(window, dtype=torch.float64) / tau)
     return (weights / weights.sum()).float()
 
 
 def remember(
     memory: Memory, static: Codes, weights: Float[Tensor, " window"], d_sae: int
 ) -> Float[Tensor, "batch seq d_sae"]:
-    """`m_t = sum_j weights_j static_{t-j}` for all tokens of `static`; `memory` came before them.
-
-    The parallel form of reading the ring at every token; `window * k` entries per token at most.
-    """
+    """`m_t = sum_j weights_j static_{t-j}` for all tokens of `static`; `memory` lies before."""
     out = static.vals.new_zeros(*static.vals.shape[:2], d_sae)
     return _add_memory(out.flatten(0, 1), memory, static, weights).view_as(out)
 
 
 def _add_memory(base: Tensor, memory: Memory, static: Codes, weights: Tensor) -> Tensor:
     """`base (tokens d_sae)` plus what the memory reads, written into `base`."""
-    batch, seq, k = static.vals.shape
-    window, past = len(weights), recall(memory)
-    width = max(k, past.vals.shape[-1])
-    vals = torch.cat([_widen(past.vals, width), _widen(static.vals, width)], 1)
-    idx = torch.cat([_widen(past.idx, width), _widen(static.idx, width)], 1)
-    # code j + 1 tokens before token t of the call, which lies at window + t of past and call
-    begins = [window - 1 - j for j in range(window)]
-    near_vals = torch.stack([vals[:, b : b + seq] * weights[j] for j, b in enumerate(begins)], 2)
-    near_idx = torch.stack([idx[:, b : b + seq] for b in begins], 2)
-    flat_vals = near_vals.reshape(batch * seq, window * width).to(base.dtype)
-    return base.scatter_add_(1, near_idx.reshape(batch * seq, window * width), flat_vals)
+    past, k = recall(memory), max(static.vals.shape[2], memory.vals.shape[2])
+    vals = torch.cat([_widen(past.vals, k), _widen(static.vals, k)], 1)
+    idx = torch.cat([_widen(past.idx, k), _widen(static.idx, k)], 1)
+    return kernels.add_window(base, vals, idx, weights)
 
 
 # -------------------------------------------------------------------------------- encode and decode
-
-
 def pre_acts(
     x: Float[Tensor, "batch seq d_in"], static: Static, low: torch.dtype = torch.float32
 ) -> Float[Tensor, "batch seq d_sae"]:
     """Pre-activations `(x - b_dec) W_enc + b_enc`, in `low`. ValueError on a foreign width."""
-    if x.shape[-1] != len(static.b_dec):
-        width = f"activations of width {x.shape[-1]}"
-        raise ValueError(f"the encoder needs d_in={len(static.b_dec)}; got {width}")
+    d_in, width = len(static.b_dec), x.shape[-1]
+    if width != d_in:
+        raise ValueError(f"the encoder needs d_in={d_in}; got activations of width {width}")
     return (x - static.b_dec).to(low) @ static.W_enc.to(low) + static.b_enc.to(low)
 
 
@@ -312,16 +289,15 @@ def encode_static(
     x: Float[Tensor, "batch seq d_in"], static: Static, k: int, low: torch.dtype = torch.float32
 ) -> Codes:
     """`relu(k largest of pre)`: the code of a static top-k SAE; each token by itself."""
-    x_flat = x.flatten(0, 1)
     pre = pre_acts(x, static, low).flatten(0, 1)
-    idx = topk_idx(pre.detach(), k)
-    vals = kept_values(pre, idx, x_flat - static.b_dec, static.W_enc, static.b_enc)
+    idx = kernels.topk_idx(pre.detach(), k)
+    vals = kernels.kept_values(pre, idx, x.flatten(0, 1) - static.b_dec, static.W_enc, static.b_enc)
     return Codes(vals.view(*x.shape[:2], k), idx.view(*x.shape[:2], k))
 
 
 def decode_static(codes: Codes, static: Static) -> Float[Tensor, "batch seq d_in"]:
     """`acts W_dec + b_dec`."""
-    flat = decode_codes(codes.vals.flatten(0, 1), codes.idx.flatten(0, 1), static.W_dec)
+    flat = kernels.decode_codes(codes.vals.flatten(0, 1), codes.idx.flatten(0, 1), static.W_dec)
     return flat.view(*codes.vals.shape[:2], len(static.b_dec)) + static.b_dec
 
 
@@ -343,11 +319,11 @@ def see(params: Params, x: Float[Tensor, "batch seq d_in"], dials: Dials, state:
     pre = pre_acts(x, static, dials.low)
     centred = x - static.b_dec.detach()
     flat = pre.detach().flatten(0, 1)
-    idx, shape = topk_idx(flat, dials.k), (*x.shape[:2], dials.k)
+    idx, shape = kernels.topk_idx(flat, dials.k), (*x.shape[:2], dials.k)
     codes = Codes(flat.gather(1, idx).float().relu().view(shape), idx.view(shape))
     hs, h, c = None, state.enc_h, state.enc_c
     if dials.gate:
-        hs, h, c = lstm(centred / t.scale, h, c, t.enc_W_x, t.enc_W_h, t.enc_b, dials.low)
+        hs, h, c = kernels.lstm(centred / t.scale, h, c, t.enc_W_x, t.enc_W_h, t.enc_b, dials.low)
     return Seen(centred=centred, pre=pre, static=codes, hs=hs, enc_h=h, enc_c=c)
 
 
@@ -366,7 +342,7 @@ def select(
     scaled = _as_read(held, temporal, dials)
     past = replace(memory, vals=_as_read(Codes(memory.vals, memory.idx), temporal, dials).vals)
     sel = _add_memory(flat.clone(), past, scaled, weights)
-    idx = topk_idx(sel, dials.k)
+    idx = kernels.topk_idx(sel, dials.k)
     added = (sel.gather(1, idx) - flat.gather(1, idx)).float()
     return idx.view(shape), added.view(shape)
 
@@ -399,23 +375,20 @@ def encode(
 
 
 def codes_with(params: Params, seen: Seen, held: Codes, memory: Memory, dials: Dials) -> Codes:
-    """The codes of what was seen when the memory holds `memory` and then, token by token, `held`."""
+    """The codes of what was seen when the memory holds `memory` and then, by token, `held`."""
     static, t = params.static, params.temporal
     idx, added = select(seen, held, memory, t, dials)
     pre, centred, flat_idx = (tensor.flatten(0, 1) for tensor in (seen.pre, seen.centred, idx))
-    vals = kept_values(pre, flat_idx, centred, static.W_enc, static.b_enc)
-    if t.bridge.requires_grad:
-        vals = vals + _straight_through(t.bridge, flat_idx, added.flatten(0, 1), vals)
+    vals = kernels.kept_values(pre, flat_idx, centred, static.W_enc, static.b_enc)
+    if t.bridge.requires_grad:  # straight-through: adds 0, passes the gradient of `added` on
+        share = (
+            added.flatten(0, 1) * (vals.detach() > 0) / t.bridge.detach()[flat_idx].clamp(min=1e-3)
+        )
+        ghost = t.bridge[flat_idx] * share
+        vals = vals + (ghost - ghost.detach())
     if seen.hs is not None:
-        vals = vals * gate_values(seen.hs.flatten(0, 1), t.W_gate, t.b_gate, flat_idx)
+        vals = vals * kernels.gate_values(seen.hs.flatten(0, 1), t.W_gate, t.b_gate, flat_idx)
     return Codes(vals.view(idx.shape), idx)
-
-
-def _straight_through(bridge: Tensor, idx: Tensor, added: Tensor, vals: Tensor) -> Tensor:
-    """Straight-through estimator: adds 0, passes the gradient of `added` to `bridge`."""
-    share = added * (vals.detach() > 0) / bridge.detach()[idx].clamp(min=1e-3)
-    ghost = bridge[idx] * share
-    return ghost - ghost.detach()
 
 
 def decode(
@@ -428,8 +401,9 @@ def decode(
     if not dials.recur or dials.mix == 0:
         return base, state
     read = ((base - static.b_dec) / t.scale).detach()  # the LSTM sends no gradient into the codes
-    hs, h, c = lstm(read, state.dec_h, state.dec_c, t.dec_W_x, t.dec_W_h, t.dec_b, dials.low)
-    out = product(hs.flatten(0, 1), t.W_out, dials.low).view_as(base)
+    h, c = state.dec_h, state.dec_c
+    hs, h, c = kernels.lstm(read, h, c, t.dec_W_x, t.dec_W_h, t.dec_b, dials.low)
+    out = kernels.product(hs.flatten(0, 1), t.W_out, dials.low).view_as(base)
     return base + dials.mix * t.scale * out, replace(state, dec_h=h, dec_c=c)
 
 
@@ -444,83 +418,14 @@ def forward(
 
 def dense(codes: Codes, d_sae: int) -> Float[Tensor, "batch seq d_sae"]:
     """The dense code."""
-    flat = scatter_codes(codes.vals.flatten(0, 1), codes.idx.flatten(0, 1), d_sae)
+    flat = kernels.scatter_codes(codes.vals.flatten(0, 1), codes.idx.flatten(0, 1), d_sae)
     return flat.view(*codes.vals.shape[:2], d_sae)
 
 
-# ------------------------------------------------------------------------ losses and gradient steps
-
-
-def squared_error(
-    x: Float[Tensor, "batch seq d_in"],
-    x_hat: Float[Tensor, "batch seq d_in"],
-    weight: Float[Tensor, "batch seq"],
-) -> Float[Tensor, ""]:
-    """Squared error, summed over d_in, averaged over the tokens with `weight` 1 (padding has 0)."""
-    return ((x - x_hat).square().sum(-1) * weight).sum() / weight.sum().clamp(min=1)
-
-
-def auxiliary_loss(
-    error: Float[Tensor, "batch seq d_in"],
-    x: Float[Tensor, "batch seq d_in"],
-    static: Static,
-    dead: Int[Tensor, " dead"],
-    k_aux: int,
-    low: torch.dtype = torch.float32,
-) -> Float[Tensor, ""]:
-    """`||error - error_hat||^2 / ||error - mean||^2` of the dead features alone (Gao et al. A.2).
-
-    `error` is a constant; the `k_aux` largest of the dead count. 0 where nothing is dead or `error`
-    does not vary (one token, say).
-    """
-    flat_x, target = (x - static.b_dec).detach().flatten(0, 1), error.detach().flatten(0, 1)
-    spread = (target - target.mean(0)).square().sum()
-    if len(dead) == 0 or not spread > 1e-10 * target.square().sum():  # less is rounding
-        return error.new_zeros(())
-    W_enc, b_enc = static.W_enc[:, dead], static.b_enc[dead]
-    pre = product(flat_x, W_enc, low) + b_enc
-    idx = topk_idx(pre.detach(), min(k_aux, len(dead)))
-    error_hat = decode_codes(pre.gather(1, idx).relu(), idx, static.W_dec[dead])
-    return (target - error_hat).square().sum() / spread
-
-
-def distillation_loss(
-    params: Params,
-    x: Float[Tensor, "batch seq d_in"],
-    teacher: Static,
-    dials: Dials,
-    weight: Float[Tensor, "batch seq"],
-    state: State | None = None,
-) -> tuple[Float[Tensor, ""], Float[Tensor, "batch seq d_in"], Codes, State]:
-    """Squared distance to the frozen static SAE's reconstruction and codes; then as `forward`."""
-    x_hat, codes, state = forward(params, x, dials, state)
-    with torch.no_grad():
-        goal = encode_static(x, teacher, dials.k, dials.low)
-        x_goal = decode_static(goal, teacher)
-        goal_acts = dense(goal, len(teacher.b_enc)).gather(-1, codes.idx)
-    off = (codes.vals - goal_acts).square().sum(-1) * weight
-    code_error = off.sum() / weight.sum().clamp(min=1)
-    return squared_error(x_goal, x_hat, weight) + code_error, x_hat, codes, state
-
-
-def tangent(
-    grad: Float[Tensor, "d_sae d_in"], W_dec: Float[Tensor, "d_sae d_in"]
-) -> Float[Tensor, "d_sae d_in"]:
-    """The gradient less its part along the unit rows, which normalising undoes (Bricken 2023)."""
-    return grad - (grad * W_dec).sum(1, keepdim=True) * W_dec
-
-
 # ---------------------------------------------------------------------------------------- schedules
-
-
 def ramp(
-    step: float | int,
-    *,
-    start: float | int,
-    end: float | int,
-    steps: float | int,
-    shape: str = "linear",
-) -> float | int:
+    step: Number, *, start: Number, end: Number, steps: Number, shape: str = "linear"
+) -> Number:
     """`start` up to step 0, `end` from `steps` on, "linear" or "cosine" between; never outside."""
     if shape not in ("linear", "cosine"):
         raise ValueError(f"shape is 'linear' or 'cosine'; got {shape!r}")
@@ -545,7 +450,6 @@ class Phases:
 
     @property
     def total(self) -> int:
-        """All steps."""
         return self.pretrain + self.distil + self.introduce + self.refine
 
 
@@ -582,28 +486,7 @@ def rate_at(step: int, *, total: int, warmup: int, decay: float) -> float:
     return min(1.0, (step + 1) / max(warmup, 1), (total - step) / max(decay * total, 1))
 
 
-# -------------------------------------------------------------------------------------------- names
-
-
-def tensors(params: Params | Static | Temporal) -> dict[str, Tensor]:
-    """Name to tensor, `W_enc` .. `scale`; no copies. Inverse: `params_from`."""
-    parts = (params.static, params.temporal) if isinstance(params, Params) else (params,)
-    return {name: tensor for part in parts for name, tensor in vars(part).items()}
-
-
-def params_from(named: Mapping[str, Tensor]) -> Params:
-    """Parameters from the names of `tensors`. Raises ValueError where one is missing."""
-    wanted = [f.name for part in (Static, Temporal) for f in fields(part)]
-    missing = [name for name in wanted if name not in named]
-    if missing:
-        needed = f"a TSAE needs the tensors {', '.join(wanted)}"
-        raise ValueError(f"{needed}; missing: {', '.join(missing)}")
-    pick = {part: {f.name: named[f.name] for f in fields(part)} for part in (Static, Temporal)}
-    return Params(static=Static(**pick[Static]), temporal=Temporal(**pick[Temporal]))
-
-
 # ---------------------------------------------------------------------------------------- lifecycle
-
 UNBORN, BORN, ACTIVE, DORMANT, DEAD = range(5)
 NEVER = -2  # a position that is before every token and next to none
 
@@ -644,15 +527,12 @@ def start_lifecycle(d_sae: int, like: Tensor) -> Lifecycle:
     """No token read and no stream open; values on the device and in the dtype of `like`."""
     counted = ("idle", "fired", "births", "deaths", "gaps", "gap_tokens", "age_sum", "oldest")
     zero = torch.zeros(d_sae, dtype=torch.int64, device=like.device)
-    counts = dict.fromkeys(counted, zero)
-    return Lifecycle(tokens=zero.new_zeros(()), peak=like.new_zeros(d_sae), **counts)
+    counts = dict.fromkeys(counted, zero) | {"tokens": zero.new_zeros(())}
+    return Lifecycle(peak=like.new_zeros(d_sae), **counts)
 
 
 def begin_chunks(life: Lifecycle, opens: Bool[Tensor, " streams"]) -> Lifecycle:
-    """The lifecycle where every stream begins a new chunk; `opens`: at a document's first token.
-
-    No run goes over the seam: what was on has no death, and is not born again.
-    """
+    """All streams begin a new chunk, those that `opens` marks a document; no run goes on."""
     length = torch.zeros_like(opens, dtype=torch.int64)
     never = torch.full((len(opens), len(life.idle)), NEVER, device=opens.device)
     return replace(life, streams=Streams(opens, length, never, never))
@@ -670,14 +550,13 @@ def advance(life: Lifecycle, codes: Codes, weight: Float[Tensor, "batch seq"]) -
     read = torch.nn.functional.pad(real.sum(0).cumsum(0), (1, 0))  # tokens before each column
     column = torch.where(on, torch.arange(1, len(read), device=idx.device)[:, None], 0)
     latest = life.idle.new_zeros(d_sae).scatter_reduce_(0, idx.flatten(), column.flatten(), "amax")
-    total = read[-1]
-    peak = life.peak.scatter_reduce(0, idx.flatten(), vals.flatten().to(life.peak.dtype), "amax")
+    total, flat_vals = read[-1], vals.flatten().to(life.peak.dtype)
     counted = replace(
         life,
         tokens=life.tokens + total,
         idle=torch.where(latest > 0, total - read[latest], life.idle + total),
-        fired=life.fired + feature_sums(on.long(), idx, d_sae),
-        peak=peak,
+        fired=life.fired + kernels.feature_sums(on.long(), idx, d_sae),
+        peak=life.peak.scatter_reduce(0, idx.flatten(), flat_vals, "amax"),
     )
     return counted if life.streams is None else _follow(counted, life.streams, idx, on, real)
 
@@ -688,16 +567,8 @@ def _follow(life: Lifecycle, streams: Streams, idx: Tensor, on: Tensor, real: Te
         raise ValueError(f"this lifecycle has {len(streams.opens)} streams; got {len(idx)} rows")
     d_sae = len(life.idle)
     position = streams.length[:, None] + real.long().cumsum(1) - 1
-    feature = torch.where(on, idx, d_sae)  # an entry that is off is written to a spare column
-    last, begun = (torch.nn.functional.pad(t, (0, 1)) for t in (streams.last, streams.begun))
-    before, begin = torch.empty_like(idx), torch.empty_like(idx)
-    for t in range(idx.shape[1]):
-        f, now = feature[:, t], position[:, t, None].expand_as(idx[:, t])
-        before[:, t] = last.gather(1, f)
-        begin[:, t] = torch.where(before[:, t] == now - 1, begun.gather(1, f), now)
-        last.scatter_(1, f, now)
-        begun.scatter_(1, f, begin[:, t])
-    now, last = position[..., None], last[:, :d_sae]
+    now, tables = position[..., None], (streams.last, streams.begun)
+    before, begin, last, begun = kernels.follow_runs(*tables, torch.where(on, idx, -1), position)
     length = streams.length + real.sum(1)
     fresh = on & (begin == now)
     gap = torch.where(fresh & (before > NEVER), now - before - 1, 0)
@@ -707,25 +578,20 @@ def _follow(life: Lifecycle, streams: Streams, idx: Tensor, on: Tensor, real: Te
     born = fresh & ((now > 0) | streams.opens[:, None, None])
     return replace(
         life,
-        births=life.births + feature_sums(born.long(), idx, d_sae),
-        deaths=life.deaths + open_before + feature_sums(fresh.long(), idx, d_sae) - still,
-        gaps=life.gaps + feature_sums((gap > 0).long(), idx, d_sae),
-        gap_tokens=life.gap_tokens + feature_sums(gap, idx, d_sae),
-        age_sum=life.age_sum + feature_sums(age, idx, d_sae),
+        births=life.births + kernels.feature_sums(born.long(), idx, d_sae),
+        deaths=life.deaths + open_before + kernels.feature_sums(fresh.long(), idx, d_sae) - still,
+        gaps=life.gaps + kernels.feature_sums((gap > 0).long(), idx, d_sae),
+        gap_tokens=life.gap_tokens + kernels.feature_sums(gap, idx, d_sae),
+        age_sum=life.age_sum + kernels.feature_sums(age, idx, d_sae),
         oldest=life.oldest.scatter_reduce(0, idx.flatten(), age.flatten(), "amax"),
-        streams=Streams(streams.opens, length, last, begun[:, :d_sae]),
+        streams=Streams(streams.opens, length, last, begun),
     )
 
 
 def stage(life: Lifecycle, *, dead_after: int, dormant_after: int = 1) -> Int[Tensor, " d_sae"]:
-    """UNBORN, BORN (not yet seen to switch off), ACTIVE, DORMANT or DEAD, by tokens since last on.
-
-    A feature that was never on is DEAD too after `dead_after` tokens.
-    """
+    """UNBORN, BORN (no run seen to end), ACTIVE, DORMANT or DEAD (also if never on) by feature."""
     if not 0 < dormant_after <= dead_after:
-        raise ValueError(
-            f"need 0 < dormant_after <= dead_after tokens; got {dormant_after}, {dead_after}"
-        )
+        raise ValueError(f"need 0 < dormant_after <= dead_after; got {dormant_after}, {dead_after}")
     out = torch.where(life.deaths > 0, ACTIVE, BORN)
     out[life.idle >= dormant_after] = DORMANT
     out[life.fired == 0] = UNBORN

@@ -78,6 +78,57 @@ def feature_sums(
     return vals.new_zeros(d_sae).index_add_(0, idx.flatten(), vals.flatten())
 
 
+def add_window(
+    base: Float[Tensor, "tokens d_sae"],
+    vals: Float[Tensor, "batch past k"],
+    idx: Int[Tensor, "batch past k"],
+    weights: Float[Tensor, " window"],
+) -> Float[Tensor, "tokens d_sae"]:
+    """`base` plus `sum_j weights_j codes_{t-j}`, j = 1..window; written into `base`.
+
+    Of the codes the first `window` come before the tokens of `base`, the others are theirs.
+    """
+    window, seq = len(weights), vals.shape[1] - len(weights)
+    # lag j = 1 first: token t of `base` lies at window + t of the codes
+    begins = [window - j for j in range(1, window + 1)]
+    near_vals = torch.stack(
+        [vals[:, b : b + seq] * w for b, w in zip(begins, weights, strict=True)], 2
+    )
+    near_idx = torch.stack([idx[:, b : b + seq] for b in begins], 2)
+    return base.scatter_add_(
+        1, near_idx.flatten(2).flatten(0, 1), near_vals.flatten(2).flatten(0, 1).to(base.dtype)
+    )
+
+
+def follow_runs(
+    last: Int[Tensor, "streams d_sae"],
+    begun: Int[Tensor, "streams d_sae"],
+    idx: Int[Tensor, "streams seq k"],
+    position: Int[Tensor, "streams seq"],
+) -> tuple[
+    Int[Tensor, "streams seq k"],
+    Int[Tensor, "streams seq k"],
+    Int[Tensor, "streams d_sae"],
+    Int[Tensor, "streams d_sae"],
+]:
+    """By entry, where its feature was on before and where its run began; then the new tables.
+
+    `last` and `begun` say where each feature was last on and where that run began; a run goes on
+    if it was on one position before. An `idx` of -1 is no feature, and its entry means nothing.
+    """
+    feature = torch.where(idx < 0, last.shape[1], idx)  # -1 reads and writes a spare column
+    last, begun = F.pad(last, (0, 1)), F.pad(begun, (0, 1))  # copies
+    before, begin = torch.empty_like(idx), torch.empty_like(idx)
+    # one column of all streams at a time: two gathers and two scatters are cheaper than a sort
+    for t in range(idx.shape[1]):
+        f, now = feature[:, t], position[:, t, None].expand_as(idx[:, t])
+        before[:, t] = last.gather(1, f)
+        begin[:, t] = torch.where(before[:, t] == now - 1, begun.gather(1, f), now)
+        last.scatter_(1, f, now)
+        begun.scatter_(1, f, begin[:, t])
+    return before, begin, last[:, :-1], begun[:, :-1]
+
+
 class _Keep(Function):
     @staticmethod
     def forward(ctx, pre, idx, x, W_enc, b_enc):  # noqa: ARG004 W_enc gets a gradient

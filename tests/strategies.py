@@ -1,12 +1,16 @@
 """Hypothesis strategies for the shapes and values the library takes."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
+
+import tsae
+from tsae import Dials
 
 settings.register_profile("tsae", deadline=None)  # a busy machine is no failure
 settings.load_profile("tsae")
@@ -62,3 +66,36 @@ def dense_codes(
         "document": torch.tensor([draw(st.integers(0, 2)) for _ in range(doc)]),
         "start": torch.tensor([draw(st.sampled_from([0, 7])) for _ in range(doc)]),
     }
+
+
+eighths = st.integers(-8, 8).map(
+    lambda n: n / 8
+)  # products of two and their sums are exact in float32
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> SimpleNamespace:
+    """A whole model, dials and activations; all sizes distinct, pre-activations exact."""
+    n = draw(sizes("batch", "seq", "d_in", "d_sae", "hidden_enc", "hidden_dec"))
+    d_in, d_sae, enc, dec = n["d_in"], n["d_sae"], n["hidden_enc"], n["hidden_dec"]
+    shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    shapes |= {"enc_W_x": (d_in, 4 * enc), "enc_W_h": (enc, 4 * enc), "enc_b": (4 * enc,)}
+    shapes |= {"W_gate": (d_sae, enc), "b_gate": (d_sae,), "W_out": (dec, d_in)}
+    shapes |= {"dec_W_x": (d_in, 4 * dec), "dec_W_h": (dec, 4 * dec), "dec_b": (4 * dec,)}
+    named = {name: draw(tensors(*shape, elements=eighths)) for name, shape in shapes.items()}
+    named |= {
+        "bridge": draw(tensors(d_sae, elements=st.sampled_from([0.25, 1.0, 3.0]))),
+        "scale": torch.tensor(2.0),
+    }
+    dials = Dials(
+        k=draw(st.integers(1, d_sae)),
+        window=draw(st.integers(1, 5)),
+        tau=draw(st.sampled_from([0.5, 4.0, float("inf")])),
+        cap=draw(st.sampled_from([0.25, 2.0, float("inf")])),
+        beta=draw(st.sampled_from([0.0, 0.5, 4.0])),
+        mix=draw(st.sampled_from([0.0, 0.5, 1.0])),
+        gate=draw(st.booleans()),
+        recur=draw(st.booleans()),
+    )
+    x = draw(tensors(n["batch"], n["seq"], d_in, elements=eighths))
+    return SimpleNamespace(params=tsae.params_from(named), dials=dials, x=x, **n)

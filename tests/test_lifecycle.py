@@ -153,7 +153,7 @@ def test_a_feature_goes_through_its_stages():
     assert late[3:] == [tsae.DORMANT, tsae.UNBORN]
     assert tsae.stage(start, dead_after=2).tolist() == [tsae.UNBORN] * 5
     for dormant, dead in ((0, 1), (4, 3)):
-        message = f"dormant_after <= dead_after tokens; got {dormant}, {dead}"
+        message = f"dormant_after <= dead_after; got {dormant}, {dead}"
         with pytest.raises(ValueError, match=message):
             tsae.stage(life, dormant_after=dormant, dead_after=dead)
 

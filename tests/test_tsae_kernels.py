@@ -191,6 +191,62 @@ def test_a_frozen_encoder_or_decoder_gets_no_gradient():
     assert vals.grad.tolist() == [[3.0], [3.0]]
 
 
+# -------------------------------------------------------------------------------- sums and runs
+
+
+@settings(quick)
+@given(st.data(), sizes("tokens", "d_sae"), st.booleans())
+def test_feature_sums_add_up_the_values_of_each_feature(data, n, whole):
+    vals, idx = data.draw(codes(n["tokens"], n["d_sae"]))
+    vals = vals.long() if whole else vals
+    expected = dense(vals, idx, n["d_sae"]).sum(0).to(vals.dtype)
+    assert torch.equal(tsae_kernels.feature_sums(vals, idx, n["d_sae"]), expected)
+
+
+@settings(quick)
+@given(st.data(), sizes("batch", "seq", "d_sae"), st.integers(1, 4))
+def test_add_window_adds_what_a_loop_over_the_tokens_before_reads(data, n, window):
+    batch, seq, d_sae = n.values()
+    rows = [data.draw(codes(window + seq, d_sae)) for _ in range(batch)]
+    k = min(vals.shape[1] for vals, _ in rows)
+    vals, idx = (torch.stack([row[i][:, :k] for row in rows]) for i in range(2))
+    weights = data.draw(tensors(window, elements=grid))
+    base = data.draw(tensors(batch * seq, d_sae, elements=grid))
+    expected = base.clone()
+    for b in range(batch):
+        acts = dense(vals[b], idx[b], d_sae)
+        for t in range(seq):
+            for j in range(1, window + 1):
+                expected[b * seq + t] += weights[j - 1] * acts[window + t - j]
+    out = tsae_kernels.add_window(base, vals, idx, weights)
+    assert torch.equal(out, expected)
+    assert out.data_ptr() == base.data_ptr()
+
+
+@settings(quick)
+@given(st.data(), sizes("streams", "seq", "d_sae"))
+def test_follow_runs_finds_where_each_feature_was_on_before_and_where_its_run_began(data, n):
+    streams, seq, d_sae = n.values()
+    on = data.draw(tensors(streams, seq, d_sae, elements=st.sampled_from([0.0, 1.0]))) > 0
+    idx = torch.where(on, torch.arange(d_sae), -1)
+    position = 5 + torch.arange(seq).expand(streams, seq)
+    last = data.draw(tensors(streams, d_sae, elements=st.sampled_from([-2.0, 1.0, 4.0]))).long()
+    begun = torch.where(last < 0, -2, last - 1)
+    held = last.clone(), begun.clone()
+    before, begin, new_last, new_begun = tsae_kernels.follow_runs(last, begun, idx, position)
+    assert torch.equal(last, held[0])
+    assert torch.equal(begun, held[1])
+    for s in range(streams):
+        for f in range(d_sae):
+            at_last, at_begun = int(last[s, f]), int(begun[s, f])
+            for t in range(seq):
+                if on[s, t, f]:
+                    at_begun = at_begun if at_last == 5 + t - 1 else 5 + t
+                    assert (before[s, t, f], begin[s, t, f]) == (at_last, at_begun)
+                    at_last = 5 + t
+            assert (new_last[s, f], new_begun[s, f]) == (at_last, at_begun)
+
+
 # -------------------------------------------------------------------------------------------------- gates
 
 

@@ -177,7 +177,7 @@ def _parts_of(job: Job) -> Arms:
         tensor.grad = torch.full_like(tensor, 1e-3)
 
     def update() -> None:
-        tsae.tangent(trainer.named["W_dec"], trainer.named["W_dec"])
+        training.tangent(trainer.named["W_dec"], trainer.named["W_dec"])
         moving = [w for w in trainer.named.values() if w.grad is not None]
         torch.nn.utils.clip_grad_norm_(moving, recipe.clip)
         trainer.adam.step()

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import tsae
-from tsae import Dials, Lifecycle, Memory, Params, Phases, State, Static
-from tsae_kernels import lstm
+import tsae_kernels
+from tsae import Codes, Dials, Lifecycle, Memory, Params, Phases, State, Static
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +225,7 @@ def train_step(
     if len(dead) and "W_enc" in learning:
         static = Static(**{name: trainer.named[name] for name in STATIC})
         real, error = x[weight > 0][None], (x - x_hat)[weight > 0][None]
-        total = loss + recipe.aux * spread * tsae.auxiliary_loss(
+        total = loss + recipe.aux * spread * auxiliary_loss(
             error, real, static, dead, recipe.k_aux, low
         )
     total.backward()
@@ -233,7 +233,7 @@ def train_step(
     with torch.no_grad():
         life = tsae.advance(trainer.life, codes, weight)
         n_tokens = int(weight.sum().item())
-        error = tsae.squared_error(x, x_hat, weight) if phase == "distil" else loss.detach()
+        error = squared_error(x, x_hat, weight) if phase == "distil" else loss.detach()
         info = {
             "loss": loss.item(),
             "fve": 1 - (error / spread).item() if spread > 0 else 0.0,
@@ -279,12 +279,71 @@ def _loss(
         static = Static(**{name: trainer.named[name] for name in STATIC})
         codes = tsae.encode_static(x, static, dials.k, dials.low)
         x_hat = tsae.decode_static(codes, static)
-        return tsae.squared_error(x, x_hat, weight), x_hat, codes, None
+        return squared_error(x, x_hat, weight), x_hat, codes, None
     params = tsae.params_from(trainer.named)
     if phase == "distil" and trainer.teacher is not None:
-        return tsae.distillation_loss(params, x, trainer.teacher, dials, weight, state)
+        return distillation_loss(params, x, trainer.teacher, dials, weight, state)
     x_hat, codes, state = tsae.forward(params, x, dials, state)
-    return tsae.squared_error(x, x_hat, weight), x_hat, codes, state
+    return squared_error(x, x_hat, weight), x_hat, codes, state
+
+
+def squared_error(
+    x: Float[Tensor, "batch seq d_in"],
+    x_hat: Float[Tensor, "batch seq d_in"],
+    weight: Float[Tensor, "batch seq"],
+) -> Float[Tensor, ""]:
+    """Squared error, summed over d_in, averaged over the tokens with `weight` 1 (padding has 0)."""
+    return ((x - x_hat).square().sum(-1) * weight).sum() / weight.sum().clamp(min=1)
+
+
+def auxiliary_loss(
+    error: Float[Tensor, "batch seq d_in"],
+    x: Float[Tensor, "batch seq d_in"],
+    static: Static,
+    dead: Int[Tensor, " dead"],
+    k_aux: int,
+    low: torch.dtype = torch.float32,
+) -> Float[Tensor, ""]:
+    """`||error - error_hat||^2 / ||error - mean||^2` of the dead features alone (Gao et al. A.2).
+
+    `error` is a constant; the `k_aux` largest of the dead count. 0 where nothing is dead or `error`
+    does not vary (one token, say).
+    """
+    flat_x, target = (x - static.b_dec).detach().flatten(0, 1), error.detach().flatten(0, 1)
+    spread = (target - target.mean(0)).square().sum()
+    if len(dead) == 0 or not spread > 1e-10 * target.square().sum():  # less is rounding
+        return error.new_zeros(())
+    W_enc, b_enc = static.W_enc[:, dead], static.b_enc[dead]
+    pre = tsae_kernels.product(flat_x, W_enc, low) + b_enc
+    idx = tsae_kernels.topk_idx(pre.detach(), min(k_aux, len(dead)))
+    error_hat = tsae_kernels.decode_codes(pre.gather(1, idx).relu(), idx, static.W_dec[dead])
+    return (target - error_hat).square().sum() / spread
+
+
+def distillation_loss(
+    params: Params,
+    x: Float[Tensor, "batch seq d_in"],
+    teacher: Static,
+    dials: Dials,
+    weight: Float[Tensor, "batch seq"],
+    state: State | None = None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "batch seq d_in"], Codes, State]:
+    """Squared distance to the frozen static SAE's reconstruction and codes; then as `forward`."""
+    x_hat, codes, state = tsae.forward(params, x, dials, state)
+    with torch.no_grad():
+        goal = tsae.encode_static(x, teacher, dials.k, dials.low)
+        x_goal = tsae.decode_static(goal, teacher)
+        goal_acts = tsae.dense(goal, len(teacher.b_enc)).gather(-1, codes.idx)
+    off = (codes.vals - goal_acts).square().sum(-1) * weight
+    code_error = off.sum() / weight.sum().clamp(min=1)
+    return squared_error(x_goal, x_hat, weight) + code_error, x_hat, codes, state
+
+
+def tangent(
+    grad: Float[Tensor, "d_sae d_in"], W_dec: Float[Tensor, "d_sae d_in"]
+) -> Float[Tensor, "d_sae d_in"]:
+    """The gradient less its part along the unit rows, which normalising undoes (Bricken 2023)."""
+    return grad - (grad * W_dec).sum(1, keepdim=True) * W_dec
 
 
 def _spread(x: Tensor, weight: Tensor) -> Tensor:
@@ -298,7 +357,7 @@ def _descend(trainer: Trainer, rate: dict[str, float], recipe: Recipe) -> float:
     with torch.no_grad():
         W_dec = trainer.named["W_dec"]
         if W_dec.grad is not None:
-            W_dec.grad = tsae.tangent(W_dec.grad, W_dec)
+            W_dec.grad = tangent(W_dec.grad, W_dec)
         moving = [tensor for tensor in trainer.named.values() if tensor.grad is not None]
         norm = torch.nn.utils.clip_grad_norm_(moving, recipe.clip)
         for group in trainer.adam.param_groups:
@@ -343,7 +402,7 @@ def integrators(
     W_x, b = _units(r, error, valid, len(t.dec_W_h))
     zeros, W_h = r.new_zeros(START_ROWS, len(t.dec_W_h)), torch.zeros_like(t.dec_W_h)
     states = [
-        lstm(part, zeros[: len(part)], zeros[: len(part)], W_x, W_h, b)[0]
+        tsae_kernels.lstm(part, zeros[: len(part)], zeros[: len(part)], W_x, W_h, b)[0]
         for part in r.split(START_ROWS)
     ]
     W_out = _ridge(torch.cat(states)[valid], error, RIDGE_OUTPUT)
