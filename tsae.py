@@ -169,17 +169,17 @@ def static_sae(static: Static, k: int, low: torch.dtype = torch.float32) -> Sae:
 
 def tensors(params: Params | Static | Temporal) -> dict[str, Tensor]:
     """Name to tensor, `W_enc` .. `scale`; no copies. Inverse: `params_from`."""
-    parts = (params.static, params.temporal) if isinstance(params, Params) else (params,)
-    return {name: tensor for part in parts for name, tensor in vars(part).items()}
+    groups = (params.static, params.temporal) if isinstance(params, Params) else (params,)
+    return {name: tensor for group in groups for name, tensor in vars(group).items()}
 
 
 def params_from(named: Mapping[str, Tensor]) -> Params:
     """Parameters from the names of `tensors`. Raises ValueError where one is missing."""
-    wanted = [f.name for part in (Static, Temporal) for f in fields(part)]
+    wanted = [f.name for cls in (Static, Temporal) for f in fields(cls)]
     missing = [name for name in wanted if name not in named]
     if missing:
         raise ValueError(f"a TSAE needs {len(wanted)} tensors; missing: {', '.join(missing)}")
-    pick = {part: {f.name: named[f.name] for f in fields(part)} for part in (Static, Temporal)}
+    pick = {cls: {f.name: named[f.name] for f in fields(cls)} for cls in (Static, Temporal)}
     return Params(static=Static(**pick[Static]), temporal=Temporal(**pick[Temporal]))
 
 
@@ -528,7 +528,7 @@ def start_lifecycle(d_sae: int, like: Tensor) -> Lifecycle:
     counted = ("idle", "fired", "births", "deaths", "gaps", "gap_tokens", "age_sum", "oldest")
     zero = torch.zeros(d_sae, dtype=torch.int64, device=like.device)
     counts = dict.fromkeys(counted, zero) | {"tokens": zero.new_zeros(())}
-    return Lifecycle(peak=like.new_zeros(d_sae), **counts)
+    return Lifecycle(peak=like.new_zeros(d_sae), streams=None, **counts)
 
 
 def begin_chunks(life: Lifecycle, opens: Bool[Tensor, " streams"]) -> Lifecycle:

@@ -15,8 +15,8 @@ from torch.autograd import Function
 def topk_idx(pre: Float[Tensor, "tokens d_sae"], k: int) -> Int[Tensor, "tokens k"]:
     """Where the `k` largest of each row are, in no order (of equal values, any).
 
-    Wide rows are searched in two steps: the `k` columns-of-eight with the largest maxima hold the
-    `k` largest values.
+    Wide rows are searched in two steps: row by row, the `k` columns of the (8, d_sae / 8) view with
+    the largest maxima hold the `k` largest values.
     """
     tokens, d_sae = pre.shape
     if not 0 < k <= d_sae:
@@ -26,9 +26,9 @@ def topk_idx(pre: Float[Tensor, "tokens d_sae"], k: int) -> Int[Tensor, "tokens 
         return pre.topk(k, dim=-1, sorted=False).indices
     blocks = pre.view(tokens, deep, wide)
     best = blocks.amax(1).topk(k, dim=-1, sorted=False).indices
-    found = blocks.gather(2, best[:, None].expand(-1, deep, -1)).flatten(1)
-    at = found.topk(k, dim=-1, sorted=False).indices
-    return best.gather(1, at % k) + wide * (at // k)
+    values = blocks.gather(2, best[:, None].expand(-1, deep, -1)).flatten(1)
+    slot = values.topk(k, dim=-1, sorted=False).indices  # depth * k + rank of the column in `best`
+    return best.gather(1, slot % k) + wide * (slot // k)
 
 
 def scatter_codes(
@@ -41,10 +41,9 @@ def scatter_codes(
 def gather_dot(
     x: Float[Tensor, "tokens d"], W: Float[Tensor, "d_sae d"], idx: Int[Tensor, "tokens k"]
 ) -> Float[Tensor, "tokens k"]:
-    """`(x W^T)` at `idx`: `k` dot products a token in place of `d_sae`.
+    """`(x W^T)` at `idx`: `k` dot products per token in place of `d_sae`.
 
-    It is the gradient that `embedding_bag` has for its weights per sample; ten times faster than
-    gathering the rows.
+    The gradient of `embedding_bag` in its weights per sample; ten times faster than gathering rows.
     """
     tokens, k = idx.shape
     starts = torch.arange(0, tokens * k, k, device=idx.device)
@@ -61,9 +60,7 @@ def codes_t_product(
     x: Float[Tensor, "tokens d"],
     d_sae: int,
 ) -> Float[Tensor, "d_sae d"]:
-    """`codes^T x`, the gradient of a weight with one row a feature: entries sorted by feature, then
-    summed in bags.
-    """
+    """`codes^T x`, a weight's gradient: entries sorted by feature, then summed in bags."""
     order = idx.flatten().argsort(stable=True)
     count = idx.flatten().bincount(minlength=d_sae)
     starts = count.cumsum(0) - count
@@ -153,9 +150,7 @@ def kept_values(
     W_enc: Float[Tensor, "d_in d_sae"],
     b_enc: Float[Tensor, " d_sae"],
 ) -> Float[Tensor, "tokens k"]:
-    """`relu(pre)` at `idx`, where `pre = x W_enc + b_enc`; differentiable in `W_enc` and `b_enc`,
-    not in `x`.
-    """
+    """`relu(x W_enc + b_enc)` at `idx`; differentiable in `W_enc` and `b_enc`, not in `x`."""
     return _Keep.apply(pre.detach(), idx, x.detach(), W_enc, b_enc)  # type: ignore[no-any-return]
 
 
@@ -181,7 +176,7 @@ def decode_codes(
     idx: Int[Tensor, "tokens k"],
     W_dec: Float[Tensor, "d_sae d_in"],
 ) -> Float[Tensor, "tokens d_in"]:
-    """`sum_j vals_j W_dec[idx_j]`: `k` rows a token in place of `d_sae`, forward and backward."""
+    """`sum_j vals_j W_dec[idx_j]`: `k` rows per token, not `d_sae`, forward and backward."""
     return _Decode.apply(vals, idx, W_dec)  # type: ignore[no-any-return]
 
 
@@ -195,9 +190,8 @@ class _Gate(Function):
     @staticmethod
     def backward(ctx, *grads):
         h, W_gate, idx, z = ctx.saved_tensors
-        inward = ((z >= 0) | (grads[0] < 0)) & (
-            (z <= 1) | (grads[0] > 0)
-        )  # a saturated gate can still come back
+        # a saturated gate gets the gradient that brings it back
+        inward = ((z >= 0) | (grads[0] < 0)) & ((z <= 1) | (grads[0] > 0))
         grad = grads[0] * inward
         d_h = F.embedding_bag(
             idx.contiguous(), W_gate, per_sample_weights=grad.contiguous(), mode="sum"
@@ -218,8 +212,8 @@ def gate_values(
 ) -> Float[Tensor, "tokens k"]:
     """`clip(W_gate h + b_gate, 0, 1)` at `idx`: exact zeros, exact ones.
 
-    Outside (0, 1) the gradient passes where a step along it leads back inside; else a gate once
-    open would stay so.
+    Outside (0, 1) the gradient passes where a step along it leads back inside; else a gate that is
+    once open would stay so.
     """
     return _Gate.apply(h.contiguous(), W_gate, b_gate, idx)  # type: ignore[no-any-return]
 
@@ -248,10 +242,9 @@ def product(
 
 
 class _Lstm(Function):
-    """One Python loop a direction; the products that need no recurrence are taken once for all
-    steps.
+    """One Python loop per direction; products that need no recurrence are taken once for all steps.
 
-    The views of all steps are made before the loop: at 16 streams a view costs as much as the
+    The views of all steps are made before the loop: at 16 streams a view costs as much as its
     arithmetic.
     """
 
@@ -265,7 +258,7 @@ class _Lstm(Function):
         tanh_c = x.new_empty(seq, batch, hidden)
         hs[0], cs[0] = h, c
         soft, hard = gates[..., : 3 * hidden].unbind(), gates[..., 3 * hidden :].unbind()
-        o, i, f, g = (part.unbind() for part in gates.split(hidden, 2))
+        o, i, f, g = (gate.unbind() for gate in gates.split(hidden, 2))
         z, h_t, c_t, tanh_t = gates.unbind(), hs.unbind(), cs.unbind(), tanh_c.unbind()
         for t in range(seq):
             z[t].add_(h_t[t].to(low) @ W_h_low)
@@ -282,9 +275,8 @@ class _Lstm(Function):
     def backward(ctx, *grads):
         x, W_x, W_h, gates, hs, cs, tanh_c = ctx.saved_tensors
         low, hidden, (o, i, f, g) = x.dtype, len(W_h), gates.split(len(W_h), 2)
-        by_c = torch.stack(
-            [g * i * (1 - i), cs[:-1] * f * (1 - f), i * (1 - g * g)], 2
-        ).unbind()  # d gates / d c
+        # d gates / d c, of input, forget and candidate; o acts on h alone
+        by_c = torch.stack([g * i * (1 - i), cs[:-1] * f * (1 - f), i * (1 - g * g)], 2).unbind()
         by_h, c_by_h = (tanh_c * o * (1 - o)).unbind(), (o * (1 - tanh_c * tanh_c)).unbind()
         d_gates, (d_h, d_c) = torch.empty_like(gates), (grads[1].clone(), grads[2].clone())
         d, d_o = d_gates.unbind(), d_gates[..., :hidden].unbind()
@@ -315,11 +307,10 @@ def lstm(
 ) -> tuple[
     Float[Tensor, "batch seq hidden"], Float[Tensor, "batch hidden"], Float[Tensor, "batch hidden"]
 ]:
-    """Hidden states of all steps, then the last `h` and `c` (Hochreiter & Schmidhuber 1997, with
-    forget gates).
+    """Hidden states of all steps, then the last `h` and `c` (Hochreiter & Schmidhuber 1997).
 
-    `gates = 4 * hidden`: output, input, forget, candidate. Equal to `torch.nn.LSTM` with its rows
-    so ordered.
+    `gates = 4 * hidden`: output, input, forget, candidate. `torch.nn.LSTM`, rows so ordered.
     """
-    hs, h_last, c_last = _Lstm.apply(x.transpose(0, 1).contiguous(), h, c, W_x, W_h, b, low)  # type: ignore[misc]
+    steps = x.transpose(0, 1).contiguous()
+    hs, h_last, c_last = _Lstm.apply(steps, h, c, W_x, W_h, b, low)  # type: ignore[misc]
     return hs.transpose(0, 1), h_last, c_last

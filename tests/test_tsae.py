@@ -302,6 +302,21 @@ def test_selection_is_the_k_largest_of_pre_plus_what_the_bridge_adds(case, data)
 
 
 @quick
+@given(cases())
+def test_codes_with_reads_what_is_held_in_place_of_the_static_codes(case):
+    params, dials = case.params, case.dials
+    start = tsae.start_state(params, case.batch, dials)
+    seen = tsae.see(params, case.x, dials, start)
+    whole, _ = tsae.encode(params, case.x, dials)
+    again = tsae.codes_with(params, seen, seen.static, start.memory, dials)
+    assert torch.equal(tsae.dense(again, case.d_sae), tsae.dense(whole, case.d_sae))
+    nothing = replace(seen.static, vals=torch.zeros_like(seen.static.vals))
+    forgetful = tsae.codes_with(params, seen, nothing, start.memory, dials)
+    local, _ = tsae.encode(params, case.x, replace(dials, beta=0.0))
+    assert torch.equal(forgetful.vals.sort(-1).values, local.vals.sort(-1).values)
+
+
+@quick
 @given(cases(), st.data())
 def test_the_straight_through_bridge_adds_no_value_and_has_the_memorys_gradient(case, data):
     dials, bridge = (

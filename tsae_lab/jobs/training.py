@@ -1,7 +1,6 @@
-"""Training: one loop for the static SAE and for the three phases of the TSAE, resumable to the bit.
+"""Training: one step for the static SAE and the three phases of the TSAE, resumable to the bit.
 
-The trainer owns its tensors and updates them in place; everything else here is a function of the
-step.
+The trainer owns its tensors and updates them in place; all else here is a function of the step.
 """
 
 import math
@@ -30,7 +29,9 @@ class Recipe:
     tau: float = Dials.tau
     """tokens in which the memory's reading falls by 1/e"""
     cap: float = Dials.cap
-    """largest value of a code that the memory reads, in units of the root mean square of x - b_dec"""
+    """largest value of a code that the memory reads, in units of the root mean square of x -
+    b_dec
+    """
     beta: float = Dials.beta
     """strength of the memory in the selection"""
     hidden_enc: int = 64
@@ -201,8 +202,8 @@ def rates(step: int, recipe: Recipe, phases: Phases) -> dict[str, float]:
 
 
 def train_step(
-    trainer: Trainer, x: Float[Tensor, "batch seq d_in"], weight: Float[Tensor, "batch seq"], step: int,
-    recipe: Recipe, phases: Phases, low: torch.dtype, *, begins: bool = True,
+    trainer: Trainer, x: Float[Tensor, "batch seq d_in"], weight: Float[Tensor, "batch seq"],
+    step: int, recipe: Recipe, phases: Phases, low: torch.dtype, *, begins: bool = True,
 ) -> tuple[Trainer, dict[str, Any]]:  # fmt: skip
     """The trainer after a step, its tensors updated in place, and what a log line says of the step.
 
@@ -217,9 +218,10 @@ def train_step(
         tensor.requires_grad_(name in learning)
         tensor.grad = None
     dials = dials_at(step, recipe, phases, low)
-    dials = replace(dials, k=recipe.k) if phase == "pretrain" else dials
-    state = None if begins else trainer.state
-    loss, x_hat, codes, state = _loss(trainer, x, weight, phase, dials, state)
+    if phase == "pretrain":
+        dials = replace(dials, k=recipe.k)
+    before = None if begins else trainer.state
+    loss, x_hat, codes, state = _loss(trainer, x, weight, phase, dials, before)
     dead = dead_features(trainer, recipe)
     total, spread = loss, _spread(x, weight)
     if len(dead) and "W_enc" in learning:
@@ -238,9 +240,7 @@ def train_step(
             "loss": loss.item(),
             "fve": 1 - (error / spread).item() if spread > 0 else 0.0,
             "l0": (((codes.vals > 0).sum(-1) * weight).sum() / max(n_tokens, 1)).item(),
-            "dead": len(dead),
-            "k": dials.k,
-            "mix": dials.mix,
+            **{"dead": len(dead), "k": dials.k, "mix": dials.mix},
             "grad_norm": norm,
         }
     step_tokens = _recent((n_tokens, *trainer.step_tokens), recipe.dead_after)
@@ -372,10 +372,10 @@ def _descend(trainer: Trainer, rate: dict[str, float], recipe: Recipe) -> float:
     return norm.item()
 
 
-DECAYS = (0.0, 0.5, 0.8, 0.95)  # of what was decoded, a token
+DECAYS = (0.0, 0.5, 0.8, 0.95)  # of a unit's running mean, per token
 AMPLITUDE = 0.3  # root mean square of a unit's input: tanh is near linear there
 RIDGE_INPUT, RIDGE_OUTPUT = 0.02, 0.005  # relative to the mean variance of the regressors
-START_ROWS = 64  # sequences a call
+START_ROWS = 64  # sequences per call
 
 
 def integrators(
@@ -384,8 +384,7 @@ def integrators(
     valid: Bool[Tensor, "batch seq"],
     dials: Dials,
 ) -> Params:
-    """`params` with a decoder LSTM that explains the static SAE's error on the valid tokens of `x`
-    linearly.
+    """`params` with a decoder LSTM that explains the static SAE's error on the valid tokens of `x`.
 
     Unit u of decay d: input gate 1 - d, forget gate d, output gate 0.95, candidate tanh(0.3 p_u r),
     where `r = (x_hat - b_dec) / scale` and p_u is one of the leading left singular directions, in
@@ -402,8 +401,8 @@ def integrators(
     W_x, b = _units(r, error, valid, len(t.dec_W_h))
     zeros, W_h = r.new_zeros(START_ROWS, len(t.dec_W_h)), torch.zeros_like(t.dec_W_h)
     states = [
-        tsae_kernels.lstm(part, zeros[: len(part)], zeros[: len(part)], W_x, W_h, b)[0]
-        for part in r.split(START_ROWS)
+        tsae_kernels.lstm(rows, zeros[: len(rows)], zeros[: len(rows)], W_x, W_h, b)[0]
+        for rows in r.split(START_ROWS)
     ]
     W_out = _ridge(torch.cat(states)[valid], error, RIDGE_OUTPUT)
     return replace(params, temporal=replace(t, dec_W_x=W_x, dec_W_h=W_h, dec_b=b, W_out=W_out))
@@ -419,12 +418,9 @@ def _units(r: Tensor, error: Tensor, valid: Tensor, hidden: int) -> tuple[Tensor
         jitter = 1e-4 * covariance.diagonal().mean().clamp(min=1e-12)
         root = torch.linalg.cholesky(covariance + jitter * torch.eye(len(covariance)).to(r))
         leading = torch.linalg.svd(root.t() @ weight)[0][:, : len(units)]
-        found = torch.linalg.solve_triangular(
-            root.t(), leading, upper=True
-        )  # unit variance on the running mean
-        W_x[:, 3, units[: found.shape[1]]] = (
-            AMPLITUDE * found
-        )  # more units than dimensions: the rest starts silent
+        # unit variance on the running mean; more units than dimensions: the rest starts silent
+        directions = torch.linalg.solve_triangular(root.t(), leading, upper=True)
+        W_x[:, 3, units[: directions.shape[1]]] = AMPLITUDE * directions
         forget = math.log(max(decay, 0.01) / (1 - max(decay, 0.01)))
         b[0, units], b[1, units], b[2, units] = 3.0, -forget, forget
     return W_x.flatten(1), b.flatten()
@@ -432,7 +428,7 @@ def _units(r: Tensor, error: Tensor, valid: Tensor, hidden: int) -> tuple[Tensor
 
 def _shares(hidden: int) -> list[list[int]]:
     """The units of each decay, in turn."""
-    return [list(range(at, hidden, len(DECAYS))) for at in range(len(DECAYS))]
+    return [list(range(first, hidden, len(DECAYS))) for first in range(len(DECAYS))]
 
 
 def running_mean(r: Float[Tensor, "batch seq d"], decay: float) -> Float[Tensor, "batch seq d"]:

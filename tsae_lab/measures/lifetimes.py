@@ -1,11 +1,10 @@
-"""How long features stay on: runs with their censoring, survival, persistence, lifecycle, evolution
-over a document.
+"""How long features stay on: runs and their censoring, survival, persistence, lifecycle, evolution.
 
-A run is a maximal stretch of active tokens of a feature inside a chunk. Two things hide its true
-length. It may reach the chunk's last token: then it is known to be longer than L - 1 only
-(right-censored at L - 1). It may start at the first token of a chunk that continues a document:
-then its beginning was not seen (left-truncated), and it is left out of the survival estimate.
-Ignoring the first biases a mean of 8.33 tokens to 6.03.
+A run is a maximal stretch of active tokens of a feature inside a chunk. It can be cut at its end:
+one that reaches the chunk's last token is known to be longer than L - 1 only (right-censored at
+L - 1). It can be cut at its beginning: one at the first token of a chunk that continues a document
+began unseen (left-truncated), and is left out of the survival estimate. Ignoring the first biases
+a mean of 8.33 tokens to 6.03.
 """
 
 import warnings
@@ -31,9 +30,7 @@ class Runs:
     document: Int[np.ndarray, " runs"]  # index in `document_ids`
     position: Int[np.ndarray, " runs"]  # of the first active token in its chunk
     length: Int[np.ndarray, " runs"]  # active tokens seen
-    truncated: Bool[
-        np.ndarray, " runs"
-    ]  # starts at the first token of a chunk that is no document's beginning
+    truncated: Bool[np.ndarray, " runs"]  # at the first token of a chunk inside a document
     censored: Bool[np.ndarray, " runs"]  # touches the last valid token of its chunk
     document_ids: Int[np.ndarray, " n_doc"]
     d_sae: int
@@ -83,9 +80,7 @@ class Survival:
 
     @property
     def median(self) -> int | None:
-        """Half-life: the first t with survival <= 1/2; None if more than half live past
-        `follow_up`.
-        """
+        """Half-life: the first t with survival <= 1/2; None if more than half live on after it."""
         below = np.flatnonzero(self.survival <= 0.5)
         return int(self.t[below[0]]) if len(below) else None
 
@@ -94,44 +89,39 @@ class Survival:
         return f">{self.follow_up}" if self.median is None else str(self.median)
 
 
-def _observed(found: Runs) -> tuple[Runs, Int[np.ndarray, " kept"]]:
-    """The runs whose beginning was seen, and the time to which each was followed: L, or L - 1 if
-    censored.
-    """
-    kept = ~found.truncated
+def _observed(all_runs: Runs) -> tuple[Runs, Int[np.ndarray, " seen"]]:
+    """The runs whose beginning was seen, and how long each was followed (L - 1 if censored)."""
+    whole = ~all_runs.truncated
     names = ("feature", "chunk", "document", "position", "length", "truncated", "censored")
-    seen = replace(found, **{name: getattr(found, name)[kept] for name in names})
+    seen = replace(all_runs, **{name: getattr(all_runs, name)[whole] for name in names})
     return seen, seen.length - seen.censored
 
 
-def survival(found: Runs) -> Survival:
-    """Kaplan-Meier survival of the runs of all features pooled (`scipy.stats.ecdf`), log-log
-    Greenwood band.
+def survival(all_runs: Runs) -> Survival:
+    """Kaplan-Meier survival of the runs of all features, with a log-log Greenwood band.
 
     The band treats runs as independent; `restricted_mean` has intervals by document. Raises
     ValueError if no run that was followed for a token or more is left.
     """
-    seen, followed = _observed(found)
+    seen, followed = _observed(all_runs)
     if not (followed > 0).any():
-        raise ValueError(
-            f"survival needs a run followed for at least one token; got none of {len(found.length)}"
-        )
+        n = len(all_runs.length)
+        raise ValueError(f"survival needs a run followed for at least one token; got none of {n}")
     sample = stats.CensoredData(uncensored=followed[~seen.censored], right=followed[seen.censored])
     estimate = stats.ecdf(sample).sf
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-        warnings.simplefilter(
-            "ignore", RuntimeWarning
-        )  # undefined where survival is 0 or 1: set to the curve below
+        # undefined where survival is 0 or 1: set to the curve below
+        warnings.simplefilter("ignore", RuntimeWarning)
         band = estimate.confidence_interval(method="log-log")
     follow_up = int(followed.max())
     t = np.arange(follow_up + 1)
     curve = estimate.evaluate(t)
     low, high = (
-        np.where(np.isfinite(b), b, curve) for b in (band.low.evaluate(t), band.high.evaluate(t))
+        np.where(np.isfinite(bound), bound, curve)
+        for bound in (band.low.evaluate(t), band.high.evaluate(t))
     )
-    deaths, at_risk = (
-        table.sum(0) for table in _life_table(found, np.zeros_like(found.document), 1, follow_up)
-    )
+    one_group = np.zeros_like(all_runs.document)
+    deaths, at_risk = (rows[0] for rows in _life_table(all_runs, one_group, 1, follow_up))
     return Survival(
         t=t,
         survival=curve,
@@ -142,16 +132,16 @@ def survival(found: Runs) -> Survival:
         follow_up=follow_up,
         n_runs=len(followed),
         n_censored=int(seen.censored.sum()),
-        n_truncated=int(found.truncated.sum()),
+        n_truncated=int(all_runs.truncated.sum()),
     )
 
 
 def _life_table(
-    found: Runs, group: Int[np.ndarray, " runs"], n_groups: int, longest: int
+    all_runs: Runs, group: Int[np.ndarray, " runs"], n_groups: int, longest: int
 ) -> tuple[Float[np.ndarray, "n_groups t"], Float[np.ndarray, "n_groups t"]]:
     """Deaths at, and runs at risk at, t = 0..longest in each group; truncated runs left out."""
-    seen, followed = _observed(found)
-    cell = group[~found.truncated] * (longest + 1) + followed
+    seen, followed = _observed(all_runs)
+    cell = group[~all_runs.truncated] * (longest + 1) + followed
     shape = (n_groups, longest + 1)
     deaths = np.bincount(cell[~seen.censored], minlength=n_groups * (longest + 1)).reshape(shape)
     ended = np.bincount(cell, minlength=n_groups * (longest + 1)).reshape(shape)
@@ -161,9 +151,7 @@ def _life_table(
 def _restricted(
     deaths: Float[np.ndarray, "rows t"], at_risk: Float[np.ndarray, "rows t"], tau: int
 ) -> Float[np.ndarray, " rows"]:
-    """Restricted mean of each row of life tables, with a geometric tail beyond the last time at
-    risk.
-    """
+    """Restricted mean of each row of life tables; a geometric tail beyond the last time at risk."""
     curve = np.cumprod(1 - ratio(deaths, at_risk), axis=1)
     last = np.maximum((at_risk > 0).sum(1) - 1, 1)[:, None]
     reached = np.take_along_axis(curve, np.minimum(last, curve.shape[1] - 1), axis=1)
@@ -180,15 +168,13 @@ class RestrictedMean:
 
     tau: int
     value: float
-    interval: tuple[
-        float, float
-    ]  # 95 %, by bootstrap over documents; (1, tau), nothing known, without one
+    interval: tuple[float, float]  # 95 %, by bootstrap over documents; else (1, tau)
     replicates: Float[np.ndarray, " n_boot"]
     extrapolated: bool  # tau is beyond the follow-up: the rest is a geometric tail
 
 
 def restricted_mean(
-    found: Runs, tau: int, *, n_boot: int = 0, generator: torch.Generator | None = None
+    all_runs: Runs, tau: int, *, n_boot: int = 0, generator: torch.Generator | None = None
 ) -> RestrictedMean:
     """`E[min(lifetime, tau)] = sum_{t < tau} S(t)` with the Kaplan-Meier S, in [1, tau] tokens.
 
@@ -199,55 +185,51 @@ def restricted_mean(
     """
     if tau < 1:
         raise ValueError(f"restricted_mean needs tau >= 1; got {tau}")
-    deaths, at_risk = _life_table(found, found.document, len(found.document_ids), found.longest)
+    n_doc, longest = len(all_runs.document_ids), all_runs.longest
+    deaths, at_risk = _life_table(all_runs, all_runs.document, n_doc, longest)
     if not at_risk[:, 1:].any():
-        raise ValueError(
-            f"restricted_mean needs a run followed for one token; got none of {len(found.length)}"
-        )
+        n = len(all_runs.length)
+        raise ValueError(f"restricted_mean needs a run followed for one token; got none of {n}")
     value = float(_restricted(deaths.sum(0, keepdims=True), at_risk.sum(0, keepdims=True), tau)[0])
-    n_doc = len(found.document_ids)
     weights = resamples(n_doc, n_boot, generator)
     replicates = _restricted(weights @ deaths, weights @ at_risk, tau)
-    extrapolated = bool(at_risk.sum(0)[min(tau - 1, found.longest)] == 0 or tau - 1 > found.longest)
+    extrapolated = bool(at_risk.sum(0)[min(tau - 1, longest)] == 0 or tau - 1 > longest)
     return RestrictedMean(
         tau, value, interval(value, replicates, n_doc, 1.0, float(tau)), replicates, extrapolated
     )
 
 
 def feature_restricted_mean(
-    found: Runs, tau: int, *, min_deaths: int = 5
+    all_runs: Runs, tau: int, *, min_deaths: int = 5
 ) -> Float[np.ndarray, " d_sae"]:
-    """`restricted_mean` of each feature, in [1, tau] tokens; 0 for those with fewer than
-    `min_deaths` ends seen.
+    """`restricted_mean` of each feature, in [1, tau] tokens; 0 with fewer than `min_deaths` ends.
 
-    The mean over the features that are not 0 gives each feature one vote, where the pooled one
-    counts runs.
+    The mean over the features that are not 0 gives each of them one vote; the pooled one counts
+    runs.
     """
     if tau < 1:
         raise ValueError(f"feature_restricted_mean needs tau >= 1; got {tau}")
-    deaths, at_risk = _life_table(found, found.feature, found.d_sae, found.longest)
+    deaths, at_risk = _life_table(all_runs, all_runs.feature, all_runs.d_sae, all_runs.longest)
     return np.where(deaths.sum(1) >= max(min_deaths, 1), _restricted(deaths, at_risk, tau), 0.0)
 
 
-def persistence(found: Runs) -> tuple[float, Float[np.ndarray, " d_sae"]]:
-    """P(on at t + 1 | on at t), the geometric maximum likelihood under censoring: (pooled, by
-    feature), in [0, 1].
+def persistence(all_runs: Runs) -> tuple[float, Float[np.ndarray, " d_sae"]]:
+    """P(on at t + 1 | on at t) by geometric maximum likelihood: (pooled, by feature), in [0, 1].
 
     `sum (L - 1) / (sum (L - 1) + ends seen)`; a geometric lifetime forgets its beginning, so
     truncated runs count. Implied mean lifetime `1 / (1 - q)`. 0 for a feature never seen to go on
     or to end.
     """
-    stays = np.bincount(found.feature, found.length - 1.0, minlength=found.d_sae)
-    ends = np.bincount(found.feature[~found.censored], minlength=found.d_sae)
+    stays = np.bincount(all_runs.feature, all_runs.length - 1.0, minlength=all_runs.d_sae)
+    ends = np.bincount(all_runs.feature[~all_runs.censored], minlength=all_runs.d_sae)
     by_feature = ratio(stays, stays + ends)
     return _share(stays.sum(), stays.sum() + ends.sum()), by_feature
 
 
 def shuffle(codes: CodedText, generator: torch.Generator | None = None) -> CodedText:
-    """The codes with the tokens of each document in random order: firing rates and document topics
-    stay, time goes.
+    """The codes with the tokens of each document in random order (seed 0 without a generator).
 
-    The null of all lifetime measures. Seed 0 if no generator is given.
+    The null of all lifetime measures: firing rates and document topics stay, time goes.
     """
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     slot = torch.from_numpy(np.flatnonzero(codes.valid.numpy()))

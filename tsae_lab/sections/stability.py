@@ -208,7 +208,7 @@ def lifetimes_section(context: Context) -> Section:
             row for name, curve in curves.items() for row in _survival_rows(name, curve)
         ]
         for sae, runs, life in zip(context.subjects, all_runs, lives, strict=True):
-            tables[f"features_{sae.slug}"] = feature_rows(sae, runs, life, context)
+            tables[f"features_{sae.slug}"] = _feature_rows(sae, runs, life, context)
         if curves:
             figures["survival"] = survival_figure(curves)
     return Section(named(context, numbers), tables, figures)
@@ -274,7 +274,7 @@ def _survival_rows(name: str, curve: lifetimes.Survival) -> list[dict[str, Any]]
     ]
 
 
-def feature_rows(
+def _feature_rows(
     one: Subject, found: Runs, life: tsae.Lifecycle, context: Context
 ) -> list[dict[str, Any]]:
     """One row per feature that is ever active, the most active first: what it reads, its life."""
