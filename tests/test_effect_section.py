@@ -167,11 +167,24 @@ def test_an_offset_is_measured_on_the_cases_that_are_long_enough(section, shared
 
 def test_every_number_is_finite_and_lies_in_its_interval(section):
     assert all(np.isfinite(value) for value in section.numbers.values())
-    assert len(section.tables["intervals"]) == 2 * 5 + 5  # measures times modes
+    assert len(section.tables["intervals"]) == 2 * 5 + 5 + 2 * 4  # measures times modes, and paired
     prefixes = {"TSAE": "", "static SAE": "static_"}
     for row in section.tables["intervals"]:
         assert row["low"] <= row["value"] <= row["high"]
-        assert section.numbers[prefixes[row["model"]] + row["measure"]] == row["value"]
+        if row["model"] in prefixes:
+            assert section.numbers[prefixes[row["model"]] + row["measure"]] == row["value"]
+
+
+def test_the_two_models_are_compared_in_the_same_cases(section, shared, subjects, tokens):
+    numbers = section.numbers
+    for row in rows_of(section, "intervals", model="TSAE - static SAE"):
+        difference = numbers[row["measure"]] - numbers[f"static_{row['measure']}"]
+        assert row["value"] == pytest.approx(difference)
+    twice = [subjects[0], replace(subjects[0], name="again", prefix="again_")]
+    same = effect_section.measures(shared, twice, tokens, draw=False)
+    rows = rows_of(same, "intervals", model="TSAE - again")
+    assert len(rows) == 8
+    assert all(row["value"] == row["low"] == row["high"] == 0 for row in rows)
 
 
 def test_steering_by_nothing_does_nothing(section):

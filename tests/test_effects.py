@@ -87,8 +87,8 @@ def test_a_matched_push_has_the_swaps_contribution_at_its_positions(lm):
     direction = effects.random_direction(swap, 0)(batch, masks)
     torch.testing.assert_close(direction.norm(dim=-1), delta.norm(dim=-1))
     moved = effects.elsewhere(swap)(batch, masks)
-    torch.testing.assert_close(moved[:, :, 0], delta.sum(2))
-    assert (moved[:, :, 1:] == 0).all()
+    torch.testing.assert_close(moved[:, :, 2], delta.sum(2))  # the subject is at 1
+    assert (moved[:, :, [0, 1, 3, 4]] == 0).all()
 
 
 def test_variants_in_one_call_are_what_they_are_alone(lm):
@@ -237,7 +237,7 @@ def test_the_normalised_effect_is_a_ratio_of_sums_over_the_cases_that_have_the_p
         return
     expected = sum(e for e, _ in seen) / sum(p for _, p in seen)
     assert value == pytest.approx(expected)
-    low, high = effects.normalised_interval(effect, patch)
+    low, high = effects.normalised_interval(effect, patch, np.arange(len(effect)))
     assert low - 1e-9 <= value <= high + 1e-9
     if len(seen) == 1:
         assert (low, high) == (-np.inf, np.inf)
@@ -247,9 +247,22 @@ def test_the_normalised_effect_is_a_ratio_of_sums_over_the_cases_that_have_the_p
 
 def test_the_interval_of_a_normalised_effect_is_that_of_its_mean_where_all_patches_are_equal():
     effect = np.random.default_rng(0).normal(size=200)
-    low, high = effects.normalised_interval(effect, np.full(200, 2.0))
+    low, high = effects.normalised_interval(effect, np.full(200, 2.0), np.arange(200))
     half = stats.t.ppf(0.975, 199) * effect.std(ddof=1) / np.sqrt(200) / 2
     np.testing.assert_allclose([low, high], effect.mean() / 2 + half * np.array([-1, 1]), atol=0.01)
+
+
+def test_the_interval_covers_the_truth_where_twins_are_alike():
+    """Planted: the effect is .5, twins share half of their noise; drawn apart they cover less."""
+    rng, group = np.random.default_rng(0), np.repeat(np.arange(24), 2)
+    covers = {"pairs": 0, "cases": 0}
+    for _ in range(200):
+        effect = 0.5 + rng.normal(size=24)[group] + 0.5 * rng.normal(size=48)
+        for name, drawn in (("pairs", group), ("cases", np.arange(48))):
+            low, high = effects.normalised_interval(effect, np.ones(48), drawn)
+            covers[name] += low <= 0.5 <= high
+    assert 0.91 <= covers["pairs"] / 200 <= 0.99
+    assert covers["cases"] / 200 <= 0.89
 
 
 def test_agreement_cases_come_in_twins_that_differ_in_the_subject_alone():

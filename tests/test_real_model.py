@@ -136,6 +136,30 @@ def test_the_model_takes_every_cue_for_a_singular(lm):
     assert plurals == []
 
 
+def test_the_other_position_of_the_control_carries_what_is_put_there_and_the_first_does_not(lm):
+    cases, _ = measures.split_cases(measures.agreement_cases(tasks.agreement()), 16, 0)
+    batches, _ = measures.batches(lm, HOOK, cases)
+    above = language_model.layers_above(lm, HOOK)
+
+    def large(batch, mask):
+        """Five times the full patch, at the subject."""
+        at_subject = torch.arange(batch.seq) == batch.subject[:, None]
+        return 5 * measures.full_patch(batch, mask & at_subject)
+
+    def first(batch, mask):
+        moved = torch.zeros(len(mask), *batch.twin.shape)
+        moved[:, :, 0] = large(batch, mask).sum(2)
+        return moved
+
+    patch = measures.profile(above, batches, measures.full_patch, [measures.SPAN])[0]
+    carried, lost = (
+        abs(measures.profile(above, batches, change, [measures.SPAN])[0]).sum() / abs(patch).sum()
+        for change in (measures.elsewhere(large), first)
+    )
+    assert carried > 0.1
+    assert lost < carried / 4
+
+
 def test_the_agreement_cases_are_easy_for_the_model_and_the_full_patch_turns_them_round(lm):
     counts = Counts(train_cases=4, test_cases=8, control_cases=2, offsets=(-1,))
     shared = effects.prepare_shared(lm, HOOK, counts)

@@ -170,6 +170,7 @@ def toy_batch(lm: LanguageModel, n: int = 24, seq: int = 5, seed: int = 0) -> Ba
     return Batch(
         ids=ids, hidden=language_model.residual(lm, ids, HOOK), twin=language_model.residual(lm, twin, HOOK)[:, len(lm.prefix) :],
         good=forms[label], bad=forms[1 - label], label=label, subject=torch.full((n,), 1),
+        group=torch.arange(n),
     )  # fmt: skip
 
 

@@ -380,7 +380,7 @@ DEFINITIONS = {
         "effects.random_direction"),
     "other_position": Measure(
         "interventions", "effect at another position", "",
-        "Effect of the edit's sum, put at the position before the subject.",
+        "Effect of the edit's sum, put at the position after the subject.",
         "sum over cases of effect / sum of full-patch effect", "(-inf, inf)", "neither",
         "effects.elsewhere"),
     "kl_unrelated": Measure(

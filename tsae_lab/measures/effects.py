@@ -55,6 +55,7 @@ class Batch:
     bad: Int[Tensor, " batch"]
     label: Int[Tensor, " batch"]
     subject: Int[Tensor, " batch"]  # first position at which text and twin differ
+    group: Int[Tensor, " batch"]  # of the lemma: its cases, twins too, are resampled together
 
     @property
     def seq(self) -> int:
@@ -125,6 +126,7 @@ def batches(
     """
     by_length: dict[int, list[tuple]] = defaultdict(list)
     skipped: Counter[str] = Counter()
+    number = {group: i for i, group in enumerate(dict.fromkeys(case.group for case in cases))}
     for case in cases:
         words = (case.text, case.twin, case.good, case.bad)
         ids = [token_ids(lm, word) for word in words]
@@ -132,7 +134,7 @@ def batches(
         if reason:
             skipped[reason] += 1
         else:
-            by_length[len(ids[0])].append((*ids, case.label))
+            by_length[len(ids[0])].append((*ids, case.label, number[case.group]))
     if not by_length:
         reasons = ", ".join(skipped) or "none was given"
         raise ValueError(f"none of {len(cases)} texts can be measured: {reasons}")
@@ -152,7 +154,8 @@ def _refusal(ids: Sequence[list[int]], longest: int, need_twin: bool) -> str:
 
 
 def _batch(lm: LanguageModel, hook: str, rows: Sequence[tuple]) -> Batch:
-    text, twin, good, bad, label = (torch.tensor(column) for column in zip(*rows, strict=True))
+    columns = (torch.tensor(column) for column in zip(*rows, strict=True))
+    text, twin, good, bad, label, group = columns
     prefix = torch.tensor(lm.prefix).expand(len(text), -1)
     ids, twin_ids = (torch.cat([prefix, words], 1) for words in (text, twin))
     return Batch(
@@ -163,6 +166,7 @@ def _batch(lm: LanguageModel, hook: str, rows: Sequence[tuple]) -> Batch:
         bad=bad[:, 0],
         label=label,
         subject=(text != twin).int().argmax(1),  # 0 where they are equal
+        group=group,
     )
 
 
@@ -251,16 +255,23 @@ def normalised(
 
 
 def normalised_interval(
-    effects: Float[np.ndarray, " cases"], patch: Float[np.ndarray, " cases"]
+    effects: Float[np.ndarray, " cases"],
+    patch: Float[np.ndarray, " cases"],
+    group: Int[np.ndarray, " cases"],
 ) -> tuple[float, float]:
-    """95 % interval of `normalised` (`metrics.interval`) over resamples of the cases not NaN.
+    """95 % interval of `normalised` (`metrics.interval`) over resamples of the groups of cases.
 
-    Fewer than two cases give (-inf, inf).
+    Twins are not independent, so whole groups are drawn, of cases not NaN. Fewer than two groups
+    give (-inf, inf).
     """
     seen = ~np.isnan(effects)
-    replicates = metrics.resampled_ratio(effects[seen], patch[seen], EFFECT_BOOT)
+    names, member = np.unique(group[seen], return_inverse=True)
+    top, bottom = (
+        np.bincount(member, values[seen], minlength=len(names)) for values in (effects, patch)
+    )
+    replicates = metrics.resampled_ratio(top, bottom, EFFECT_BOOT)
     value = float(normalised(effects, patch))
-    return metrics.interval(value, replicates, int(seen.sum()), -np.inf, np.inf)
+    return metrics.interval(value, replicates, len(names), -np.inf, np.inf)
 
 
 # ----------------------------------------------------------------------------------------- changes
@@ -374,14 +385,16 @@ def random_direction(change: Change, seed: int) -> Change:
 
 
 def elsewhere(change: Change) -> Change:
-    """A control: the sum of what `change` adds, put at the position before the subject.
+    """A control: the sum of what `change` adds, put at the position after the subject.
 
-    Nothing there is about number. Where the text begins with the subject, nothing is added.
+    The word there has no number, and what is put there reaches the verb: the first position of a
+    text, which most models use as a sink, passes nothing on. Nothing is added where the subject is
+    the last word.
     """
 
     def control(batch: Batch, mask: Tensor) -> Tensor:
-        before = batch.subject.to(mask.device)[:, None] - 1
-        place = torch.arange(batch.seq, device=mask.device) == before
+        after = batch.subject.to(mask.device)[:, None] + 1
+        place = torch.arange(batch.seq, device=mask.device) == after
         return change(batch, mask).sum(2, keepdim=True) * place[None, :, :, None]
 
     return control

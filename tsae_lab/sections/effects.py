@@ -43,7 +43,7 @@ class Counts:
     offsets: tuple[int, ...] = (-1, -2, -3, -4, -5, -6)  # to the verb, of single tokens to edit
     features: int = 10  # number features that are edited together
     controls: int = 100  # random sets of features matched to them
-    control_cases: int = 4  # cases on which the controls are measured
+    control_cases: int = 4  # cases on which the random sets are measured at each offset
     strengths: tuple[float, ...] = (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
     """of steering, in units of the features' difference between plural and singular"""
     steer_cases: int = 16  # cases that are steered
@@ -72,6 +72,11 @@ class MeasuredCases:
     clean: Float[np.ndarray, " cases"]  # logit(good) - logit(bad)
     patch: Float[np.ndarray, "offsets cases"]  # effect of the full patch: SPAN, then each offset
 
+    @property
+    def group(self) -> Int[np.ndarray, " cases"]:
+        """Lemma of each case: what is resampled."""
+        return torch.cat([batch.group for batch in self.batches]).numpy()
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Shared:
@@ -82,7 +87,7 @@ class Shared:
     above: Above
     train: list[Batch]
     test: MeasuredCases
-    few: MeasuredCases  # for the controls
+    few: MeasuredCases  # for the controls by offset
     skipped: dict[str, int]  # cases by reason
     pairs: dict[str, tuple[list[Pair], Rule]]
     absent: tuple[str, ...]  # minimal-pair sets that were not found
@@ -135,6 +140,7 @@ class Part:
     numbers: dict[str, float] = field(default_factory=dict)
     tables: dict[str, Rows] = field(default_factory=dict)
     lines: dict[str, np.ndarray] = field(default_factory=dict)  # by mode
+    cases: dict[str, np.ndarray] = field(default_factory=dict)  # effect in each case, by measure
     controls: np.ndarray | None = None
 
 
@@ -164,6 +170,7 @@ def measures(
             numbers |= {f"{subject.prefix}{name}": value for name, value in result.numbers.items()}
             for table, rows in result.tables.items():
                 tables[table] += [{"model": subject.name, **row} for row in rows]
+    tables["intervals"] += _differences(shared, subjects, parts)
     pair_numbers, tables["minimal_pairs"] = _pair_accuracies(shared, subjects)
     filled = {name: rows for name, rows in tables.items() if rows}
     return Section(numbers | pair_numbers, filled, _draw_all(shared, parts) if draw else {})
@@ -183,6 +190,27 @@ def _parts(
     if draw:
         parts["steering"] = _steering(shared, subject, chosen, difference)
     return parts
+
+
+def _differences(
+    shared: Shared, subjects: Sequence[Subject], parts: Mapping[str, Mapping[str, Part]]
+) -> Rows:
+    """Of two models: the first's effects at the verb minus the second's, in the same cases.
+
+    Where the second has no propagated mode, its local one stands against the first's.
+    """
+    if len(subjects) != 2:
+        return []
+    ours, theirs = (parts[subject.name]["verb"].cases for subject in subjects)
+    total, rows = shared.test.patch[0], []
+    for measure, effect in ours.items():
+        other = theirs.get(measure, theirs[measure.replace("_propagated", "_local")])
+        difference = effect - other
+        low, high = effects.normalised_interval(difference, total, shared.test.group)
+        value = float(effects.normalised(difference, total))
+        model = " - ".join(subject.name for subject in subjects)
+        rows.append({"model": model, "measure": measure, "value": value, "low": low, "high": high})
+    return rows
 
 
 def _last_mode(sae: Sae) -> bool:
@@ -206,7 +234,7 @@ def _verb_effects(
 ) -> Part:
     """Effects of the number features at the verb, with controls (`by_offset`: at each offset)."""
     offsets = [SPAN, *shared.counts.offsets]
-    numbers, rows, intervals, lines = {}, [], [], {}
+    numbers, rows, intervals, lines, cases = {}, [], [], {}, {}
     for mode, propagated in modes(subject.sae).items():
         for name, change in _changes_by_name(subject.sae, features, propagated).items():
             edited = offsets if name == "effect" else [SPAN]
@@ -215,16 +243,20 @@ def _verb_effects(
             rows += profile_rows
             whole = profile_rows[0]
             numbers[f"{name}_{mode}"] = whole["normalised"]
+            cases[f"{name}_{mode}"] = profile[0]
             bounds = {"low": whole["low"], "high": whole["high"]}
             intervals.append({"measure": f"{name}_{mode}", **bounds, "value": whole["normalised"]})
             if name == "effect":
                 lines[mode] = effects.normalised(profile[1:], shared.test.patch[0])
-    controls = _random_sets(shared, subject, features, offsets if by_offset else [SPAN])
+    controls = _random_sets(shared, shared.test, subject, features, [SPAN])[:, 0]
     numbers = _under_both_modes(subject.sae, numbers)
-    numbers |= _control_numbers(shared, subject.sae, features, controls[:, 0])
-    drawn = [{"draw": i, "normalised": float(value)} for i, value in enumerate(controls[:, 0])]
+    numbers |= _control_numbers(shared, subject.sae, features, controls)
+    drawn = [{"draw": i, "normalised": float(value)} for i, value in enumerate(controls)]
     tables = {"effects": rows, "intervals": intervals, "controls": drawn}
-    return Part(numbers, tables, lines, controls)
+    lined = None
+    if by_offset:
+        lined = _random_sets(shared, shared.few, subject, features, offsets[1:])
+    return Part(numbers, tables, lines, cases, lined)
 
 
 def _changes_by_name(sae: Sae, features: Int[Tensor, " n"], propagated: bool) -> dict[str, Change]:
@@ -249,7 +281,7 @@ def _profile_rows(
     """One row per offset: mean effect in logits, and normalised by the whole full patch."""
     total, rows = shared.test.patch[0], []
     for offset, effect, patch in zip(offsets, profile, shared.test.patch, strict=False):
-        low, high = effects.normalised_interval(effect, total)
+        low, high = effects.normalised_interval(effect, total, shared.test.group)
         rows.append(
             {
                 "edit": name,
@@ -275,7 +307,11 @@ def _stand_ins(
 
 
 def _random_sets(
-    shared: Shared, subject: Subject, features: Int[Tensor, " n"], offsets: Sequence[int]
+    shared: Shared,
+    cases: MeasuredCases,
+    subject: Subject,
+    features: Int[Tensor, " n"],
+    offsets: Sequence[int],
 ) -> Float[np.ndarray, "draws offsets"]:
     """Normalised effects of random sets, matched in position, contribution and firing rate."""
     sae, propagated = subject.sae, _last_mode(subject.sae)
@@ -283,8 +319,8 @@ def _random_sets(
     rows = []
     for stand_ins in _stand_ins(subject, features, shared.counts.controls):
         push = effects.matched_push(sae, features, stand_ins, pushed, propagated=propagated)
-        profile = _profile(shared, shared.few, push, offsets)
-        rows.append(effects.normalised(profile, shared.few.patch[0]))
+        profile = _profile(shared, cases, push, offsets)
+        rows.append(effects.normalised(profile, cases.patch[0]))
     return np.stack(rows)
 
 
@@ -294,17 +330,17 @@ def _control_numbers(
     """The controls as numbers: random sets, a random direction, another position."""
     swap = effects.swap_features(sae, features, propagated=_last_mode(sae))
 
-    def effect(change: Change, cases: MeasuredCases) -> float:
-        profile = _profile(shared, cases, change, [SPAN])
-        return float(effects.normalised(profile[0], cases.patch[0]))
+    def effect(change: Change) -> float:
+        profile = _profile(shared, shared.test, change, [SPAN])
+        return float(effects.normalised(profile[0], shared.test.patch[0]))
 
-    own = effect(swap, shared.few)
+    own = effect(swap)
     return {
         "control_mean": float(drawn.mean()),
         "control_p95": float(np.quantile(np.abs(drawn), 0.95)),
         "control_beaten_frac": float((np.abs(drawn) < abs(own)).mean()),
-        "random_direction": effect(effects.random_direction(swap, SEED), shared.test),
-        "other_position": effect(effects.elsewhere(swap), shared.test),
+        "random_direction": effect(effects.random_direction(swap, SEED)),
+        "other_position": effect(effects.elsewhere(swap)),
     }
 
 
@@ -340,7 +376,7 @@ def _steering(
         for mode, line in lines.items()
         for strength, value in zip(counts.strengths, line, strict=True)
     ]
-    return Part({}, {"steering": rows}, lines, controls)
+    return Part({}, {"steering": rows}, lines, controls=controls)
 
 
 # ----------------------------------------------------------------------------------------- on text
@@ -427,7 +463,7 @@ def _draw_all(shared: Shared, parts: Mapping[str, Mapping[str, Part]]) -> dict[s
         "effect_by_offset": figures.offset_figure(
             _labelled(parts, "verb"),
             shared.counts.offsets,
-            controls=first["verb"].controls[:, 1:],
+            controls=first["verb"].controls,
             patch=effects.normalised(shared.test.patch[1:], shared.test.patch[0]),
         ),
         "steering": figures.steering_figure(
