@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import networkx as nx
@@ -17,13 +18,14 @@ import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toys import ROOT, STUDY, TINY, store_of
+from toys import HOOK, ROOT, STUDY, TINY, store_of
 from typer.testing import CliRunner
 
 import experiment
 import metrics
 import tsae
 from tsae_lab import definitions
+from tsae_lab.data import language_model
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.jobs import checkpoint, study
 from tsae_lab.measures import lifetimes, transitions
@@ -54,7 +56,7 @@ def a_store(n_seq=12, seq=20, n_doc=6, seed=0, lengths=None):
 def a_lm():
     device, dtype = torch.device("cpu"), torch.float32
     return LanguageModel(
-        name="none", bridge=None, model=None, tokenizer=None, d_in=D_IN, n_layers=1, max_seq=64, bos_id=0, prefix=(0,),
+        name="none", model=None, tokenizer=None, d_in=D_IN, n_layers=1, max_seq=64, bos_id=0, prefix=(0,),
         identity="", device=device, dtype=dtype,
     )  # fmt: skip
 
@@ -166,6 +168,40 @@ def test_lifetimes_are_those_of_the_runs_and_above_their_shuffle_where_there_is_
     assert numbers["persistence"] > numbers["shuffled_persistence"]
     by_feature = lifetimes.feature_restricted_mean(found, 16)
     assert numbers["feature_restricted_mean_16"] == pytest.approx(by_feature[by_feature > 0].mean())
+
+
+def test_intervals_are_those_of_the_estimates_and_of_their_paired_differences():
+    made, draws = a_context(), torch.Generator().manual_seed(0)
+    first, second = (torch.rand(50, generator=draws).double().numpy() for _ in range(2))
+    estimates = [
+        {"a": context.Estimate(0.5, first), "only": context.Estimate(0.1, first)},
+        {"a": context.Estimate(0.25, second)},
+    ]
+    rows = context.interval_rows(made, estimates)
+    assert [(r["model"], r["measure"], r["value"]) for r in rows] == [
+        ("TSAE", "a", 0.5), ("TSAE", "only", 0.1), ("static SAE", "a", 0.25), ("TSAE - static SAE", "a", 0.25)
+    ]  # fmt: skip
+    n_doc = len(made.store.tokens.document.unique())
+    expected = metrics.interval(0.25, first - second, n_doc, -1.0, 1.0)
+    assert (rows[-1]["low"], rows[-1]["high"]) == pytest.approx(expected)
+    values = [{name: e.value for name, e in by_name.items()} for by_name in estimates]
+    assert context.named(made, values) == {
+        "a": 0.5,
+        "only": 0.1,
+        "static_a": 0.25,
+        "difference_a": 0.25,
+    }
+
+
+def test_a_context_has_the_words_of_its_text_and_its_ids_without_the_prefix(lm):
+    tokens = language_model.tokenize(lm, ["the quick brown fox jumps over it. " * 9], seq=9)
+    x = language_model.residual(lm, tokens.ids, HOOK)[:, len(lm.prefix) :]
+    fields = {name: getattr(tokens, name) for name in ("ids", "document", "start", "chars")}
+    store = store_of(x, tokens.valid, **fields)
+    made = context.context_of("foxes", 1, lm, store, [], long=False)
+    assert made.ids.shape == tokens.valid.shape
+    assert "".join(made.words[int(i)] for i in made.ids[0]).startswith("the quick brown fox")
+    assert (made.dataset, made.seed, made.long, made.subjects) == ("foxes", 1, False, ())
 
 
 # ---------------------------------------------------------------- splices
@@ -393,6 +429,24 @@ def test_a_planted_transition_is_listed_first_with_its_tokens_marked():
     assert ["0"] in [
         t.get_text().split()[:1] for t in section.figures["transitions_static"].axes[0].texts
     ]
+
+
+def test_an_evolution_is_of_the_first_document_seen_from_its_beginning_and_summed_up_by_feature():
+    store = a_store()
+    cut = store.tokens.start + 5 * (store.tokens.document == 0).int()  # document 0 lacks its start
+    shown = a_context(replace(store, tokens=replace(store.tokens, start=cut)))
+    one = shown.subjects[0]
+    section = transitions_in_words.evolution_section(shown)
+    assert set(section.tables) == {"evolution_tsae", "evolution_static"}
+    expected = transitions_in_words.document_section(one, 1, shown)
+    assert section.tables["evolution_tsae"] == expected.tables["evolution_tsae"]
+    assert not transitions_in_words.evolution_section(replace(shown, long=False)).tables
+    rows = transitions_in_words.evolution_summary(one, 1, top_words(one.codes, shown))
+    table = lifetimes.evolution(one.codes, 1, n_features=20)
+    for row, acts in zip(rows, table.acts, strict=True):
+        assert row["active_tokens"] == (acts > 0).sum()
+        assert row["peak"] == pytest.approx(acts.max(), rel=1e-3)
+        assert acts[list(table.index).index(row["peak_token"])] == acts.max()
 
 
 def test_a_context_marks_source_and_target_and_is_cut_to_what_is_near():

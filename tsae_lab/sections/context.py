@@ -1,10 +1,9 @@
-"""What is said about a model's codes on a text: sections of numbers, tables and figures. Nothing is
-read or written.
+"""What every section shares: the text with the codes of its SAEs, estimates, intervals, words.
 
-`run_3` calls each section with the static SAE and the TSAE side by side, a command with one model.
-A measure that is not defined for the codes it gets (no active feature, one document, one token a
-chunk) is 0, so that a mean over seeds stays finite; an interval about which nothing is known is the
-whole range of its measure.
+A section gives numbers, tables and figures; it reads and writes no file. `run_3` calls each with
+the TSAE and the static SAE side by side, a command with one of them. A measure that is not defined
+for the codes it gets (no active feature, one document, one token per chunk) is 0, so that a mean
+over seeds stays finite; where no interval can be estimated, the range of the measure is returned.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -30,12 +28,11 @@ N_BOOT = 200
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """One part of an analysis. A table is a list of rows; "intervals" has measure, model, value,
-    low and high.
-    """
+    """Results of one part of an analysis; a table is a list of rows."""
 
     numbers: dict[str, float] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """the table "intervals" has the columns measure, model, value, low and high"""
     figures: dict[str, Figure] = field(default_factory=dict)
 
 
@@ -80,11 +77,6 @@ class Context:
         tokens = self.store.tokens
         return tokens.ids[:, -tokens.valid.shape[1] :].long()
 
-    @property
-    def two(self) -> tuple[Subject, Subject] | None:
-        """TSAE and static SAE, if there are both."""
-        return (self.subjects[0], self.subjects[1]) if len(self.subjects) == 2 else None
-
 
 def subject(
     sae: Sae, store: Store, *, prefix: str = "", progress: Callable[[], None] = lambda: None
@@ -109,25 +101,24 @@ class Estimate:
 
 
 def interval_rows(
-    context: Context, found: Sequence[Mapping[str, Estimate]]
+    context: Context, estimates: Sequence[Mapping[str, Estimate]]
 ) -> list[dict[str, Any]]:
-    """95 % intervals of the estimates of each subject, and of their differences, paired: equal
-    samples of documents.
+    """95 % intervals of each subject's estimates and, of two subjects, of the differences.
+
+    The differences are paired: both subjects' bootstrap samples are of the same documents.
     """
     n_doc = len(context.store.tokens.document.unique())
-    rows = [
-        _row(m, s.name, e, n_doc)
-        for s, part in zip(context.subjects, found, strict=True)
-        for m, e in part.items()
+    names = [subject.name for subject in context.subjects]
+    listed = list(zip(names, estimates, strict=True))
+    if len(estimates) == 2:
+        first, second = estimates
+        differences = {m: _difference(first[m], second[m]) for m in first if m in second}
+        listed.append((" - ".join(names), differences))
+    return [
+        _row(measure, name, estimate, n_doc)
+        for name, by_measure in listed
+        for measure, estimate in by_measure.items()
     ]
-    if context.two:
-        name = f"{context.subjects[0].name} - {context.subjects[1].name}"
-        rows += [
-            _row(m, name, _difference(found[0][m], found[1][m]), n_doc)
-            for m in found[0]
-            if m in found[1]
-        ]
-    return rows
 
 
 def _difference(one: Estimate, other: Estimate) -> Estimate:
@@ -143,45 +134,33 @@ def _row(measure: str, model: str, estimate: Estimate, n_doc: int) -> dict[str, 
     return {"measure": measure, "model": model, "value": estimate.value, "low": low, "high": high}
 
 
-def named(context: Context, found: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The numbers of each subject under its prefix; of two also `difference_...`, the first minus
-    the second.
-    """
+def named(context: Context, values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The numbers of each subject under its prefix; of two, also `difference_...`: first - second."""
     numbers = {}
-    for one, part in zip(context.subjects, found, strict=True):
-        numbers |= {f"{one.prefix}{name}": float(value) for name, value in part.items()}
-    if context.two:
-        numbers |= {
-            f"difference_{k}": float(v - found[1][k]) for k, v in found[0].items() if k in found[1]
-        }
+    for subject, own in zip(context.subjects, values, strict=True):
+        numbers |= {f"{subject.prefix}{name}": float(value) for name, value in own.items()}
+    if len(values) == 2:
+        first, second = values
+        numbers |= {f"difference_{k}": float(first[k] - second[k]) for k in first if k in second}
     return numbers
 
 
-def _generator(context: Context) -> torch.Generator:
-    """The same for every subject, so that their bootstrap samples are paired."""
-    return torch.Generator().manual_seed(context.seed)
-
-
-def _longest(codes: CodedText) -> int:
-    return int(codes.valid.sum(1).max())
-
-
 def top_words(codes: CodedText, context: Context, n: int = 3) -> dict[int, str]:
-    """The `n` tokens with the largest summed activation of each active feature, in falling
-    order.
-    """
+    """The `n` tokens with the largest summed activation of each active feature, largest first."""
     entries = metrics.token_matrix(codes).tocoo()
     ids = context.ids.flatten().numpy()[entries.coords[0]]
     most = int(ids.max(initial=0)) + 1
     cell, member = np.unique(entries.coords[1].astype(np.int64) * most + ids, return_inverse=True)
     total = np.bincount(member, entries.data, minlength=len(cell))
     order = np.lexsort((-total, cell // most))
-    found: dict[int, list[str]] = {}
-    for at in order:
-        listed = found.setdefault(int(cell[at] // most), [])
-        if len(listed) < n:
-            listed.append(figures.shown(context.words[int(cell[at] % most)]))
-    return {feature: " ".join(words) for feature, words in found.items()}
+    words: dict[int, list[str]] = {}
+    for feature, token in zip(
+        (cell[order] // most).tolist(), (cell[order] % most).tolist(), strict=True
+    ):
+        of_feature = words.setdefault(feature, [])
+        if len(of_feature) < n:
+            of_feature.append(figures.shown(context.words[token]))
+    return {feature: " ".join(tokens) for feature, tokens in words.items()}
 
 
 def labels(words: Mapping[int, str]) -> dict[int, str]:
@@ -200,12 +179,5 @@ def context_of(
 ) -> Context:
     """A context with the words of its text."""
     words = {i: lm.tokenizer.decode([i]) for i in store.tokens.ids.unique().tolist()}
-    return Context(
-        dataset=name,
-        seed=seed,
-        long=long,
-        lm=lm,
-        store=store,
-        words=words,
-        subjects=tuple(subjects),
-    )
+    shared = {"lm": lm, "store": store, "words": words, "subjects": tuple(subjects)}
+    return Context(dataset=name, seed=seed, long=long, **shared)

@@ -1,13 +1,6 @@
-"""What is said about a model's codes on a text: sections of numbers, tables and figures. Nothing is
-read or written.
+"""Sections "stability" and "lifetimes": how long codes stay the same, and features active."""
 
-`run_3` calls each section with the static SAE and the TSAE side by side, a command with one model.
-A measure that is not defined for the codes it gets (no active feature, one document, one token a
-chunk) is 0, so that a mean over seeds stays finite; an interval about which nothing is known is the
-whole range of its measure.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,8 +20,6 @@ from tsae_lab.sections.context import (
     Estimate,
     Section,
     Subject,
-    _generator,
-    _longest,
     interval_rows,
     named,
     top_words,
@@ -39,34 +30,37 @@ TAUS = (16, 64, 128)  # tokens to which lifetimes are restricted
 LAGS = range(1, 17)
 
 
-def _n_documents(codes: CodedText) -> int:
-    return len(codes.document[codes.valid.any(1)].unique())
+def _generator(context: Context) -> torch.Generator:
+    """The same for every subject, so that their bootstrap samples are paired."""
+    return torch.Generator().manual_seed(context.seed)
+
+
+def _longest(codes: CodedText) -> int:
+    """Tokens of the longest chunk."""
+    return int(codes.valid.sum(1).max())
 
 
 # ---------------------------------------------------------------- stability
 
 
 def stability_section(context: Context) -> Section:
-    """TSS by lag against both nulls, overlap of neighbours, responsiveness at splices,
-    smoothness.
-    """
-    scores = [stability_scores(s.codes, s.dec_norm, _generator(context)) for s in context.subjects]
+    """TSS by lag against both nulls, overlap of neighbours, responsiveness, smoothness."""
+    scores = [_scores(s.codes, s.dec_norm, _generator(context)) for s in context.subjects]
     overlaps = [_overlap(s.codes, _generator(context)) for s in context.subjects]
     numbers, estimates = [], []
-    for one, by_null, overlap in zip(context.subjects, scores, overlaps, strict=True):
+    for subject, by_null, overlap in zip(context.subjects, scores, overlaps, strict=True):
         estimates.append({"jaccard": overlap} | _score_estimates(by_null))
         numbers.append(
-            {"jaccard": overlap.value, "jaccard_kappa": _jaccard_kappa(one.codes)}
+            {"jaccard": overlap.value, "jaccard_kappa": _jaccard_kappa(subject.codes)}
             | _score_numbers(by_null)
-            | _responsiveness(one, context.store)
-            | {"smoothness": _smoothness(one.codes, context.store)}
+            | _responsiveness(subject, context.store)
+            | {"smoothness": _smoothness(subject.codes, context.store)}
         )
     tables = {"intervals": interval_rows(context, estimates)}
     figures = {}
     if context.long and all(scores):
-        by_name = {
-            s.name: by_null["tss"] for s, by_null in zip(context.subjects, scores, strict=True)
-        }
+        pairs = zip(context.subjects, scores, strict=True)
+        by_name = {subject.name: by_null["tss"] for subject, by_null in pairs}
         tables["stability_by_lag"] = [
             row for name, score in by_name.items() for row in _lag_rows(name, score)
         ]
@@ -74,38 +68,30 @@ def stability_section(context: Context) -> Section:
     return Section(named(context, numbers), tables, figures)
 
 
-def stability_scores(
-    codes: CodedText,
-    dec_norm: Float[Tensor, " d_sae"],
-    generator: torch.Generator,
-    n_boot: int = N_BOOT,
+def _scores(
+    codes: CodedText, dec_norm: Float[Tensor, " d_sae"], generator: torch.Generator
 ) -> dict[str, metrics.Stability]:
-    """TSS against the null over all tokens ("tss") and within documents ("tss_in_document"); empty
-    if no two tokens.
-    """
+    """TSS against the nulls over all tokens and within documents; empty if no two tokens."""
     lags = [lag for lag in LAGS if lag < _longest(codes)]
     if not lags:
         return {}
-    overall = metrics.tss(codes, dec_norm, lags, n_boot=n_boot, generator=generator)
+    overall = metrics.tss(codes, dec_norm, lags, n_boot=N_BOOT, generator=generator)
     return {"tss": overall, "tss_in_document": metrics.tss(codes, dec_norm, lags, "document")}
 
 
 def _score_numbers(scores: Mapping[str, metrics.Stability]) -> dict[str, float]:
-    numbers = dict.fromkeys(
-        ("tss_mean", "tss_weighted_mean", "tss_in_document_mean", "tss_in_document_weighted_mean"),
-        0.0,
-    )
+    names = ("tss_mean", "tss_weighted_mean")
+    names += ("tss_in_document_mean", "tss_in_document_weighted_mean")
+    numbers = dict.fromkeys(names, 0.0)
     for name, score in scores.items():
         numbers |= {f"{name}_mean": score.macro, f"{name}_weighted_mean": score.weighted}
-        for lag, macro, weighted in zip(
-            score.lags, score.macro_by_lag, score.weighted_by_lag, strict=True
-        ):
+        for lag, macro, weighted in _by_lag(score):
             numbers |= {f"{name}_lag_{lag}": macro, f"{name}_weighted_lag_{lag}": weighted}
     return numbers | {"tss_eligible_frac": scores["tss"].eligible_frac if scores else 0.0}
 
 
 def _score_estimates(scores: Mapping[str, metrics.Stability]) -> dict[str, Estimate]:
-    """Nothing is known, rather than 0 for sure, where no feature is eligible."""
+    """Without an eligible feature there is no interval, rather than one of width 0."""
     score = scores.get("tss")
     if score is None or not score.eligible.any():
         return {name: Estimate(0.0, np.zeros(0)) for name in ("tss_mean", "tss_weighted_mean")}
@@ -118,10 +104,12 @@ def _score_estimates(scores: Mapping[str, metrics.Stability]) -> dict[str, Estim
 def _lag_rows(name: str, score: metrics.Stability) -> list[dict[str, Any]]:
     return [
         {"model": name, "lag": lag, "tss": float(macro), "tss_weighted": float(weighted)}
-        for lag, macro, weighted in zip(
-            score.lags, score.macro_by_lag, score.weighted_by_lag, strict=True
-        )
+        for lag, macro, weighted in _by_lag(score)
     ]
+
+
+def _by_lag(score: metrics.Stability) -> Iterator[tuple[int, Any, Any]]:
+    return zip(score.lags, score.macro_by_lag, score.weighted_by_lag, strict=True)
 
 
 def _overlap(codes: CodedText, generator: torch.Generator) -> Estimate:
@@ -146,59 +134,54 @@ def _smoothness(codes: CodedText, store: Store) -> float:
     return metrics.smoothness(codes, x) if bool((moves > metrics.EPS_DISTANCE).any()) else 0.0
 
 
-def _responsiveness(one: Subject, store: Store) -> dict[str, float]:
-    """Similarity of neighbours in a document and over a splice, the model's state carried over it;
-    0 without splice.
-    """
-    at = store.tokens.valid.shape[1] // 2
-    codes = spliced_codes(one, store, at)
+def _responsiveness(subject: Subject, store: Store) -> dict[str, float]:
+    """Similarity of neighbours in a document and over a splice, the state carried; 0 without one."""
+    middle = store.tokens.valid.shape[1] // 2
+    names = ("responsiveness", "similarity_within", "similarity_across")
+    codes = spliced_codes(subject, store, middle)
     if codes is None:
-        return {"responsiveness": 0.0, "similarity_within": 0.0, "similarity_across": 0.0}
-    found = metrics.responsiveness(codes, at, one.dec_norm)
-    return {
-        "responsiveness": found.value,
-        "similarity_within": found.within,
-        "similarity_across": found.across,
-    }
+        return dict.fromkeys(names, 0.0)
+    response = metrics.responsiveness(codes, middle, subject.dec_norm)
+    return dict(zip(names, (response.value, response.within, response.across), strict=True))
 
 
 @torch.inference_mode()
-def spliced_codes(one: Subject, store: Store, at: int) -> CodedText | None:
-    """Codes of chunks that go on from position `at` as another document's; None if no two full
-    chunks can be joined.
+def spliced_codes(subject: Subject, store: Store, begin: int) -> CodedText | None:
+    """Codes of chunks that from position `begin` on are another document's.
+
+    None if no two full chunks of different documents can be joined.
     """
     rows = store.tokens.valid.all(1).nonzero()[:, 0]
     document = store.tokens.document[rows]
-    if len(document.unique()) < 2 or not 1 < at < store.tokens.valid.shape[1]:
+    if len(document.unique()) < 2 or not 1 < begin < store.tokens.valid.shape[1]:
         return None
     index = rows.double()[:, None, None].expand(-1, store.tokens.valid.shape[1], 1)
-    mixed, _ = metrics.splice_documents(index, document, at)
-    begun, continued = mixed[:, 0, 0].long(), mixed[:, -1, 0].long()
-    vals, idx, sae = [], [], one.sae
-    for first, second in zip(
-        begun.split(evaluation.EVAL_ROWS), continued.split(evaluation.EVAL_ROWS), strict=True
-    ):
-        x = torch.cat([store.x(first)[:, :at], store.x(second)[:, at:]], dim=1)
-        codes = tsae.encode(sae.params, x.to(sae.params.static.W_dec.device), sae.dials)[0]
+    mixed, _ = metrics.splice_documents(index, document, begin)
+    sae, device = subject.sae, subject.sae.params.static.W_dec.device
+    vals, idx = [], []
+    for pairs in mixed[:, [0, -1], 0].long().split(evaluation.EVAL_ROWS):
+        first, second = pairs.unbind(1)
+        x = torch.cat([store.x(first)[:, :begin], store.x(second)[:, begin:]], dim=1)
+        codes, _ = tsae.encode(sae.params, x.to(device), sae.dials)
         vals.append(codes.vals.cpu())
         idx.append(codes.idx.cpu())
-    return metrics.codes_from_topk(torch.cat(vals), torch.cat(idx), one.codes.d_sae)
+    return metrics.codes_from_topk(torch.cat(vals), torch.cat(idx), sae.d_sae)
 
 
 # ---------------------------------------------------------------- lifetimes
 
 
 def lifetimes_section(context: Context) -> Section:
-    """Restricted mean lifetimes, half-life, persistence, the shuffle null and lifecycle means;
-    survival curves.
-    """
+    """Restricted mean lifetimes, half-life, persistence, the shuffle null, lifecycle, survival."""
     all_runs = [lifetimes.runs(s.codes) for s in context.subjects]
     lives = [lifetimes.lifecycle(s.codes) for s in context.subjects]
     estimates = [_restricted_estimates(runs, _generator(context)) for runs in all_runs]
     numbers = []
-    for sae, runs, life, means in zip(context.subjects, all_runs, lives, estimates, strict=True):
+    for subject, runs, life, means in zip(
+        context.subjects, all_runs, lives, estimates, strict=True
+    ):
         pooled = {name: estimate.value for name, estimate in means.items()}
-        shuffled = _shuffled_numbers(sae.codes, _generator(context))
+        shuffled = _shuffled_numbers(subject.codes, _generator(context))
         numbers.append(pooled | _life_numbers(life, runs) | shuffled)
     tables, figures = {"intervals": interval_rows(context, estimates)}, {}
     if context.long:
@@ -207,33 +190,29 @@ def lifetimes_section(context: Context) -> Section:
         tables["survival"] = [
             row for name, curve in curves.items() for row in _survival_rows(name, curve)
         ]
-        for sae, runs, life in zip(context.subjects, all_runs, lives, strict=True):
-            tables[f"features_{sae.slug}"] = _feature_rows(sae, runs, life, context)
+        for subject, runs, life in zip(context.subjects, all_runs, lives, strict=True):
+            tables[f"features_{subject.slug}"] = _feature_rows(subject, runs, life, context)
         if curves:
             figures["survival"] = survival_figure(curves)
     return Section(named(context, numbers), tables, figures)
 
 
-def _followed(found: Runs) -> bool:
-    """Whether a run whose beginning was seen was followed for a token or more, so that a lifetime
-    can be estimated.
-    """
-    return bool((~found.truncated & (found.length - found.censored > 0)).any())
+def _followed(runs: Runs) -> bool:
+    """Whether a lifetime can be estimated: a run that was seen to begin was followed for a token."""
+    return bool((~runs.truncated & (runs.length - runs.censored > 0)).any())
 
 
-def _restricted_estimates(found: Runs, generator: torch.Generator) -> dict[str, Estimate]:
+def _restricted_estimates(runs: Runs, generator: torch.Generator) -> dict[str, Estimate]:
     """Restricted mean lifetimes, pooled over runs; 0 if none was followed for a token."""
-    if not _followed(found):
-        return {
-            f"restricted_mean_{tau}": Estimate(0.0, np.zeros(0), 0.0, float(tau)) for tau in TAUS
-        }
+    names = {tau: f"restricted_mean_{tau}" for tau in TAUS}
+    if not _followed(runs):
+        return {name: Estimate(0.0, np.zeros(0), 0.0, float(tau)) for tau, name in names.items()}
     seed = int(torch.randint(2**62, (), generator=generator))
     estimates = {}
-    for tau in TAUS:
-        mean = lifetimes.restricted_mean(
-            found, tau, n_boot=N_BOOT, generator=torch.Generator().manual_seed(seed)
-        )
-        estimates[f"restricted_mean_{tau}"] = Estimate(mean.value, mean.replicates, 1.0, float(tau))
+    for tau, name in names.items():
+        draws = torch.Generator().manual_seed(seed)
+        mean = lifetimes.restricted_mean(runs, tau, n_boot=N_BOOT, generator=draws)
+        estimates[name] = Estimate(mean.value, mean.replicates, 1.0, float(tau))
     return estimates
 
 
@@ -255,13 +234,11 @@ def _life_numbers(life: tsae.Lifecycle, found: Runs) -> dict[str, float]:
 
 
 def _shuffled_numbers(codes: CodedText, generator: torch.Generator) -> dict[str, float]:
-    """The same measures with the tokens of each document in random order: what time does not
-    contribute.
-    """
-    found = lifetimes.runs(lifetimes.shuffle(codes, generator))
-    numbers = {"shuffled_persistence": lifetimes.persistence(found)[0]}
+    """The same measures with the tokens of each document in random order: a null without time."""
+    runs = lifetimes.runs(lifetimes.shuffle(codes, generator))
+    numbers = {"shuffled_persistence": lifetimes.persistence(runs)[0]}
     for tau in TAUS:
-        value = lifetimes.restricted_mean(found, tau).value if _followed(found) else 0.0
+        value = lifetimes.restricted_mean(runs, tau).value if _followed(runs) else 0.0
         numbers[f"shuffled_restricted_mean_{tau}"] = value
     return numbers
 
@@ -275,12 +252,12 @@ def _survival_rows(name: str, curve: lifetimes.Survival) -> list[dict[str, Any]]
 
 
 def _feature_rows(
-    one: Subject, found: Runs, life: tsae.Lifecycle, context: Context
+    subject: Subject, runs: Runs, life: tsae.Lifecycle, context: Context
 ) -> list[dict[str, Any]]:
     """One row per feature that is ever active, the most active first: what it reads, its life."""
-    mean = lifetimes.feature_restricted_mean(found, 64)
-    stays = lifetimes.persistence(found)[1]
-    words = top_words(one.codes, context)
+    mean = lifetimes.feature_restricted_mean(runs, 64)
+    stays = lifetimes.persistence(runs)[1]
+    words = top_words(subject.codes, context)
     counts = {
         "active": life.fired,
         "births": life.births,
