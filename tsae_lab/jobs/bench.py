@@ -211,7 +211,7 @@ def _parts_of(job: Job) -> Arms:
 
 
 def _leaf(tensor: Tensor) -> Tensor:
-    """The tensor detached, as a _leaf that requires a gradient."""
+    """The tensor detached, as a leaf that requires a gradient."""
     return tensor.detach().requires_grad_()
 
 
