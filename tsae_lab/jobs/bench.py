@@ -183,6 +183,7 @@ def _parts_of(job: Job) -> Arms:
         trainer.adam.step()
 
     hs = torch.ones(len(idx), len(t.enc_W_h))
+    encoder = _leaf(static.W_enc), _leaf(static.b_enc)
     return {
         "encoder product": lambda: tsae.pre_acts(job.x, static, job.low),
         "top-k, twice": lambda: [tsae_kernels.topk_idx(flat_pre, k) for _ in range(2)],
@@ -190,14 +191,7 @@ def _parts_of(job: Job) -> Arms:
             tsae_kernels.topk_idx(flat_pre, k),
             tsae.select(seen, seen.static, state.memory, t, dials),
         ),
-        "kept values": _through(
-            tsae_kernels.kept_values,
-            flat_pre,
-            idx,
-            flat_x,
-            _leaf(static.W_enc),
-            _leaf(static.b_enc),
-        ),
+        "kept values": _through(tsae_kernels.kept_values, flat_pre, idx, flat_x, *encoder),
         "encoder LSTM": _lstm_part(job, t.enc_W_x, t.enc_W_h, t.enc_b),
         "gates": _through(
             tsae_kernels.gate_values, _leaf(hs), _leaf(t.W_gate), _leaf(t.b_gate), idx
