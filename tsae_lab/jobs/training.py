@@ -5,7 +5,7 @@ The trainer owns its tensors and updates them in place; all else here is a funct
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,52 +20,38 @@ from tsae import Codes, Dials, Lifecycle, Memory, Params, Phases, State, Static
 class Recipe:
     """How a static SAE or a TSAE is trained; one recipe for every arm of a comparison."""
 
-    k: int = Dials.k
-    """active features a token"""
-    d_sae: int = 4_608
-    """features"""
-    window: int = Dials.window
-    """tokens that the memory holds"""
-    tau: float = Dials.tau
-    """tokens in which the memory's reading falls by 1/e"""
-    cap: float = Dials.cap
-    """largest value of a code that the memory reads, in units of the root mean square of x -
-    b_dec
-    """
-    beta: float = Dials.beta
-    """strength of the memory in the selection"""
-    hidden_enc: int = 64
-    """units of the encoder LSTM"""
-    hidden_dec: int = 256
-    """units of the decoder LSTM"""
-    gate: bool = Dials.gate
-    """whether the encoder LSTM gates the codes"""
-    recur: bool = Dials.recur
-    """whether the decoder LSTM corrects the reconstruction"""
-    learn_bridge: bool = True
-    """whether the bridge's strength is learned per feature"""
-    lr: float = 5e-3
-    """peak learning rate of Adam"""
-    warmup: int = 20
-    """steps of linear warm-up, at the start and of the temporal parts at theirs"""
-    decay: float = 0.3
-    """last share of all steps in which the rate falls to 0"""
-    pretrain: float = 0.5
-    """share of the steps that pretrain the static SAE"""
-    distil: float = 0.02
-    """share of the steps of phase (a)"""
-    introduce: float = 0.02
-    """share of the steps of phase (b)"""
-    k_multiple: float = 1.5
-    """k at the start of the annealing, relative to its final value; 1 anneals nothing"""
-    aux: float = 1 / 32
-    """coefficient of the auxiliary loss that revives dead features"""
-    dead_after: int = 60_000
-    """tokens without firing after which a feature counts as dead"""
-    k_aux: int = 256
-    """dead features that the auxiliary loss uses a token"""
-    clip: float = 1.0
-    """largest norm of the gradient"""
+    k: Annotated[int, "active features a token"] = Dials.k
+    d_sae: Annotated[int, "features"] = 4_608
+    window: Annotated[int, "tokens that the memory holds"] = Dials.window
+    tau: Annotated[float, "tokens in which the memory's reading falls by 1/e"] = Dials.tau
+    cap: Annotated[
+        float,
+        "largest value of a code that the memory reads, in units of the root mean square of x - "
+        "b_dec",
+    ] = Dials.cap
+    beta: Annotated[float, "strength of the memory in the selection"] = Dials.beta
+    hidden_enc: Annotated[int, "units of the encoder LSTM"] = 64
+    hidden_dec: Annotated[int, "units of the decoder LSTM"] = 256
+    gate: Annotated[bool, "whether the encoder LSTM gates the codes"] = Dials.gate
+    recur: Annotated[bool, "whether the decoder LSTM corrects the reconstruction"] = Dials.recur
+    learn_bridge: Annotated[bool, "whether the bridge's strength is learned per feature"] = True
+    lr: Annotated[float, "peak learning rate of Adam"] = 5e-3
+    warmup: Annotated[
+        int, "steps of linear warm-up, at the start and of the temporal parts at theirs"
+    ] = 20
+    decay: Annotated[float, "last share of all steps in which the rate falls to 0"] = 0.3
+    pretrain: Annotated[float, "share of the steps that pretrain the static SAE"] = 0.5
+    distil: Annotated[float, "share of the steps of phase (a)"] = 0.02
+    introduce: Annotated[float, "share of the steps of phase (b)"] = 0.02
+    k_multiple: Annotated[
+        float, "k at the start of the annealing, relative to its final value; 1 anneals nothing"
+    ] = 1.5
+    aux: Annotated[float, "coefficient of the auxiliary loss that revives dead features"] = 1 / 32
+    dead_after: Annotated[int, "tokens without firing after which a feature counts as dead"] = (
+        60_000
+    )
+    k_aux: Annotated[int, "dead features that the auxiliary loss uses a token"] = 256
+    clip: Annotated[float, "largest norm of the gradient"] = 1.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
