@@ -207,12 +207,16 @@ def test_what_is_reported_of_a_transition_is_counted_on_the_test_half():
         first, second = onset[:, :-lag, i], onset[:, lag:, j]
         count, reverse = (first & second).sum(), (onset[:, :-lag, j] & onset[:, lag:, i]).sum()
         assert found.count[row] == count
-        assert found.lift[row] == pytest.approx(count / found.expected[row])
-        assert found.direction[row] == pytest.approx((count - reverse) / max(count + reverse, 1))
-        if count:
-            joint = count / first.size
-            npmi = np.log(joint / (first.mean() * second.mean())) / -np.log(joint)
-            assert found.npmi[row] == pytest.approx(npmi)
+        assert found.reverse[row] == reverse
+        joint = count / first.size
+        lift = joint / (first.mean() * second.mean())
+        assert found.lift[row] == pytest.approx(lift)
+        assert found.npmi[row] == pytest.approx(np.log(lift) / -np.log(joint) if count else -1.0)
+        back = onset[:, :-lag, j].mean() * onset[:, lag:, i].mean() * first.size
+        if count and reverse:
+            assert found.direction[row] == pytest.approx(np.log(lift * back / reverse))
+        else:
+            assert not np.isfinite(found.direction[row])
     assert (np.diff(found.p_value) >= 0).all()
     assert found.significant.tolist() == (found.q_value <= 0.05).tolist()
     assert found.replication == pytest.approx((found.p_value <= 0.05).mean())
@@ -226,8 +230,41 @@ def test_degenerate_codes_have_no_transitions_and_one_document_is_refused():
         assert transitions.chains(metrics.codes_from_dense(acts), found) == []
     with pytest.raises(ValueError, match=r"at least 2 documents.*got 1"):
         transitions.find_transitions(metrics.codes_from_dense(torch.zeros(1, 6, 3)))
-    with pytest.raises(ValueError, match=r"lags >= 1; got \(0, 1\)"):
-        transitions.find_transitions(metrics.codes_from_dense(torch.zeros(2, 6, 3)), [0, 1])
+    for lags in ([0, 1], [2, 1, 2]):
+        with pytest.raises(ValueError, match=r"lags >= 1, each once; got \("):
+            transitions.find_transitions(metrics.codes_from_dense(torch.zeros(2, 6, 3)), lags)
+
+
+def written(*documents):
+    """A feature per string of 0 and 1, a document per tuple of them."""
+    return torch.tensor(
+        [[[float(c) for c in token] for token in zip(*d, strict=True)] for d in documents]
+    )
+
+
+def test_lift_npmi_and_direction_of_one_count_agree():
+    """i = 01010, 01000; j = 01001, 01111: 6 places at lag 1, N_i = 3, N_j = 1, together once."""
+    acts = written(("01010", "01001"), ("01000", "01111")).repeat(2, 1, 1)
+    codes = metrics.codes_from_dense(acts, document=torch.tensor([0, 0, 1, 1]))
+    found = transitions.find_transitions(codes, [1], min_count=1, screen_level=1.0)
+    row = triples(found, np.ones(len(found.patterns), bool)).index((0, 1, 1))
+    assert (found.count[row], found.reverse[row], found.lift[row]) == (1, 0, 2.0)
+    assert found.npmi[row] == pytest.approx(np.log(2) / np.log(6))
+    assert found.direction[row] == np.inf
+
+
+@pytest.mark.parametrize("seq", [6, 12, 63])
+def test_the_lift_of_a_planted_pair_is_the_planted_one_however_short_the_documents(seq):
+    rng = np.random.default_rng(seq)
+    chunks, rate, chance = 1_500_000 // (seq - 3), 0.03, 0.5
+    onset = rng.random((chunks, seq, 2)) < rate
+    onset[:, 2:, 1] |= onset[:, :-2, 0] & (rng.random((chunks, seq - 2)) < chance)
+    vals, idx = grid_of(onset)
+    found = transitions.find_transitions(metrics.codes_from_topk(vals, idx, 2), [2])
+    row = triples(found, found.significant).index((0, 1, 2))
+    on, after = (1 - (1 - rate) * (1 - p) for p in (rate * chance, chance))
+    truth = after * (1 - rate) / (on * (1 - on))  # an onset: the token before is off
+    assert found.lift[row] == pytest.approx(truth, rel=0.02)
 
 
 # ---------------------------------------------------------------- token pairs, chains, graph
@@ -254,11 +291,14 @@ def test_a_bigram_does_not_survive_stratifying_by_its_tokens_and_a_memory_does()
     codes, tokens = bigram_and_memory()
     found = transitions.find_transitions(codes, lags=[1])
     assert {(0, 1, 1), (2, 3, 1)} <= set(triples(found, found.significant))
-    survives, p_value = transitions.beyond_token_pairs(codes, tokens, found)
+    survives, p_value, lift = transitions.beyond_token_pairs(codes, tokens, found)
     left = triples(found, survives)
     assert (2, 3, 1) in left
     assert (0, 1, 1) not in left
-    assert p_value[triples(found, np.ones(len(survives), bool)).index((0, 1, 1))] == 1.0
+    rows = triples(found, np.ones(len(survives), bool))
+    assert p_value[rows.index((0, 1, 1))] == 1.0
+    assert lift[rows.index((0, 1, 1))] == pytest.approx(1.0)
+    assert lift[rows.index((2, 3, 1))] == pytest.approx(found.lift[rows.index((2, 3, 1))], rel=0.1)
     with pytest.raises(ValueError, match="needs tokens"):
         transitions.beyond_token_pairs(codes, tokens[:, 1:], found)
 
@@ -266,20 +306,22 @@ def test_a_bigram_does_not_survive_stratifying_by_its_tokens_and_a_memory_does()
 def test_the_stratified_test_is_that_of_the_tables():
     codes, tokens = bigram_and_memory(seed=1)
     found = transitions.find_transitions(codes, lags=[1])
-    _, p_value = transitions.beyond_token_pairs(codes, tokens, found)
+    _, p_value, lift = transitions.beyond_token_pairs(codes, tokens, found)
     row = triples(found, np.ones(len(p_value), bool)).index((2, 3, 1))
     on = metrics.token_matrix(codes).toarray().reshape(800, 40, 4)[found.tested_chunks] > 0
     onset, words = on[:, 1:] & ~on[:, :-1], tokens.numpy()[found.tested_chunks][:, 1:]
     a, b = onset[:, :-1, 2].ravel(), onset[:, 1:, 3].ravel()
     strata = words[:, :-1].ravel() * 8 + words[:, 1:].ravel()
-    excess, variance = -0.5, 0.0
+    expected, variance = 0.0, 0.0
     for s in np.unique(strata):
         x, y = a[strata == s], b[strata == s]
         n, n_x, n_y = len(x), x.sum(), y.sum()
-        excess += (x & y).sum() - n_x * n_y / n
+        expected += n_x * n_y / n
         variance += n_x * n_y * (n - n_x) * (n - n_y) / (n**2 * (n - 1)) if n > 1 else 0.0
-    expected = transitions.stats.norm.sf(excess / np.sqrt(variance))
-    assert p_value[row] == pytest.approx(expected, rel=1e-6)
+    count = (a & b).sum()
+    z = (count - expected - 0.5) / np.sqrt(variance)
+    assert p_value[row] == pytest.approx(stats.norm.sf(z), rel=1e-6)
+    assert lift[row] == pytest.approx(count / expected)
 
 
 def chain_of_three(seed=0, chunks=1200, seq=40):

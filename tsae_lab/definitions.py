@@ -285,20 +285,31 @@ DEFINITIONS = {
         "#{q <= 0.05}", "[0, 1000]", "higher", "transitions.chains"),
     "lift": Measure(
         "transitions", "lift", "",
-        "Column of the transition tables: count over its mean under circular shifts of the "
-        "target.",
-        "count / expected", "[0, inf)", "higher", "transitions.find_transitions"),
+        "Column of the transition tables: how much more often than by their rates the target "
+        "follows, on the M places of documents where both onsets can be seen at that lag.",
+        "N_ij M / (N_i N_j)", "[0, inf)", "higher", "transitions.find_transitions"),
+    "expected": Measure(
+        "transitions", "expected count", "occurrences",
+        "Column of the transition tables: mean count over all circular shifts of the target within "
+        "its chunks, the null of the p-value.",
+        "mean over shifts of N_ij", "[0, inf)", "neither", "transitions.shift_test"),
     "npmi": Measure(
         "transitions", "NPMI", "",
         "Column of the transition tables: normalised pointwise mutual information of the two "
         "onsets at that lag.",
-        "ln(p_ij / (p_i p_j)) / -ln p_ij", "[-1, 1]", "higher", "transitions.find_transitions"),
-    "direction": Measure(
-        "transitions", "direction", "",
-        "Column of the transition tables: how much more often the source comes first than the "
-        "target.",
-        "(count - reverse) / (count + reverse)", "[-1, 1]", "neither",
+        "PMI_ij / -ln(N_ij / M), PMI_ij = ln lift", "[-1, 1]", "higher",
         "transitions.find_transitions"),
+    "direction": Measure(
+        "transitions", "direction", "nats",
+        "Column of the transition tables: how much more the target follows the source than the "
+        "source the target, each above its rates; empty where the reverse is never seen.",
+        "PMI_ij - PMI_ji", "(-inf, inf)", "neither", "transitions.find_transitions"),
+    "token_pair_lift": Measure(
+        "transitions", "lift among equal token pairs", "",
+        "Column of the transition tables: count over what the rates within each pair of tokens "
+        "foretell; 1 for a pattern that only a bigram makes.",
+        "N_ij / sum over pairs s of n_i(s) n_j(s) / n(s)", "[0, inf)", "higher",
+        "transitions.beyond_token_pairs"),
 
     "probe_{items}": Measure(
         "probes", "probe: {items}, dense", "",

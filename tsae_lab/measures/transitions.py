@@ -238,9 +238,12 @@ class Transitions:
     patterns: Patterns
     count: Int[np.ndarray, " patterns"]  # this and all below: on the test half
     expected: Float[np.ndarray, " patterns"]  # under circular shifts
-    lift: Float[np.ndarray, " patterns"]  # count / expected, 0 if the two never share a chunk
-    npmi: Float[np.ndarray, " patterns"]  # ln(p_ij / (p_i p_j)) / -ln p_ij in [-1, 1]
-    direction: Float[np.ndarray, " patterns"]  # (count - reverse) / (count + reverse) in [-1, 1]
+    reverse: Int[np.ndarray, " patterns"]  # target first, then source at the same lag
+    lift: Float[np.ndarray, " patterns"]  # N_ij M / (N_i N_j) on the M places of the lag; 0 if none
+    npmi: Float[np.ndarray, " patterns"]  # PMI / -ln(N_ij / M), PMI = ln lift; -1 if none
+    direction: Float[
+        np.ndarray, " patterns"
+    ]  # PMI_ij - PMI_ji; +-inf if one, NaN if no way is seen
     p_value: Float[np.ndarray, " patterns"]
     q_value: Float[np.ndarray, " patterns"]  # Benjamini-Hochberg over the screened patterns
     significant: Bool[np.ndarray, " patterns"]  # q <= alpha
@@ -254,7 +257,7 @@ def find_transitions(
     lags: Iterable[int] = range(1, 17),
     *,
     alpha: float = 0.05,
-    min_count: int = 5,
+    min_count: int = 3,
     screen_level: float = 1e-3,
     max_candidates: int = 10_000,
     generator: torch.Generator | None = None,
@@ -265,11 +268,11 @@ def find_transitions(
     largest deviance) are screened at p <= `screen_level` on the first half; what is left is tested
     on the second, Benjamini-Hochberg at `alpha`. A feature is not paired with itself. No candidate
     gives empty arrays and replication 0. The generator splits the documents (None: seed 0). Raises
-    ValueError for a single document, or a lag < 1.
+    ValueError for a single document, or a lag < 1 or twice.
     """
     lags = tuple(lags)
-    if not lags or min(lags) < 1:
-        raise ValueError(f"transitions need lags >= 1; got {lags}")
+    if not lags or min(lags) < 1 or len(set(lags)) < len(lags):
+        raise ValueError(f"transitions need lags >= 1, each once; got {lags}")
     rank = document_rank(codes)
     n_doc = int(rank.max()) + 1
     if n_doc < 2:
@@ -288,12 +291,10 @@ def _tested(
 ) -> Transitions:
     shifts = shift_test(test, screened)
     q_value = stats.false_discovery_control(shifts.p_value) if len(screened) else np.zeros(0)
-    arrays = {
+    arrays = _associations(test, screened, shifts) | {
         "count": shifts.count,
+        "reverse": shifts.reverse,
         "expected": shifts.expected,
-        "lift": ratio(shifts.count, shifts.expected),
-        "npmi": _npmi(test, screened, shifts.count),
-        "direction": ratio(shifts.count - shifts.reverse, shifts.count + shifts.reverse),
         "p_value": shifts.p_value,
         "q_value": q_value,
         "significant": q_value <= alpha,
@@ -345,20 +346,24 @@ def _candidates(
     return Patterns(rows[:, 0], rows[:, 1], rows[:, 2])
 
 
-def _npmi(
-    events: Onsets, patterns: Patterns, count: Int[np.ndarray, " patterns"]
-) -> Float[np.ndarray, " patterns"]:
-    npmi = np.full(len(patterns), -1.0)
+def _associations(
+    events: Onsets, patterns: Patterns, counts: ShiftTest
+) -> dict[str, Float[np.ndarray, " patterns"]]:
+    """Lift, NPMI and direction of the counts, on the places where both onsets can be seen."""
+    both, lift, reverse_lift = np.zeros((3, len(patterns)))
     for lag in np.unique(patterns.lag):
-        before, after = _paired(events, int(lag))
-        rows = np.flatnonzero((patterns.lag == lag) & (count > 0))
-        n = np.maximum(events.places - lag, 0).sum()
-        both = count[rows] / n
-        apart = before.sum(0)[patterns.source[rows]] * after.sum(0)[patterns.target[rows]] / n**2
-        certain = both == 1  # -ln 1 = 0 below: 1 by convention
-        information = -np.log(np.where(certain, 0.5, both))
-        npmi[rows] = np.where(certain, 1.0, np.log(both / apart) / information)
-    return npmi
+        rows = np.flatnonzero(patterns.lag == lag)
+        i, j = patterns.source[rows], patterns.target[rows]
+        before, after = (side.sum(0).astype(float) for side in _paired(events, int(lag)))
+        n = max(int(np.maximum(events.places - lag, 0).sum()), 1)
+        both[rows] = counts.count[rows] / n
+        lift[rows] = ratio(counts.count[rows] * n, before[i] * after[j])
+        reverse_lift[rows] = ratio(counts.reverse[rows] * n, before[j] * after[i])
+    with np.errstate(divide="ignore", invalid="ignore"):  # ln 0 and 0 / 0
+        pmi = np.log(lift)
+        npmi = np.where(both == 1, 1.0, pmi / -np.log(both))  # -ln 1 = 0: 1 by convention
+        direction = pmi - np.log(reverse_lift)
+    return {"lift": lift, "npmi": np.where(both > 0, npmi, -1.0), "direction": direction}
 
 
 # ---------------------------------------------------------------- token pairs, chains, graph
@@ -366,19 +371,23 @@ def _npmi(
 
 def beyond_token_pairs(
     codes: CodedText, tokens: Int[Tensor, "n_seq seq"], mined: Transitions
-) -> tuple[Bool[np.ndarray, " patterns"], Float[np.ndarray, " patterns"]]:
-    """Which significant transitions hold among equal pairs of tokens too, and their p-values.
+) -> tuple[
+    Bool[np.ndarray, " patterns"], Float[np.ndarray, " patterns"], Float[np.ndarray, " patterns"]
+]:
+    """Which significant transitions hold among equal pairs of tokens too; their p-values and lifts.
 
     Cochran-Mantel-Haenszel test on the test half, one-sided with continuity correction: the places
     (t, t + lag) are stratified by their two tokens, each stratum being a table of i's onset at t by
-    j's at t + lag. A pattern that only a bigram makes has p = 1. Survivors: Benjamini-Hochberg at
-    `alpha` over the significant ones.
+    j's at t + lag. The lift is the count over `sum n_i n_j / n` of the strata; a pattern that only a
+    bigram makes has p = 1 and lift 1. Survivors: Benjamini-Hochberg at `alpha` over the significant
+    ones; what is not significant is not tested (p = 1, lift NaN).
     """
     if tokens.shape != codes.valid.shape:
         shapes = f"{tuple(codes.valid.shape)}; got {tuple(tokens.shape)}"
         raise ValueError(f"beyond_token_pairs needs tokens {shapes}")
     events, ids = onsets(codes, mined.tested_chunks), tokens.cpu().numpy().astype(np.int64)
     strong, p_value = mined.significant, np.ones(len(mined.patterns))
+    lift = np.full(len(p_value), np.nan)
     for lag in np.unique(mined.patterns.lag[strong]):
         of_lag = np.flatnonzero((mined.patterns.lag == lag) & strong)
         stratum, size = _strata(events, ids, int(lag))
@@ -387,11 +396,12 @@ def beyond_token_pairs(
         for rows in np.array_split(of_lag, -(-len(of_lag) // 256)):  # bounds memory
             i, j = mined.patterns.source[rows], mined.patterns.target[rows]
             sides = sparse.csr_array(a[:, i]), sparse.csr_array(b[:, j])
-            p_value[rows] = _mantel_haenszel(*sides, size, mined.count[rows])
+            p_value[rows], expected = _mantel_haenszel(*sides, size, mined.count[rows])
+            lift[rows] = ratio(mined.count[rows], expected)
     survives = np.zeros(len(p_value), bool)
     if strong.any():
         survives[strong] = stats.false_discovery_control(p_value[strong]) <= mined.alpha
-    return survives, p_value
+    return survives, p_value, lift
 
 
 def _strata(
@@ -413,7 +423,8 @@ def _mantel_haenszel(
     b: sparse.csr_array,
     size: Float[np.ndarray, " strata"],
     count: Int[np.ndarray, " patterns"],
-) -> Float[np.ndarray, " patterns"]:
+) -> tuple[Float[np.ndarray, " patterns"], Float[np.ndarray, " patterns"]]:
+    """p-value and expected count of each pattern."""
     both = sparse.coo_array(a.multiply(b))
     stratum, pattern = both.coords
     n = size[stratum]
@@ -423,7 +434,7 @@ def _mantel_haenszel(
     expected = np.bincount(pattern, n_a * n_b / n, minlength=len(count))
     variance = np.bincount(pattern, spread, minlength=len(count))
     z = ratio(count - expected - 0.5, np.sqrt(variance))
-    return np.where(variance > 0, stats.norm.sf(z), 1.0)
+    return np.where(variance > 0, stats.norm.sf(z), 1.0), expected
 
 
 def occurrences(

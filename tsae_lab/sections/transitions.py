@@ -34,6 +34,7 @@ class Mined:
     beyond_pairs: Bool[np.ndarray, " patterns"]
     """significant, and still so when stratified by token pair"""
     pair_p: Float[np.ndarray, " patterns"]
+    pair_lift: Float[np.ndarray, " patterns"]
     chains: list[Chain]
 
 
@@ -68,8 +69,8 @@ def _mine(subject: Subject, context: Context) -> Mined | None:
     if len(subject.codes.document.unique()) < 2:
         return None
     result = transitions.find_transitions(subject.codes)
-    beyond, pair_p = transitions.beyond_token_pairs(subject.codes, context.ids, result)
-    return Mined(result, beyond, pair_p, transitions.chains(subject.codes, result))
+    stratified = transitions.beyond_token_pairs(subject.codes, context.ids, result)
+    return Mined(result, *stratified, transitions.chains(subject.codes, result))
 
 
 def _transition_numbers(mined: Mined | None) -> dict[str, float]:
@@ -96,8 +97,8 @@ def _transition_row(mined: Mined, row: int, words: Mapping[int, str]) -> dict[st
     result = mined.transitions
     source, target = int(result.patterns.source[row]), int(result.patterns.target[row])
     measures = {
-        name: float(f"{getattr(result, name)[row]:.4g}")
-        for name in ("expected", "lift", "npmi", "direction")
+        name: float(f"{value:.4g}") if np.isfinite(value := getattr(result, name)[row]) else None
+        for name in ("expected", "lift", "npmi", "direction")  # no direction if never reversed
     }
     return {
         "source": source,
@@ -106,11 +107,13 @@ def _transition_row(mined: Mined, row: int, words: Mapping[int, str]) -> dict[st
         "target_words": words.get(target, ""),
         "lag": int(result.patterns.lag[row]),
         "count": int(result.count[row]),
+        "reverse": int(result.reverse[row]),
         **measures,
         "p_value": float(f"{result.p_value[row]:.3g}"),
         "q_value": float(f"{result.q_value[row]:.3g}"),
         "beyond_token_pairs": "yes" if mined.beyond_pairs[row] else "no",
         "token_pair_p": float(f"{mined.pair_p[row]:.3g}"),
+        "token_pair_lift": float(f"{mined.pair_lift[row]:.4g}"),
     }
 
 
