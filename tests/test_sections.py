@@ -32,6 +32,7 @@ from tsae_lab.measures import lifetimes, transitions
 from tsae_lab.sections import context, figures, stability
 from tsae_lab.sections import transitions as transitions_in_words
 from tsae_lab.sections.context import Context, Subject, top_words
+from tsae_lab.sections.probing import probing_section
 
 D_IN, D_SAE = 4, 12
 WORDS = ["the", " cat", " sat", " on", "\n", " mat", ".", " naïve"]
@@ -272,6 +273,12 @@ def test_every_section_of_degenerate_codes_is_finite_and_can_be_written(name, se
         assert row["low"] <= row["value"] <= row["high"] or row["value"] == 0.0
     study.write_section(tmp_path, section, made)
     assert json.loads((tmp_path / f"{section}.json").read_text())["numbers"] == made.numbers
+
+
+def test_the_probing_section_needs_a_static_sae():
+    made = a_context()
+    with pytest.raises(ValueError, match="needs a static SAE among its models"):
+        probing_section(replace(made, subjects=made.subjects[:1]))
 
 
 def test_a_single_token_has_no_variance_to_explain_and_is_refused():

@@ -107,7 +107,7 @@ def splice_losses(
 
 
 def mean_replacement(store: Store) -> Replacement:
-    """Every token replaced by the mean activation: the ablation that CE recovered is relative to."""
+    """The mean activation in place of every token: the ablation that CE recovered refers to."""
     rows = slice(0, 256)  # sequences that the mean is taken over
     mean = store.x(rows)[store.tokens.valid[rows]].mean(0)
     return lambda x: mean.to(x).expand_as(x)

@@ -25,13 +25,13 @@ from tsae_lab.data.language_model import LanguageModel
 
 
 def modes(sae: Sae) -> dict[str, bool]:
-    """Name and `propagated` of each way to apply an edit; one where no code reaches later tokens."""
+    """Name and `propagated` of each way to apply an edit; one if no code reaches later tokens."""
     dials = sae.dials
     carried = dials.mix > 0 and (dials.beta > 0 or dials.recur)
     return {"local": False, "propagated": True} if carried else {"local": False}
 
 
-# ---------------------------------------------------------------------------------------------- edits
+# -------------------------------------------------------------------------------------------- edits
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -146,7 +146,7 @@ def _edit_columns(edit: Edit, codes: Codes) -> tuple[Tensor, Tensor]:
     return codes.vals[..., :n_others], codes.vals[..., n_others:]
 
 
-# ---------------------------------------------------------------------------------------------- running them
+# ------------------------------------------------------------------------------------- running them
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,11 +237,11 @@ def codes_of(sae: Sae, x: Float[Tensor, "batch seq d_in"]) -> Codes:
         return tsae.encode(sae.params, x, sae.dials)[0]
 
 
-# ---------------------------------------------------------------------------------------------- language model
+# ----------------------------------------------------------------------------------- language model
 
 
 def edit_hook(sae: Sae, edit: Edit, n_prefix: int, *, propagated: bool) -> Callable[..., Tensor]:
-    """A TransformerBridge hook that makes the edit in the text's residual stream, not the prefix's."""
+    """A TransformerBridge hook that makes the edit in the residual stream of the text alone."""
 
     def act(x: Tensor, hook: Any = None) -> Tensor:  # noqa: ARG001 the bridge names it
         text = x[:, n_prefix:].float()
@@ -308,7 +308,7 @@ def continuation(
 def _stream(
     sae: Sae, make_edit: MakeEdit, n_prefix: int, propagated: bool
 ) -> Callable[[Any, Any, Any], Any]:
-    """A hook on a layer that is called with the text piece by piece; it carries the SAE's states."""
+    """A hook on a layer that is called with pieces of the text; it carries the SAE's states."""
     states: States | None = None
     done = -n_prefix
 

@@ -23,7 +23,7 @@ from tsae_lab.data.language_model import LanguageModel
 Reader = Callable[[Tensor], Features]
 
 
-# -------------------------------------------------------------------------------------------- readers
+# ------------------------------------------------------------------------------------------ readers
 
 
 def residual_reader() -> Reader:
@@ -37,7 +37,7 @@ def code_reader(sae: tsae.Sae) -> Reader:
 
 
 def memory_reader(static: tsae.Static, dials: tsae.Dials) -> Reader:
-    """The memory's reading `m_t` (d_sae wide): a weighted mean of the static codes *before* the word.
+    """The memory's reading `m_t` (d_sae wide): a weighted mean of static codes *before* the word.
 
     `tau = inf` gives the plain mean of the last `window` codes.
     """
@@ -83,7 +83,7 @@ def _last(codes: tsae.Codes, d_sae: int) -> sparse.csr_array:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Texts:
-    """Activations of whole texts in batches of equal length, and embeddings of their last tokens."""
+    """Activations of whole texts in batches of one length, and embeddings of their last tokens."""
 
     x: tuple[Tensor, ...]  # each (batch, seq, d_in), without the prefix
     rows: tuple[int, ...]  # for each text, in the order of the batches, its place in the input
@@ -120,7 +120,7 @@ def features(reading: Reading, readers: Mapping[str, Reader]) -> dict[str, Featu
     """
     if EMBEDDING in readers:
         raise ValueError(f"read_out: {EMBEDDING!r} is the name of layer 0")
-    first, second = (None if texts is None else _features(texts, readers) for texts in reading)
+    first, second = (None if texts is None else _read_all(texts, readers) for texts in reading)
     assert first is not None
     return first if second is None else {name: abs(first[name] - second[name]) for name in first}
 
@@ -140,7 +140,7 @@ def _read(lm: LanguageModel, hook: str, texts: Sequence[str]) -> Texts:
     return Texts(x=tuple(x), rows=tuple(order), embedding=np.concatenate(embedding))
 
 
-def _features(texts: Texts, readers: Mapping[str, Reader]) -> dict[str, Features]:
+def _read_all(texts: Texts, readers: Mapping[str, Reader]) -> dict[str, Features]:
     back = np.argsort(texts.rows)
     out: dict[str, Features] = {EMBEDDING: texts.embedding[back]}
     for name, reader in readers.items():

@@ -87,7 +87,7 @@ def subject(
     return Subject(name=name, prefix=prefix, sae=sae, codes=measured.codes, fve=measured.fve)
 
 
-# ---------------------------------------------------------------- estimates and their intervals
+# -------------------------------------------------------------------- estimates and their intervals
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +135,7 @@ def _row(measure: str, model: str, estimate: Estimate, n_doc: int) -> dict[str, 
 
 
 def named(context: Context, values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The numbers of each subject under its prefix; of two, also `difference_...`: first - second."""
+    """The numbers of each subject under its prefix; of two also `difference_...`, first - second."""
     numbers = {}
     for subject, own in zip(context.subjects, values, strict=True):
         numbers |= {f"{subject.prefix}{name}": float(value) for name, value in own.items()}

@@ -4,8 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import probes
-from probes import row_numbers
+from probes import Task, row_numbers
 from tsae_lab.data import tasks
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.measures import readout
@@ -19,17 +18,17 @@ PROBE_KS = (5, 10)  # features of the sparse probes of run_3; the command `probe
 
 def probing_section(context: Context) -> Section:
     """The probing tasks, read from the code of each model and from the raw residual stream."""
-    by_kind = {subject.sae.temporal: subject.sae for subject in context.subjects}
-    if False not in by_kind:
+    saes = {subject.sae.temporal: subject.sae for subject in context.subjects}
+    if False not in saes:
         raise ValueError("the probing section needs a static SAE among its models")
-    given, reads, known = _probed_residual(context.lm, context.store.hook, context.share)
-    wanted = readout.readers(by_kind[False], by_kind.get(True))
-    del wanted["resid"]
-    with progress_bar("probes", _n_probes(given, wanted), 0) as advance:
+    probed, reads, rows_of_all = _probed_residual(context.lm, context.store.hook, context.share)
+    codes = readout.readers(saes[False], saes.get(True))
+    del codes["resid"]
+    with progress_bar("probes", _n_probes(probed, codes)) as advance:
         rows = readout.probe_rows(
-            given, reads, wanted, ks=PROBE_KS, embedding=False, progress=lambda: advance("")
+            probed, reads, codes, ks=PROBE_KS, embedding=False, progress=advance
         )
-    rows += known
+    rows += rows_of_all
     figures = {"probes_by_features": accuracy_figure(rows)}
     if any(row["items"].startswith("distance") for row in rows):
         figures["probes_by_distance"] = distance_figure(rows, 5)
@@ -39,19 +38,16 @@ def probing_section(context: Context) -> Section:
 @functools.lru_cache(maxsize=1)
 def _probed_residual(
     lm: LanguageModel, hook: str, share: float
-) -> tuple[Sequence[probes.Task], Mapping[str, Reading], list[dict[str, Any]]]:
-    """What is the same for all codes on a hook: the tasks, their activations, the rows of residual
-    and layer 0.
-    """
-    given, wanted = tasks.all_tasks(share=share), {"resid": readout.residual_reader()}
+) -> tuple[Sequence[Task], Mapping[str, Reading], list[dict[str, Any]]]:
+    """Shared by all codes on one hook: tasks, their activations, rows of residual and layer 0."""
+    probed, codes = tasks.all_tasks(share=share), {"resid": readout.residual_reader()}
     with console.status("reading the probing tasks"):
-        reads = readout.read_tasks(lm, hook, given)
-    with progress_bar(
-        "probes of the residual", _n_probes(given, wanted) + len(given), 0
-    ) as advance:
-        rows = readout.probe_rows(given, reads, wanted, ks=PROBE_KS, progress=lambda: advance(""))
-    return given, reads, rows
+        reads = readout.read_tasks(lm, hook, probed)
+    n_probes = _n_probes(probed, codes) + len(probed)
+    with progress_bar("probes of the residual", n_probes) as advance:
+        rows = readout.probe_rows(probed, reads, codes, ks=PROBE_KS, progress=advance)
+    return probed, reads, rows
 
 
-def _n_probes(given: Sequence[probes.Task], wanted: Mapping[str, Reader]) -> int:
-    return len(given) * len(wanted) * (len(PROBE_KS) + 1)
+def _n_probes(probed: Sequence[Task], codes: Mapping[str, Reader]) -> int:
+    return len(probed) * len(codes) * (len(PROBE_KS) + 1)

@@ -40,7 +40,7 @@ def _longest(codes: CodedText) -> int:
     return int(codes.valid.sum(1).max())
 
 
-# ---------------------------------------------------------------- stability
+# ---------------------------------------------------------------------------------------- stability
 
 
 def stability_section(context: Context) -> Section:
@@ -135,7 +135,7 @@ def _smoothness(codes: CodedText, store: Store) -> float:
 
 
 def _responsiveness(subject: Subject, store: Store) -> dict[str, float]:
-    """Similarity of neighbours in a document and over a splice, the state carried; 0 without one."""
+    """Similarity of neighbours in documents and over splices, the state carried; 0 without one."""
     middle = store.tokens.valid.shape[1] // 2
     names = ("responsiveness", "similarity_within", "similarity_across")
     codes = spliced_codes(subject, store, middle)
@@ -168,7 +168,7 @@ def spliced_codes(subject: Subject, store: Store, begin: int) -> CodedText | Non
     return metrics.codes_from_topk(torch.cat(vals), torch.cat(idx), sae.d_sae)
 
 
-# ---------------------------------------------------------------- lifetimes
+# ---------------------------------------------------------------------------------------- lifetimes
 
 
 def lifetimes_section(context: Context) -> Section:
@@ -198,7 +198,7 @@ def lifetimes_section(context: Context) -> Section:
 
 
 def _followed(runs: Runs) -> bool:
-    """Whether a lifetime can be estimated: a run that was seen to begin was followed for a token."""
+    """Whether a lifetime can be estimated: some run seen to begin was followed for a token."""
     return bool((~runs.truncated & (runs.length - runs.censored > 0)).any())
 
 
@@ -216,18 +216,18 @@ def _restricted_estimates(runs: Runs, generator: torch.Generator) -> dict[str, E
     return estimates
 
 
-def _life_numbers(life: tsae.Lifecycle, found: Runs) -> dict[str, float]:
+def _life_numbers(life: tsae.Lifecycle, runs: Runs) -> dict[str, float]:
     """`half_life` is the follow-up, a lower bound, if more than half of the runs live past it."""
     numbers = {}
     for tau in TAUS:
-        by_feature = lifetimes.feature_restricted_mean(found, tau)
+        by_feature = lifetimes.feature_restricted_mean(runs, tau)
         numbers[f"feature_restricted_mean_{tau}"] = mean_where(by_feature, by_feature > 0)
     numbers["half_life"] = 0.0
-    if _followed(found):
-        curve = lifetimes.survival(found)
+    if _followed(runs):
+        curve = lifetimes.survival(runs)
         numbers["half_life"] = float(curve.follow_up if curve.median is None else curve.median)
-    pooled, by_feature = lifetimes.persistence(found)
-    has_runs = np.bincount(found.feature, minlength=found.d_sae) > 0
+    pooled, by_feature = lifetimes.persistence(runs)
+    has_runs = np.bincount(runs.feature, minlength=runs.d_sae) > 0
     numbers |= {"persistence": pooled, "feature_persistence": mean_where(by_feature, has_runs)}
     means = lifetimes.lifecycle_means(life)
     return numbers | {f"lifecycle_{name}": value for name, value in means.items()}

@@ -210,7 +210,7 @@ def _graph_figure(
     return figures.transition_figure(graph, two_lines, max_edges=DRAWN_EDGES, title=title)
 
 
-# ---------------------------------------------------------------- one document
+# ------------------------------------------------------------------------------------- one document
 
 
 def evolution_section(context: Context) -> Section:
