@@ -45,24 +45,32 @@ def codes_from_topk(
     document: Int[Tensor, " n_seq"] | None = None,
     start: Int[Tensor, " n_seq"] | None = None,
 ) -> CodedText:
-    """Codes from the k values and features of each token; values on padding are dropped.
+    """Codes from the k values and features of each token, copied; values on padding are dropped.
 
     By default all tokens are valid and each chunk is a whole document. Raises ValueError for a
-    wrong shape, no valid token, padding inside a chunk, a NaN, infinite or negative value, an
-    active feature outside [0, d_sae) or twice in a token.
+    wrong shape, numbers of features or documents that are no integers, no valid token, padding
+    inside a chunk, a value that is NaN, infinite, negative or above 0 but 0 in float32, an active
+    feature outside [0, d_sae) or twice in a token.
     """
     if vals.ndim != 3 or vals.shape != idx.shape:
         shapes = f"{tuple(vals.shape)} and {tuple(idx.shape)}"
         raise ValueError(f"codes need vals and idx (n_seq seq k); got {shapes}")
     n_seq, seq, _ = vals.shape
-    valid = torch.ones(n_seq, seq, dtype=torch.bool) if valid is None else valid.cpu()
-    document = torch.arange(n_seq) if document is None else document.cpu()
-    start = torch.zeros(n_seq, dtype=torch.int64) if start is None else start.cpu()
+    valid = torch.ones(n_seq, seq, dtype=torch.bool) if valid is None else valid.cpu().clone()
+    document = torch.arange(n_seq) if document is None else _integers("document", document)
+    start = torch.zeros(n_seq, dtype=torch.int64) if start is None else _integers("start", start)
     _check_layout(n_seq, seq, valid, document, start)
-    values = vals.detach().cpu().float().masked_fill(~valid[..., None], 0.0)
-    features = idx.detach().cpu().to(torch.int64)
+    values = vals.detach().cpu().masked_fill(~valid[..., None], 0)
+    features = _integers("idx", idx).to(torch.int64)
     _check_values(values, features, d_sae)
-    return CodedText(values, features, valid, document, start, d_sae)
+    return CodedText(values.float(), features, valid, document, start, d_sae)
+
+
+def _integers(name: str, numbers: Tensor) -> Tensor:
+    """A copy on the CPU; ValueError unless the type is one of integers."""
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise ValueError(f"codes need integers as {name}; got {numbers.dtype}")
+    return numbers.detach().cpu().clone()
 
 
 def codes_from_dense(
@@ -82,7 +90,7 @@ def codes_from_dense(
     if lengths is not None and valid is not None:
         raise ValueError("codes need lengths or valid, not both")
     if lengths is not None:
-        seq, n = acts.shape[1], lengths.tolist()
+        seq, n = acts.shape[1], _integers("lengths", lengths).tolist()
         if lengths.shape != acts.shape[:1] or min(n) < 0 or max(n) > seq:
             raise ValueError(f"codes need one length in [0, {seq}] per chunk; got {n}")
         valid = torch.arange(seq) < lengths.cpu()[:, None]
@@ -117,6 +125,10 @@ def _check_values(vals: Tensor, idx: Tensor, d_sae: int) -> None:
     if (vals < 0).any():
         raise ValueError(f"codes need values >= 0; got {float(vals.min())}")
     active = vals > 0
+    if (active & ~((vals.float() > 0) & (vals.float() < torch.inf))).any():
+        raise ValueError(
+            "codes need values that float32 holds; got one that is 0 or infinite in it"
+        )
     if (active & ((idx < 0) | (idx >= d_sae))).any():
         least, most = int(idx[active].min()), int(idx[active].max())
         raise ValueError(f"codes need features in [0, {d_sae}); got {least} to {most}")
@@ -405,9 +417,10 @@ def _weighted_mean(
     return values @ weight / weight.sum() if weight.sum() > 0 else np.zeros(len(values))
 
 
-def _member(group: Int[np.ndarray, " n"], n_groups: int) -> sparse.csr_array:
+def _member(group: Int[np.ndarray, " n"], n_groups: int | None = None) -> sparse.csr_array:
     """(n_groups, n), 1 where an entry is of the group: `member @ values` sums by group."""
     where = group, np.arange(len(group))
+    n_groups = int(group.max()) + 1 if n_groups is None else n_groups
     return sparse.csr_array((np.ones(len(group)), where), shape=(n_groups, len(group)))
 
 
@@ -565,15 +578,18 @@ def _document_ends(codes: CodedText) -> _Pairs:
 
 
 def smoothness(codes: CodedText, x: Float[Tensor, "n_seq seq d_in"]) -> float:
-    """Mean over chunks and their active features of `max_t |a_t - a_{t-1}| / |x_t - x_{t-1}|`.
+    """T-SAE's smoothness (Bhalla et al. 2025, arXiv 2511.05541), in activation per norm of x.
 
-    Our reading of T-SAE's smoothness (Bhalla et al. 2025, arXiv 2511.05541), in activation per norm
-    of x; lower is smoother. Depends on the code's scale and is low for inactive codes: report it
-    beside TSS only. Pairs whose x are within 1e-8 are left out; ValueError if none is left.
+    Mean over chunks of the mean over the features active in the chunk of the steepest slope
+    `|a_t+1 - a_t| / |x_t+1 - x_t|`; lower is smoother. Depends on the code's scale and is low for
+    inactive codes: report it beside TSS only. Pairs whose x are within 1e-8, and chunks without a
+    pair or an active feature, are left out. Raises ValueError if none is left, or x is not finite.
     """
     if x.shape[:2] != codes.valid.shape:
         shape = tuple(codes.valid.shape)
         raise ValueError(f"smoothness needs x {shape} + (d_in,); got {tuple(x.shape)}")
+    if not torch.isfinite(x).all(-1).cpu()[codes.valid].all():
+        raise ValueError("smoothness needs finite x; got NaN or infinity on a valid token")
     first, second = _pairs(codes, 1)
     distance = _distance(x.detach().cpu().reshape(-1, x.shape[-1]), (first, second))
     apart = distance > EPS_DISTANCE
@@ -582,17 +598,17 @@ def smoothness(codes: CodedText, x: Float[Tensor, "n_seq seq d_in"]) -> float:
     slope = abs(matrix[first] - matrix[second]).tocoo()
     token, feature = matrix.nonzero()
     compared = np.isin(token, np.union1d(first, second))
-    chunk = token[compared] // seq
-    groups = np.unique(feature[compared].astype(np.int64) * len(codes.valid) + chunk)
+    groups = np.unique(token[compared] // seq * codes.d_sae + feature[compared])  # chunk, feature
     if len(groups) == 0:
         raise ValueError("smoothness needs an active feature and two neighbours whose x differ")
-    group = slope.coords[1].astype(np.int64) * len(codes.valid) + first[slope.coords[0]] // seq
+    group = first[slope.coords[0]] // seq * codes.d_sae + slope.coords[1]
     steepest = np.zeros(len(groups))
     np.maximum.at(steepest, np.searchsorted(groups, group), slope.data / distance[slope.coords[0]])
-    return float(steepest.mean())
+    member = _member(np.unique(groups // codes.d_sae, return_inverse=True)[1])
+    return float((member @ steepest / member.sum(1)).mean())
 
 
 def _distance(flat: Float[Tensor, "n d_in"], pairs: _Pairs) -> Float[np.ndarray, " pairs"]:
     """Euclidean distance of each pair of rows, in blocks so that no copy of all rows is made."""
     blocks = zip(*(torch.from_numpy(rows).split(16_384) for rows in pairs), strict=True)
-    return torch.cat([(flat[a] - flat[b]).double().norm(dim=-1) for a, b in blocks]).numpy()
+    return torch.cat([(flat[a].double() - flat[b]).norm(dim=-1) for a, b in blocks]).numpy()

@@ -1,5 +1,6 @@
 from itertools import pairwise, permutations
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -132,6 +133,44 @@ def test_codes_refuse_what_is_no_code():
         metrics.codes_from_dense(
             good, lengths=torch.tensor([1, 1]), valid=torch.ones(2, 3, dtype=torch.bool)
         )
+
+
+def test_codes_share_no_memory_with_what_they_were_made_of():
+    given = {
+        "vals": torch.ones(2, 3, 1),
+        "idx": torch.zeros(2, 3, 1, dtype=torch.int64),
+        "valid": torch.ones(2, 3, dtype=torch.bool),
+        "document": torch.arange(2),
+        "start": torch.zeros(2, dtype=torch.int64),
+    }
+    codes = metrics.codes_from_topk(**given, d_sae=2)
+    before = {name: getattr(codes, name).clone() for name in given}
+    for tensor in given.values():
+        tensor.copy_(~tensor if tensor.dtype == torch.bool else tensor + 1)
+    assert all(torch.equal(getattr(codes, name), before[name]) for name in given)
+
+
+@pytest.mark.parametrize("value", [1e-50, 1e300])
+def test_a_value_that_float32_does_not_hold_is_refused_rather_than_changed(value):
+    acts = torch.full((1, 2, 1), value, dtype=torch.float64)
+    with pytest.raises(ValueError, match="float32 holds"):
+        metrics.codes_from_dense(acts)
+    least = torch.full((1, 2, 1), 1.5e-45, dtype=torch.float64)
+    assert bool((metrics.codes_from_dense(least).vals > 0).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bool])
+def test_numbers_of_features_documents_and_tokens_are_integers(dtype, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as it is for a user
+    vals, idx = torch.ones(2, 3, 1), torch.zeros(2, 3, 1, dtype=torch.int64)
+    wrong = torch.ones(2).to(dtype)
+    with pytest.raises(ValueError, match="integers as idx"):
+        metrics.codes_from_topk(vals, idx.to(dtype), 4)
+    for name in ("document", "start"):
+        with pytest.raises(ValueError, match=f"integers as {name}"):
+            metrics.codes_from_topk(vals, idx, 4, **{name: wrong})
+    with pytest.raises(ValueError, match="integers as lengths"):
+        metrics.codes_from_dense(vals, lengths=wrong)
 
 
 # ---------------------------------------------------------------- reconstruction and sparsity
@@ -524,23 +563,36 @@ def test_splice_refuses_one_document_and_a_seam_outside():
 
 
 @given(dense_codes(), st.data())
-def test_smoothness_is_the_mean_steepest_slope(case, data):
+def test_smoothness_is_the_mean_over_chunks_of_their_features_mean_steepest_slope(case, data):
     shape = tuple(case["acts"].shape[:2])
     x = data.draw(tensors(*shape, 2, elements=grid))
-    slopes = []
+    means = []
     for (acts, _), inputs in zip(chunks_of(case), x.double().numpy(), strict=True):
         steps = [t for t in range(1, len(acts)) if np.linalg.norm(inputs[t] - inputs[t - 1]) > 0]
-        for f in range(acts.shape[1]):
-            if any(acts[t, f] or acts[t - 1, f] for t in steps):
-                slopes.append(
-                    max(
-                        abs(acts[t, f] - acts[t - 1, f]) / np.linalg.norm(inputs[t] - inputs[t - 1])
-                        for t in steps
-                    )
-                )
+        slopes = [
+            max(
+                abs(acts[t, f] - acts[t - 1, f]) / np.linalg.norm(inputs[t] - inputs[t - 1])
+                for t in steps
+            )
+            for f in range(acts.shape[1])
+            if any(acts[t, f] or acts[t - 1, f] for t in steps)
+        ]
+        means += [np.mean(slopes)] if slopes else []
     codes = metrics.codes_from_dense(**case)
-    if slopes:
-        assert metrics.smoothness(codes, x) == pytest.approx(np.mean(slopes))
+    if means:
+        assert metrics.smoothness(codes, x) == pytest.approx(np.mean(means))
     else:
         with pytest.raises(ValueError, match=r"needs an active feature|longest=1"):
             metrics.smoothness(codes, x)
+
+
+def test_smoothness_of_two_sequences_by_hand_and_of_x_that_is_not_finite():
+    codes = metrics.codes_from_dense(torch.tensor([[[0.0, 0], [3, 0]], [[1, 1], [1, 2]]]))
+    x = torch.tensor([[[0.0], [1.0]], [[0.0], [2.0]]])
+    assert metrics.smoothness(codes, x) == 1.625  # (3 + (0 + 1 / 2) / 2) / 2; pooled: 3.5 / 3
+    for wrong in (float("nan"), float("inf")):
+        x[1, 1] = wrong
+        with pytest.raises(ValueError, match="needs finite x"):
+            metrics.smoothness(codes, x)
+        padded = metrics.codes_from_dense(codes.vals, lengths=torch.tensor([2, 1]))
+        assert metrics.smoothness(padded, x) > 0  # on padding anything may stand
