@@ -46,6 +46,7 @@ from tsae_lab.jobs.plan import (
     phases_of,
     plan_of,
     products,
+    refuse_other,
     scaled_config,
     summary,
 )
@@ -143,15 +144,20 @@ def fit(
             seconds, rate = seconds + took, weight.sum().item() / took
             where = {"dataset": unit.data.name, "seed": unit.seed, "model": model, "step": step + 1}
             log.write(json.dumps(where | info | {"tokens_per_second": round(rate, 1)}) + "\n")
-            if not math.isfinite(info["loss"]):
-                loss = f"the loss is {info['loss']} at step {step + 1}"
-                raise ValueError(f"{label}: {loss}; try a lower lr")
+            if not (math.isfinite(info["loss"]) and math.isfinite(info["grad_norm"])):
+                raise ValueError(f"{label}: {_diverged(info, step + 1)}")
             advance(f"fve {info['fve']:.3f}  l0 {info['l0']:.1f}  {rate:,.0f} tokens/s")
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps.stop:
                 log.flush()
                 meta = {"step": step + 1, "seconds": seconds}
                 checkpoint.save_tensors(path, training.snapshot(trainer), meta)
     return trainer, seconds
+
+
+def _diverged(info: dict[str, Any], step: int) -> str:
+    values = f"the loss is {info['loss']}, the gradient's norm {info['grad_norm']}"
+    advice = "nothing of it was saved; try a lower --lr in another --out_dir"
+    return f"{values} at step {step}; {advice}"
 
 
 def _resumed(
@@ -334,12 +340,14 @@ def run(out_dir: Path, config: Config) -> dict[str, Any]:
     plan = plan_of(out_dir)
     config = checked(config, plan)
     began = time.perf_counter()
+    refuse_other(out_dir, config, plan)
     lm = lm_of(config)
-    claim(out_dir, config, plan)
+    texts = [load_data(config, lm, name) for name in names_of(config)]
+    claim(out_dir, config, plan)  # not before every text was found good
     log, low = out_dir / "log.jsonl", products(config, lm.device)
     info: dict[str, Any] = {}
-    for name in names_of(config):
-        shared = {"config": config, "data": load_data(config, lm, name), "log": log}
+    for data in texts:
+        name, shared = data.name, {"config": config, "data": data, "log": log}
         measured = []
         for seed in range(config.seeds):
             folder = out_dir / folder_name(name) / f"seed_{seed}"

@@ -96,9 +96,42 @@ def test_a_loss_that_is_not_finite_ends_the_fit_with_the_step(unit):
         named["b_dec"] = torch.full_like(named["b_dec"], float("inf"))
         return training.start_trainer(named, unit.config)
 
-    with pytest.raises(ValueError, match=r"static: the loss is (nan|inf) at step 1; try a lower"):
+    with pytest.raises(ValueError, match=r"static: the loss is (nan|inf), .* at step 1; nothing"):
         experiment.fit(unit, "static", broken, range(4), alone)
     assert not (unit.folder / "static.checkpoint.safetensors").exists()
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_last_good_checkpoint(unit, monkeypatch):
+    alone = tsae.Phases(pretrain=12, distil=0, introduce=0, refine=0)
+    step_of = training.train_step
+
+    def fails_at_5(trainer, x, weight, step, *rest, **options):
+        trainer, info = step_of(trainer, x, weight, step, *rest, **options)
+        return trainer, info | ({"grad_norm": float("inf")} if step == 4 else {})
+
+    monkeypatch.setattr(training, "train_step", fails_at_5)
+    with pytest.raises(ValueError, match=r"gradient's norm inf at step 5"):
+        experiment.fit(unit, "static", lambda: experiment.start_static(unit), range(8), alone)
+    saved, meta = checkpoint.load_tensors(unit.folder / "static.checkpoint.safetensors")
+    assert meta["step"] == 3
+    assert all(torch.isfinite(tensor.float()).all() for tensor in saved.values())
+
+
+def test_a_text_that_is_too_short_leaves_no_directory(config, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("the quick brown fox. " * 3)
+    bad = replace(config, datasets=f"{config.datasets},{short}")
+    with pytest.raises(ValueError, match="short"):
+        experiment.run(tmp_path / "run_2", bad)
+    assert not (tmp_path / "run_2").exists()
+
+
+@pytest.mark.parametrize(
+    "datasets", ["en/train.txt,de/train.txt", "sotu,sotu", "a/My text.txt,b/my_text.md", "x/A,y/a"]
+)
+def test_two_texts_that_would_share_a_folder_are_refused(datasets):
+    with pytest.raises(ValueError, match="would share the folder"):
+        plan.check_config(Config(datasets=datasets), "run_2")
 
 
 def test_the_baseline_takes_as_many_tokens_as_the_tsae_with_its_pretraining(unit):

@@ -170,3 +170,11 @@ def test_an_error_of_the_user_or_the_disk_is_one_line_and_an_exit_code(capsys, e
 def test_an_error_of_the_program_is_not_hidden():
     with pytest.raises(KeyError), terminal.one_line_errors():
         raise KeyError("a bug")
+
+
+def test_threads_are_those_wanted_else_the_users_else_the_cores_of_this_process(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7,2")
+    assert (terminal.cpu_threads(4), terminal.cpu_threads()) == (4, 7)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert terminal.cpu_threads() == 3

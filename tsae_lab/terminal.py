@@ -154,9 +154,11 @@ def release_memory() -> None:
 
 
 def cpu_threads(wanted: int = 0) -> int:
-    """Threads to use: those wanted, else what OMP_NUM_THREADS says, else all cores."""
+    """Threads to use: those wanted, else OMP_NUM_THREADS, else the cores this process may use."""
     set_by_user = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return wanted or (int(set_by_user) if set_by_user.isdigit() else 0) or os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)  # absent outside Linux
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return wanted or (int(set_by_user) if set_by_user.isdigit() else 0) or cores
 
 
 @contextmanager

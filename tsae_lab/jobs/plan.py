@@ -194,10 +194,26 @@ def check_config(config: Config, plan: str) -> None:
     if phases.pretrain < 1 or phases.refine < 1:
         phase = "the pretraining or the refinement"
         raise ValueError(f"steps={config.steps} leaves no step for {phase}: {phases}")
-    if not names_of(config):
-        raise ValueError("datasets names no text")
+    _check_names(names_of(config))
     if config.precision not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"precision is auto, float32 or bfloat16; got {config.precision!r}")
+
+
+def _check_names(datasets: list[str]) -> None:
+    """Raise ValueError unless there is a text, and every text has a folder of its own.
+
+    Of two texts in one folder the second would be given the first one's models and numbers.
+    """
+    if not datasets:
+        raise ValueError("datasets names no text")
+    owners: dict[str, str] = {}
+    for name in datasets:
+        folder = folder_name(name).casefold()  # some file systems do not tell A from a
+        if folder in owners:
+            texts_named = f"{owners[folder]!r} and {name!r}"
+            advice = "give each a run of its own, or rename one"
+            raise ValueError(f"datasets {texts_named} would share the folder {folder}: {advice}")
+        owners[folder] = name
 
 
 def checked(config: Config, plan: str) -> Config:
