@@ -3,10 +3,13 @@
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 from toys import ROOT
 
 MODULES = {"tsae.py", "tsae_kernels.py", "metrics.py", "probes.py", "experiment.py"}
@@ -92,3 +95,15 @@ def test_the_model_can_be_carried_off_as_two_files(tmp_path):
     assert Path(place) == tmp_path / "tsae.py"
     ours = {"metrics", "probes", "experiment", "tsae_lab", "transformers", "typer", "sklearn"}
     assert not ours & set(loaded.split())
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_are_asked_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = {}
+    for line in project["dependencies"]:
+        requirement = Requirement(line)
+        (lowest,) = (part.version for part in requirement.specifier if part.operator == ">=")
+        asked[requirement.name] = Version(lowest)
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {name: Version(version) for name, version in pins.items()} == asked
