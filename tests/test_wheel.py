@@ -86,18 +86,6 @@ def test_the_command_tsae_is_installed_and_says_what_the_script_says(site, tmp_p
     assert installed.splitlines()[2:] == script.splitlines()[2:]  # the first names the program
 
 
-def test_the_model_can_be_carried_off_as_two_files(tmp_path):
-    for name in ("tsae.py", "tsae_kernels.py"):
-        shutil.copy(ROOT / name, tmp_path)
-    code = "import sys, tsae; print(tsae.__file__); print(*sys.modules)"
-    place, loaded = call(
-        sys.executable, "-P", "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path)
-    ).splitlines()
-    assert Path(place) == tmp_path / "tsae.py"
-    ours = {"metrics", "probes", "experiment", "tsae_lab", "transformers", "typer", "sklearn"}
-    assert not ours & set(loaded.split())
-
-
 def test_the_lowest_versions_that_are_tested_are_those_that_are_asked_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = {}
