@@ -29,10 +29,11 @@ console = Console(stderr=True)
 @contextmanager
 def progress_bar(label: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
     """Yield `advance(note="")`: a bar with the time left, or ten lines without a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-               TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *times)
     in_lines, began = not console.is_terminal, time.perf_counter()
-    bar = Progress(*columns, console=console, disable=in_lines)
+    note_column = TextColumn("{task.fields[note]}")
+    bar = Progress(*columns, note_column, console=console, disable=in_lines)
     task = bar.add_task(label, total=total, completed=done, note="")
 
     def advance(note: str = "") -> None:
@@ -78,15 +79,15 @@ RUN_MEASURES = (
 
 def show(info: dict[str, Any], plan: str) -> None:
     """Print the main measures per text, static SAE beside TSAE: mean and standard error."""
-    for name, part in info.items():
-        means, errors = part["means"], part["stderrs"]
+    for name, text in info.items():
+        means, errors = text["means"], text["stderrs"]
         models = {"static SAE": "static_"} | ({"TSAE": ""} if "fve_mean" in means else {})
         rows = []
         for key in RUN_MEASURES:
             keys = [f"{prefix}{key}" for prefix in models.values()]
             cells = [f"{means[f'{k}_mean']:.4f} ± {errors[f'{k}_stderr']:.4f}" for k in keys]
             rows.append([definitions.label(key), *cells])
-        n_seeds = len(part["final_info_dict"]["clean_ce"])
+        n_seeds = len(text["final_info_dict"]["clean_ce"])
         title = f"{name}, {plan}: mean and standard error over {n_seeds} seeds"
         print_table(title, ["measure", *models], rows)
 
@@ -109,22 +110,23 @@ def show_study(info: dict[str, Any]) -> None:
     Beside the difference stands the interval over documents of seed 0.
     """
     columns = ("measure", "static SAE", "TSAE", "difference", "95 % (documents)")
-    caption = "intervals: seed 0, paired bootstrap over documents; all measures in summary.csv, intervals.csv"
-    for name, part in info.items():
-        n_seeds = len(part["final_info_dict"]["clean_ce"])
+    caption = "intervals: seed 0, paired bootstrap over documents"
+    caption += "; all measures in summary.csv, intervals.csv"
+    for name, text in info.items():
+        n_seeds = len(text["final_info_dict"]["clean_ce"])
         spread = f": mean ± standard error over {n_seeds} seeds" if n_seeds > 1 else ""
-        measured = [key for key in STUDY_MEASURES if f"{key}_mean" in part["means"]]
-        rows = [_study_row(key, part, n_seeds) for key in measured]
+        measured = [key for key in STUDY_MEASURES if f"{key}_mean" in text["means"]]
+        rows = [_study_row(key, text, n_seeds) for key in measured]
         print_table(f"{name}, run_3{spread}", columns, rows, caption=caption)
 
 
-def _study_row(key: str, part: dict[str, Any], n_seeds: int) -> list[str]:
-    values = [part["means"][f"{prefix}{key}_mean"] for prefix in ("static_", "")]
+def _study_row(key: str, text: dict[str, Any], n_seeds: int) -> list[str]:
+    values = [text["means"][f"{prefix}{key}_mean"] for prefix in ("static_", "")]
     cells = [f"{value:.4g}" for value in values]
     if n_seeds > 1:
-        errors = [part["stderrs"][f"{prefix}{key}_stderr"] for prefix in ("static_", "")]
+        errors = [text["stderrs"][f"{prefix}{key}_stderr"] for prefix in ("static_", "")]
         cells = [f"{cell} ± {error:.2g}" for cell, error in zip(cells, errors, strict=True)]
-    bounds = part["intervals"].get(f"TSAE - static SAE: {key}")
+    bounds = text["intervals"].get(f"TSAE - static SAE: {key}")
     interval = f"{bounds[0][1]:+.4f} to {bounds[0][2]:+.4f}" if bounds else ""
     return [definitions.label(key), *cells, f"{values[1] - values[0]:+.4g}", interval]
 

@@ -69,7 +69,7 @@ class Ask:
 # ----------------------------------------------------------------------------- the model's codes
 
 
-def examined(ask: Ask) -> Context:
+def _examined(ask: Ask) -> Context:
     """The model's codes on the text that was asked for; ValueError for a bad request."""
     saved = open_model(ask.model, ask.lm, ask.hook)
     title, documents = documents_of(ask, saved)
@@ -122,7 +122,7 @@ def pieces(text: str) -> list[str]:
     for left in range(n, 1, -1):
         head, text = texts.split_text(text, train_frac=1 / left)
         parts.append(head)
-    return [part for part in (*parts, text) if part.strip()]
+    return [piece for piece in (*parts, text) if piece.strip()]
 
 
 def _store(ask: Ask, saved: Saved, lm: LanguageModel, documents: Sequence[str]) -> Store:
@@ -140,7 +140,7 @@ def _store(ask: Ask, saved: Saved, lm: LanguageModel, documents: Sequence[str]) 
 
 def _report(ask: Ask, report: Callable[[Context], Report]) -> None:
     """Print a report on the text that was asked for, and write its files."""
-    context = examined(ask)
+    context = _examined(ask)
     section, table, drawn = report(context)
     tokens = context.store.tokens.n_tokens
     content = {"model": str(ask.model), "text": context.dataset, "tokens": tokens}

@@ -126,8 +126,9 @@ def intervene_command(
         case = None
         if text or good or bad or twin:
             case = Case(text=text, twin=twin or text, good=good, bad=bad, label=0, group="")
-        request = Request(edit=edit, value=value, features=_features(saved, feature), case=case,
-                          positions=tuple(position or ()), n_features=n_features, n_cases=cases)  # fmt: skip
+        features, positions = _features(saved, feature), tuple(position or ())
+        request = Request(edit=edit, value=value, features=features, positions=positions,
+                          case=case, n_features=n_features, n_cases=cases)  # fmt: skip
         _check_request(request, png)
         measure = _sentences if case is None else _one_text
         content, figure = measure(*with_lm(saved, exact=True), request)
@@ -164,15 +165,15 @@ def _modes(saved: Saved) -> dict[str, bool]:
 
 
 def _change(saved: Saved, request: Request, *, propagated: bool) -> Change:
-    def make(batch: Batch, at: torch.Tensor) -> Edit:
+    def make(batch: Batch, mask: torch.Tensor) -> Edit:
         if request.edit == "ablate":
-            return interventions.ablate(request.features, at)
+            return interventions.ablate(request.features, mask)
         if request.edit == "clamp":
-            return interventions.clamp(request.features, at, request.value)
+            return interventions.clamp(request.features, mask, request.value)
         if request.edit == "steer":
-            return interventions.steer(request.features, at, request.value)
-        twins = effects.twin_codes(saved.sae, batch, at)
-        return interventions.swap(request.features, at, twins)
+            return interventions.steer(request.features, mask, request.value)
+        twins = effects.twin_codes(saved.sae, batch, mask)
+        return interventions.swap(request.features, mask, twins)
 
     return effects.change_by(saved.sae, make, propagated=propagated)
 
@@ -183,12 +184,12 @@ def _one_text(lm: LanguageModel, saved: Saved, request: Request) -> tuple[dict[s
     assert case is not None
     patched = case.twin != case.text
     batch = effects.batches(lm, saved.hook, [case], need_twin=patched)[0][0]
-    at = interventions.positions(batch.seq, request.positions or (-1,)).to(lm.device)
+    mask = interventions.positions(batch.seq, request.positions or (-1,)).to(lm.device)
     deltas = {"none": torch.zeros_like(batch.twin)}
     for mode, propagated in _modes(saved).items():
-        deltas[mode] = _change(saved, request, propagated=propagated)(batch, at[None])[0]
+        deltas[mode] = _change(saved, request, propagated=propagated)(batch, mask[None])[0]
     if patched:
-        deltas["full patch"] = effects.full_patch(batch, at[None])[0]
+        deltas["full patch"] = effects.full_patch(batch, mask[None])[0]
     above, variants = layers_above(lm, saved.hook), torch.stack([*deltas.values()])
     scores = effects.logit_differences(above, batch, variants)[:, 0].tolist()
     rows = [
@@ -196,10 +197,10 @@ def _one_text(lm: LanguageModel, saved: Saved, request: Request) -> tuple[dict[s
         for name, score in zip(deltas, scores, strict=True)
     ]
     words = [lm.tokenizer.decode([i]) for i in batch.ids[0, -batch.seq :].tolist()]
-    edited = [i - batch.seq for i in at[0].nonzero()[:, 0].tolist()]
+    edited = [i - batch.seq for i in mask[0].nonzero()[:, 0].tolist()]
     places = ", ".join(f"{i} {words[i]!r}" for i in edited)
-    cells = [(name, f"{row['logit_difference']:.4f}", f"{row['change']:+.4f}" if name != "none" else "")
-             for name, row in zip(deltas, rows, strict=True)]  # fmt: skip
+    changes = ["", *(f"{score - scores[0]:+.4f}" for score in scores[1:])]
+    cells = zip(deltas, (f"{score:.4f}" for score in scores), changes, strict=True)
     title = f"{request.edit} {request.features.tolist()} at {places}"
     print_table(title, ("edit", "logit(good) - logit(bad)", "change"), cells)
     content = {"features": request.features.tolist(), "text": case.text, "positions": edited}
@@ -223,23 +224,16 @@ def _sentences(lm: LanguageModel, saved: Saved, request: Request) -> tuple[dict[
     scale = f"effect / effect of the whole full patch ({patch.mean():.2f} logits)"
     columns = ["edited tokens", *curves]
     places = ["subject to verb" if offset == SPAN else offset for offset in offsets]
-    rows = [
-        dict(zip(columns, row, strict=True)) for row in zip(places, *curves.values(), strict=True)
-    ]
-    cells = [
-        (place, *(f"{curve[i]:+.4f}" for curve in curves.values()))
-        for i, place in enumerate(places)
-    ]
+    lines = list(zip(places, *curves.values(), strict=True))
+    cells = [(place, *(f"{effect:+.4f}" for effect in there)) for place, *there in lines]
     print_table(f"{request.edit} {features}: {scale}, {n} sentences", columns, cells)
     _say_skipped(skipped)
-    lines = {name: curve[1:] for name, curve in curves.items() if name != "full patch"}
-    figure = figures.offset_figure(lines, offsets[1:], patch=curves["full patch"][1:])
-    return {
-        "features": features,
-        "sentences": n,
-        "full_patch_logits": float(patch.mean()),
-        "rows": rows,
-    }, figure
+    drawn = {name: curve[1:] for name, curve in curves.items()}
+    ceiling = drawn.pop("full patch")
+    figure = figures.offset_figure(drawn, offsets[1:], patch=ceiling)
+    content = {"features": features, "sentences": n, "full_patch_logits": float(patch.mean())}
+    rows = [dict(zip(columns, line, strict=True)) for line in lines]
+    return content | {"rows": rows}, figure
 
 
 def _profiles(
