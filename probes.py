@@ -9,12 +9,13 @@ import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy import sparse
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 import metrics
@@ -83,7 +84,12 @@ STRENGTHS = (0.01, 0.1, 1.0)  # C of scikit-learn: the inverse of the penalty
 KS = (1, 2, 5, 10, 20)
 CONTROLLED = (5, None)  # numbers of features whose probes have a random-label control
 EMBEDDING = "embedding"
+MAJORITY, WORDS = "majority", "bag of words"  # baselines that see no code
+DENSE_ONLY = (EMBEDDING, MAJORITY, WORDS)
+DIFFERENCE = "TSAE - static SAE"
 PREFIX = {"tsae": "", "static": "static_", "resid": "resid_", EMBEDDING: "embed_"}
+PREFIX |= {MAJORITY: "majority_", WORDS: "words_", DIFFERENCE: "difference_"}
+Control = Literal["", "groups", "recurring"]
 MAX_UNITS = 12  # with more units than these (homonyms), a table has no line per unit
 
 
@@ -101,9 +107,11 @@ class Probed:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """A mean with its 95 % interval, by bootstrap over groups."""
+    """A mean with its standard error and 95 % interval, by bootstrap over groups."""
 
     value: float
+    stderr: float
+    """0 where nothing is known of it: one group, or no resamples"""
     low: float
     high: float
     n_items: int
@@ -141,14 +149,22 @@ def _members(groups: Sequence[str]) -> dict[str, Int[np.ndarray, " _"]]:
     return {group: np.array(rows) for group, rows in members.items()}
 
 
-def random_labels(labels: Int[np.ndarray, " items"], *, seed: int = 0) -> Int[np.ndarray, " items"]:
-    """The labels in random order: the control task after Hewitt and Liang (2019).
+def group_labels(
+    labels: Int[np.ndarray, " items"], groups: Sequence[str], *, seed: int = 0
+) -> Int[np.ndarray, " items"]:
+    """One random label per group, 1 in about as many groups as items have it, in one at least.
 
-    Theirs draws one label per word type and lets types recur in the test, which measures memory.
-    Here groups are held out: memory does not help, and a control above chance means that the split
-    leaks.
+    The control task of Hewitt and Liang (2019), whose word types are the groups here. Where groups
+    are held out memory does not help, and a probe of these labels above chance means that the split
+    leaks; where they recur in the test it measures what the probe can learn by heart.
     """
-    return np.random.default_rng(seed).permutation(labels)
+    members = _members(groups)
+    n = min(max(round(float(labels.mean()) * len(members)), 1), len(members) - 1)
+    drawn = np.random.default_rng(seed).permutation(np.arange(len(members)) < n)
+    out = np.empty(len(labels), dtype=np.int64)
+    for rows, label in zip(members.values(), drawn, strict=True):
+        out[rows] = label
+    return out
 
 
 # ------------------------------------------------------------------------------------------- probes
@@ -286,11 +302,12 @@ def accuracy(
     groups: Sequence[str],
     *,
     n_boot: int = 1_000,
+    least: float = 0.0,
     seed: int = 0,
 ) -> Accuracy:
     """The mean of `correct` with its 95 % interval (`metrics.interval`) over resamples of groups.
 
-    One group, or `n_boot=0`, gives the interval (0, 1). Raises ValueError without an item.
+    One group, or `n_boot=0`, gives the interval (least, 1): differences have -1 as least. Raises ValueError without an item.
     """
     if len(correct) == 0:
         raise ValueError("accuracy needs at least one item; got none")
@@ -300,8 +317,12 @@ def accuracy(
     value = float(sums.sum() / sizes.sum())
     generator = torch.Generator().manual_seed(seed)
     replicates = metrics.resampled_ratio(sums, sizes, n_boot, generator)
-    low, high = metrics.interval(value, replicates, len(sums))
-    return Accuracy(value=value, low=low, high=high, n_items=len(correct), n_groups=len(sums))
+    n = len(sums)
+    low, high = metrics.interval(value, replicates, n, least)
+    known = n > 1 and len(replicates) > 1
+    stderr = float(replicates.std(ddof=1) * np.sqrt(n / (n - 1))) if known else 0.0
+    bounds = {"stderr": stderr, "low": low, "high": high}
+    return Accuracy(value=value, **bounds, n_items=len(correct), n_groups=n)
 
 
 def scores(
@@ -311,16 +332,21 @@ def scores(
     k: int | None,
     n_folds: int = 5,
     few: bool = False,
-    control: bool = False,
+    control: Control = "",
     seed: int = 0,
 ) -> Float[np.ndarray, " items"]:
-    """`correct` of every item, one probe per unit; with `control`, for labels in random order."""
+    """`correct` of every item, one probe per unit; with `control`, for `group_labels`.
+
+    "groups" holds out the same groups, "recurring" single items, whose groups recur in the test.
+    """
     correct = np.zeros(len(items))
     for unit, rows in _members([item.unit for item in items]).items():
         labels = np.array([items[i].label for i in rows])
-        if control:
-            labels = random_labels(labels, seed=seed + zlib.crc32(unit.encode()))
         inputs, groups = _rows(features, rows), [items[i].group for i in rows]
+        if control and len(set(groups)) > 1:
+            labels = group_labels(labels, groups, seed=seed + zlib.crc32(unit.encode()))
+        if control == "recurring":
+            groups = [str(i) for i in rows]
         try:
             probed = probe(inputs, labels, groups, k=k, n_folds=n_folds, few=few, seed=seed)
         except ValueError as error:
@@ -330,11 +356,14 @@ def scores(
 
 
 def breakdown(items: Sequence[Item]) -> dict[str, Bool[np.ndarray, " items"]]:
-    """Mask of the items of each line of a table: all, each unit (if at most `MAX_UNITS`), with an
-    attractor, congruent or not, and each distance.
+    """Mask of the items of each line of a table: all, each unit (if at most `MAX_UNITS`; of one
+    unit, each frame), with an attractor, congruent or not, and each distance.
     """
     units = list(dict.fromkeys(item.unit for item in items))
+    frames = list(dict.fromkeys(item.frame for item in items))
     masks = {"all": np.ones(len(items), dtype=bool)}
+    if len(units) == 1 < len(frames) <= MAX_UNITS:
+        masks |= {frame: np.array([item.frame == frame for item in items]) for frame in frames}
     if 1 < len(units) <= MAX_UNITS:
         masks |= {unit: np.array([item.unit == unit for item in items]) for unit in units}
     masks["attractor"] = np.array([item.congruent is not None for item in items])
@@ -369,35 +398,70 @@ def task_rows(
 ) -> list[dict[str, Any]]:
     """One row per code, number of features ("all": dense) and line of `breakdown`.
 
-    `accuracy` with its interval `low`, `high` (95 %, bootstrap over groups), `n_items`, `n_groups`;
-    and, where the random-label control was run, `control` and `selectivity`, their difference. The
-    embedding is probed densely only. `progress` is called after each probe.
+    `accuracy` with its `stderr` and interval `low`, `high` (95 %, bootstrap over groups),
+    `n_items`, `n_groups`; and, where the controls were run (see `scores`), `control`, of held-out
+    groups, `selectivity`, accuracy minus control, and `recurring`. Embedding and baselines are
+    probed densely only. Rows of `DIFFERENCE` are paired by item. `progress` is called per probe.
     """
-    rows, masks = [], breakdown(task.items)
+    rows, masks, held = [], breakdown(task.items), {}
+
+    def add(name: str, k: int | None, correct: np.ndarray, controls: Mapping[str, Any]) -> None:
+        for line, mask in masks.items():
+            row = {"task": task.name, "model": name, "k": k or "all", "items": line}
+            rows.append(row | _measured(task, correct, controls, mask, seed, name == DIFFERENCE))
+
     for name, code in features.items():
-        for k in (None,) if name == EMBEDDING else (*ks, None):
+        for k in (None,) if name in DENSE_ONLY else (*ks, None):
             options: dict[str, Any] = {"k": k, "n_folds": task.n_folds, "few": task.few}
-            correct = scores(code, task.items, seed=seed, **options)
-            control = None
-            if k in CONTROLLED:
-                control = scores(code, task.items, seed=seed, control=True, **options)
-            for line, mask in masks.items():
-                row = {"task": task.name, "model": name, "k": k or "all", "items": line}
-                rows.append(row | _measured(task, correct, control, mask, seed))
+            held[name, k] = scores(code, task.items, seed=seed, **options)
+            controls = {}
+            if k in CONTROLLED and name not in (MAJORITY, WORDS):
+                kinds: tuple[Control, ...] = ("groups", "recurring")
+                controls = {
+                    kind: scores(code, task.items, seed=seed, control=kind, **options)
+                    for kind in kinds
+                }
+            add(name, k, held[name, k], controls)
             progress()
+    if {"tsae", "static"} <= features.keys():
+        for k in (*ks, None):
+            add(DIFFERENCE, k, held["tsae", k] - held["static", k], {})
     return rows
 
 
 def _measured(
-    task: Task, correct: np.ndarray, control: np.ndarray | None, mask: np.ndarray, seed: int
+    task: Task,
+    correct: np.ndarray,
+    controls: Mapping[str, np.ndarray],
+    mask: np.ndarray,
+    seed: int,
+    is_difference: bool,
 ) -> dict[str, float]:
     groups = [task.items[i].group for i in np.flatnonzero(mask)]
-    right = accuracy(correct[mask], groups, seed=seed)
-    numbers = {"accuracy": right.value, "low": right.low, "high": right.high}
-    if control is not None:
-        chance = accuracy(control[mask], groups, n_boot=0).value
-        numbers |= {"control": chance, "selectivity": right.value - chance}
+    right = accuracy(correct[mask], groups, least=-float(is_difference), seed=seed)
+    numbers = {"accuracy": right.value, "stderr": right.stderr}
+    numbers |= {"low": right.low, "high": right.high}
+    if controls:
+        control = float(controls["groups"][mask].mean())
+        numbers |= {"control": control, "selectivity": right.value - control}
+        numbers["recurring"] = float(controls["recurring"][mask].mean())
     return numbers | {"n_items": right.n_items, "n_groups": right.n_groups}
+
+
+def baselines(items: Sequence[Item]) -> dict[str, Features]:
+    """What a probe knows without a code: nothing but the labels, and which words a text has.
+
+    A constant, whose probe finds the most frequent label; and one column per word, 1 in the texts
+    that have it up to the read-out word (of two texts, |difference|).
+    """
+    ends = [(item.text[: item.end], item.other) for item in items]
+    counts = CountVectorizer(binary=True, token_pattern=r"\w+")
+    counts.fit([text for text, _ in ends])
+    words = sparse.csr_array(counts.transform([text for text, _ in ends]), dtype=np.float64)
+    if all(other is not None for _, other in ends):
+        second = counts.transform([other[0][: other[2]] for _, other in ends if other is not None])
+        words = abs(words - sparse.csr_array(second))
+    return {MAJORITY: np.zeros((len(items), 1)), WORDS: words}
 
 
 def row_numbers(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -108,12 +108,42 @@ def test_a_probe_on_one_feature_agrees_with_the_best_threshold():
     assert best - 0.03 <= found <= best
 
 
-def test_random_labels_are_a_permutation_and_at_chance():
+def test_group_labels_are_one_per_group_as_frequent_as_the_labels_and_at_chance():
     features, labels, groups = planted(n_groups=100)
-    control = probes.random_labels(labels, seed=1)
-    assert sorted(control) == sorted(labels)
+    for share in (0.5, 0.25):
+        ours = labels * (np.arange(800) % 16 < 32 * share)
+        control = probes.group_labels(ours, groups, seed=1)
+        assert all(len(set(control[i : i + 8])) == 1 for i in range(0, 800, 8))
+        assert control.mean() == pytest.approx(ours.mean(), abs=0.01)
+    control = probes.group_labels(labels, groups, seed=1)
     for k in (1, 5, None):
-        assert 0.45 <= probes.probe(features, control, groups, k=k).correct.mean() <= 0.55
+        assert 0.4 <= probes.probe(features, control, groups, k=k).correct.mean() <= 0.6
+    assert set(probes.group_labels(np.ones(4, int), list("aabb"))) == {0, 1}  # a probe needs both
+
+
+def named_groups() -> tuple[np.ndarray, tuple[Item, ...]]:
+    """Features that name the group of each of 240 items, and nothing else."""
+    features = np.repeat(np.eye(40), 6, axis=0)
+    items = tuple(
+        Item(text="a", begin=0, end=1, unit="u", label=i % 2, group=f"g{i // 6}")
+        for i in range(240)
+    )
+    return features, items
+
+
+def test_the_control_sees_a_leaky_split_and_the_recurring_one_what_is_learnt_by_heart(monkeypatch):
+    features, items = named_groups()
+    assert probes.scores(features, items, k=None, control="groups").mean() <= 0.6
+    assert probes.scores(features, items, k=None, control="recurring").mean() >= 0.95
+
+    def leaky(groups, _, n_folds, *, seed=0):
+        return np.random.default_rng(seed).integers(0, n_folds, len(groups))
+
+    shuffled = np.random.default_rng(0).permutation([item.label for item in items])
+    monkeypatch.setattr(probes, "folds", leaky)
+    assert probes.scores(features, items, k=None, control="groups").mean() >= 0.95
+    by_item = probes.probe(features, shuffled, [item.group for item in items]).correct.mean()
+    assert by_item <= 0.6  # labels drawn per item, as before, see nothing
 
 
 @pytest.mark.parametrize("few", [False, True])
@@ -194,6 +224,37 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert 0.88 <= hits / 200 <= 0.99
 
 
+def test_the_standard_error_is_that_of_the_mean_of_independent_groups():
+    right = np.random.default_rng(0).binomial(1, 0.7, size=400).astype(float)
+    found = probes.accuracy(right, [str(i) for i in range(400)])
+    assert found.stderr == pytest.approx(right.std() / 20, rel=0.1)
+    assert probes.accuracy(right, ["a"] * 400).stderr == 0
+    difference = probes.accuracy(-right, ["a"] * 400, least=-1.0)
+    assert (difference.low, difference.high) == (-1, 1)
+
+
+def test_baselines_find_the_frequent_label_and_the_word_that_tells_it():
+    def item(i: int, told: str) -> Item:
+        text = f"w{i} {told} x yes"
+        return Item(text=text, begin=0, end=text.index(" yes"), unit="u", label=int(i % 3 > 0),
+                    group=str(i))  # fmt: skip
+
+    items = [item(i, ("he", "she", "she")[i % 3]) for i in range(120)]
+    found = probes.baselines(items)
+    scored = {name: probes.scores(code, items, k=None).mean() for name, code in found.items()}
+    assert scored == {"majority": pytest.approx(2 / 3), "bag of words": 1.0}
+    blind = [replace(one, text=one.text.replace("she", "he"), end=one.end - (i % 3 > 0))
+             for i, one in enumerate(items)]  # fmt: skip
+    after = probes.scores(probes.baselines(blind)["bag of words"], blind, k=None).mean()
+    assert after == pytest.approx(2 / 3, abs=0.05)
+
+
+def test_a_bag_of_two_texts_is_their_difference():
+    items = [Item(text="a b", begin=0, end=3, unit="u", label=0, group="g", other=("a c", 0, 1))]
+    words = probes.baselines(items)["bag of words"]
+    assert words.sum() == 1  # "b": what is after the read-out word does not count
+
+
 def test_accuracy_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one item"):
         probes.accuracy(np.zeros(0), [])
@@ -255,13 +316,27 @@ def rows() -> list[dict]:
 
 
 def test_rows_hold_accuracy_interval_and_control_of_every_code_and_part(rows):
-    assert {(row["model"], row["k"]) for row in rows} == {("embedding", "all")} | {
-        (model, k) for model in ("tsae", "static", "resid") for k in (1, 5, "all")
-    }
+    models = ("tsae", "static", "resid", probes.DIFFERENCE)
+    expected = {(model, k) for model in models for k in (1, 5, "all")}
+    assert {(row["model"], row["k"]) for row in rows} == {("embedding", "all")} | expected
     assert all(row["low"] <= row["accuracy"] <= row["high"] for row in rows)
     controlled = [row for row in rows if "control" in row]
     assert {row["k"] for row in controlled} == {5, "all"}
     assert all(row["selectivity"] == row["accuracy"] - row["control"] for row in controlled)
+
+
+def test_differences_are_paired_rows_whose_interval_is_that_of_the_same_items(rows):
+    by = {(row["model"], row["k"], row["items"]): row for row in rows}
+    for (model, k, items), row in by.items():
+        if model == probes.DIFFERENCE:
+            ours, theirs = by["tsae", k, items], by["static", k, items]
+            assert row["accuracy"] == pytest.approx(ours["accuracy"] - theirs["accuracy"])
+    features, _, _ = planted()
+    task = probes.Task(name="toy", items=toy_items())
+    same = probes.task_rows(task, {"tsae": features, "static": features}, ks=(1,))
+    paired = [row for row in same if row["model"] == probes.DIFFERENCE]
+    assert len(paired) == 2 * len(probes.breakdown(task.items))
+    assert all(row["accuracy"] == row["low"] == row["high"] == 0 for row in paired)
 
 
 def test_numbers_are_the_rows_under_their_names(rows):
@@ -280,6 +355,7 @@ def test_figures_show_every_code(rows):
         (axes,) = figure.axes
         labels = {text.get_text() for text in axes.get_legend().get_texts()}
         assert {"TSAE", "static SAE", "residual stream"} <= labels
+        assert probes.DIFFERENCE not in labels
     with pytest.raises(ValueError, match="at least one row"):
         figures.distance_figure([], 5)
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toys import DATA, blimp, linzen, real, write
 
+import probes
 from probes import Item, Pair
 from tsae_lab.data import public_sets, records
 from tsae_lab.data.records import Loaded
@@ -152,15 +153,18 @@ def test_linzen_gives_the_pair_and_the_number_at_the_word_before_the_verb(tmp_pa
         linzen(good="is", bad="are", attractors=["x", "y"], subject="key"),
     )
     first, second = public_sets.load_linzen(path).items
-    assert (first.word, first.label, first.frame, first.congruent) == (
-        "it",
-        1,
-        "0 attractors",
-        True,
-    )
+    told = (first.word, first.label, first.frame, first.congruent)
+    assert told == ("it", 1, "0 attractors", None)  # there is no attractor that could agree
     assert (second.label, second.group, second.congruent) == (0, "key", None)
     pair = public_sets.load_linzen_pairs(path).items[1]
     assert (pair.sentence_good, pair.group) == ("the keys to it is here", "2 attractors")
+
+
+def test_lines_about_attractors_hold_sentences_that_have_them(tmp_path):
+    path = write(tmp_path / "l.jsonl", linzen(), linzen(attractors=["x"]), linzen(attractors=1))
+    masks = probes.breakdown(public_sets.load_linzen(path).items)
+    assert masks.keys() == {"all", "0 attractors", "1 attractors"}
+    assert masks["1 attractors"].tolist() == [False, True, True]
 
 
 # -------------------------------------------------------------------------------------- coreference
@@ -229,6 +233,39 @@ def test_winobias_finds_the_other_person_and_skips_odd_brackets(tmp_path):
     ]
     assert found.items[0].text == "The CEO paid the baker because he was late."
     assert sum(found.skipped.values()) == 3
+
+
+def test_winobias_without_its_other_half_gets_a_warning(tmp_path):
+    pro = winobias(
+        tmp_path,
+        "1 [The CEO] paid the baker because [he] was late.",
+        "2 The CEO paid [the baker] because [she] asked for her money.",
+    )
+    anti = write(
+        tmp_path / "anti_stereotyped_type1.txt.dev",
+        "1 [The CEO] paid the baker because [she] was late.",
+        "2 The CEO paid [the baker] because [he] asked for his money.",
+    )
+    halves = [public_sets.load_items(path).items for path in (pro, anti)]
+    for half in halves:
+        told = public_sets.warning(half)
+        assert told.startswith("of 2 sentences of WinoBias 0 are there with both genders")
+    assert public_sets.warning((*halves[0], *halves[1])) == ""
+    assert public_sets.warning(public_sets.load_linzen(write(tmp_path / "l", linzen())).items) == ""
+
+
+@real
+def test_the_pronoun_solves_one_half_of_the_real_winobias_and_not_both():
+    files = [DATA / f"coreference/winobias/{kind}_stereotyped_type1.txt.dev"
+             for kind in ("pro", "anti")]  # fmt: skip
+    halves = [public_sets.load_items(file).items for file in files]
+    both = (*halves[0], *halves[1])
+    right = []
+    for items in (*halves, both):
+        words = probes.baselines(items)["bag of words"]
+        right.append(probes.scores(words, items, k=None).mean())
+    assert [bool(public_sets.warning(items)) for items in (*halves, both)] == [True, True, False]
+    assert right[2] < 0.6
 
 
 # -------------------------------------------------------------------------------------- word senses

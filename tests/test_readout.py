@@ -262,6 +262,8 @@ def test_the_command_prints_a_table_and_writes_its_files(model_dir, tmp_path):
     assert {"probe_a.jsonl_k5", "static_probe_a.jsonl_k5", "resid_probe_a.jsonl"} <= held[
         "numbers"
     ].keys()
+    assert {"majority_probe_a.jsonl", "words_probe_a.jsonl"} <= held["numbers"].keys()
+    assert "warning" not in held
     assert out["png"].read_bytes().startswith(b"\x89PNG")
 
 

@@ -28,6 +28,8 @@ PREFIXES = {
     "difference_": "TSAE minus static SAE",
     "resid_": "of the residual stream itself (probes)",
     "embed_": "of the embedding, layer 0 (probes)",
+    "majority_": "of the most frequent label alone (probes of public sets)",
+    "words_": "of a bag of words (probes of public sets)",
     "memory_": "of the memory's reading (probes)",
     "tsae_memory_": "of code and memory side by side (probes)",
     "window_": "of the plain mean over the memory's window (probes)",
@@ -323,14 +325,14 @@ DEFINITIONS = {
         "probes.task_rows; Gurnee et al. 2023, arXiv 2305.01610"),
     "probe_{items}_selectivity": Measure(
         "probes", "selectivity: {items}, dense", "",
-        "Accuracy minus that of a probe on labels in random order.",
+        "Accuracy minus that of a probe on random labels, one per held-out group.",
         "accuracy - control", "[-1, 1]", "higher",
-        "probes.random_labels; Hewitt and Liang 2019, arXiv 1909.03368"),
+        "probes.group_labels; Hewitt and Liang 2019, arXiv 1909.03368"),
     "probe_{items}_k{k}_selectivity": Measure(
         "probes", "selectivity: {items}, {k} features", "",
-        "Accuracy minus that of a probe on labels in random order.",
+        "Accuracy minus that of a probe on random labels, one per held-out group.",
         "accuracy - control", "[-1, 1]", "higher",
-        "probes.random_labels; Hewitt and Liang 2019, arXiv 1909.03368"),
+        "probes.group_labels; Hewitt and Liang 2019, arXiv 1909.03368"),
 
     "full_patch_logits": Measure(
         "interventions", "effect of the whole full patch", "logits",

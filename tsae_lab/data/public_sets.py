@@ -157,7 +157,8 @@ def load_linzen(source: str | Path) -> Loaded[Item]:
     """The file of `load_linzen_pairs`: the number of the verb, read out at the word before it.
 
     A verb form with -s, "is", "was" or "has" is singular. The group is the subject if the line has
-    `subject`, else the sentence; `frame` is the number of attractors.
+    `subject`, else the sentence; `frame` is the number of attractors, of which it is not known
+    whether they agree. Chance is the share of the more frequent number, .69 in Linzen's own.
     """
 
     def item(row: dict[str, Any]) -> Item:
@@ -169,8 +170,7 @@ def load_linzen(source: str | Path) -> Loaded[Item]:
             raise records.Skip("there is no word before the verb")
         label = NUMBERS.index("singular" if _is_singular(good, bad) else "plural")
         n = _n_attractors(row)
-        congruent = None if n else True  # whether the last attractor agrees is not known
-        fields = {"frame": f"{n} attractors", "congruent": congruent, "label": label}
+        fields = {"frame": f"{n} attractors", "label": label}
         group = str(row.get("subject") or " ".join(tokens))
         return item_at(tokens, verb - 1, unit="agreement", group=group, **fields)
 
@@ -277,9 +277,28 @@ def load_winobias(source: str | Path) -> Loaded[Item]:
             raise records.Skip("a person is not on the lists of occupations")
         place, name = outside[0]
         group = "/".join(sorted((inside[0], name)))
-        return _coreference(_last_word(text), begin < place, group, pronoun.lower())
+        located = _coreference(_last_word(text), begin < place, group, pronoun.lower())
+        return replace(located, factors={"set": "WinoBias"})
 
     return records.parsed(source, marked.items, item, skipped=marked.skipped)
+
+
+def warning(items: Sequence[Item]) -> str:
+    """What is wrong with these items as they are, in one line; empty if nothing is known.
+
+    WinoBias's pro and anti files hold the same sentences with pronouns of the other gender. In one
+    of them alone the gender tells which occupation is meant: .90 are right without reading on.
+    """
+    genders: dict[str, set[bool]] = defaultdict(set)
+    for item in items:
+        if item.factors.get("set") == "WinoBias":
+            sentence = re.sub(r"\b(she|her|hers|he|him|his)\b", "_", item.text, flags=re.IGNORECASE)
+            genders[sentence].add(item.frame in ("she", "her", "hers"))
+    paired = sum(len(both) == 2 for both in genders.values())
+    if paired >= 0.9 * len(genders):
+        return ""
+    told = f"of {len(genders)} sentences of WinoBias {paired} are there with both genders"
+    return f"{told}: the pronoun alone tells the person; give the pro and the anti file together"
 
 
 def _line_mark(line: str) -> _Mark:

@@ -322,7 +322,7 @@ def probe_command(
         str,
         typer.Argument(
             help="agreement, coreference, disambiguation, unresolvable; a data file; or a dataset's"
-            " name on the hub: uclanlp/wino_bias:type1_pro, aps/super_glue:wic"
+            " name on the hub: uclanlp/wino_bias:type1_pro, aps/super_glue:wic; several by commas"
         ),
     ],
     model: ModelFolder,
@@ -353,6 +353,10 @@ def probe_command(
         title = f"{given_task.name}, {saved.hook}: accuracy on held-out groups (95 % interval)"
         _print_probes(title, rows)
         content = {"rows": rows, "numbers": probes.row_numbers(rows)}
+        warning = public_sets.warning(given_task.items)
+        if warning:
+            console.print(f"warning: {warning}", highlight=False)
+            content["warning"] = warning
         write_outputs(outputs, content, rows, [figures.accuracy_figure(rows) if png else None])
 
 
@@ -364,7 +368,9 @@ def _probe_rows(
     wanted = readout.readers(saved.static, ours, variants=variants)
     with console.status(f"reading {len(task.items):,} items"):
         features = readout.features(readout.read(lm, saved.hook, task.items), wanted)
-    n_probes = 1 + len(wanted) * (len(ks) + 1)
+    if task.name not in tasks.GENERATORS:
+        features |= probes.baselines(task.items)
+    n_probes = len(features) - len(wanted) + len(wanted) * (len(ks) + 1)
     with progress_bar(f"{task.name}: probes", n_probes) as advance:
         return probes.task_rows(task, features, ks=ks, seed=seed, progress=advance)
 
@@ -373,14 +379,24 @@ def _task(name: str, seed: int) -> Task:
     """The items of a generator, a file or a dataset's name; ValueError where it is none of them."""
     if name in tasks.GENERATORS:
         return tasks.generated(name, seed=seed)
-    path = Path(name).expanduser()
-    if not path.exists() and not records.is_name(name):
-        known = f"a dataset's name (owner/dataset), nor one of {', '.join(tasks.GENERATORS)}"
-        raise ValueError(f"{name} is neither a file, nor {known}")
-    loaded = public_sets.load_items(path)
-    for reason, n in loaded.skipped.items():
-        console.print(f"{path.name}: {n} lines left out: {reason}", highlight=False)
-    return Task(name=path.name, items=loaded.items)
+    items, names = [], []
+    for part in [name] if Path(name).expanduser().exists() else name.split(","):
+        source = Path(part).expanduser()
+        names.append(source.name)
+        if not source.exists() and not records.is_name(part):
+            known = f"a dataset's name (owner/dataset), nor one of {', '.join(tasks.GENERATORS)}"
+            raise ValueError(f"{part} is neither a file, nor {known}")
+        loaded = public_sets.load_items(source)
+        items += loaded.items
+        for reason, n in loaded.skipped.items():
+            console.print(f"{source.name}: {n} lines left out: {reason}", highlight=False)
+    return Task(name="+".join(names), items=tuple(items))
+
+
+def _accuracy_cell(row: Mapping[str, Any]) -> str:
+    """Accuracy, or a difference of two, with its interval."""
+    between = " to " if row["low"] < 0 else "-"
+    return f"{row['accuracy']:.3f} ({row['low']:.2f}{between}{row['high']:.2f})"
 
 
 def _print_probes(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -390,10 +406,10 @@ def _print_probes(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     lines = []
     for items, k in dict.fromkeys((row["items"], row["k"]) for row in rows):
         measured = [by_cell.get((items, k, model), {}) for model in models]
-        values = [
-            f"{row['accuracy']:.3f} ({row['low']:.2f}-{row['high']:.2f})" if row else ""
-            for row in measured
+        values = [_accuracy_cell(row) if row else "" for row in measured]
+        controls = [
+            " ".join(f"{row[kind]:.2f}" for row in measured if kind in row)
+            for kind in ("control", "recurring")
         ]
-        controls = [f"{row['control']:.2f}" for row in measured if "control" in row]
-        lines.append((items, k, *values, " ".join(controls)))
-    print_table(title, ("items", "features", *models, "control"), lines)
+        lines.append((items, k, *values, *controls))
+    print_table(title, ("items", "features", *models, "control", "recurring"), lines)

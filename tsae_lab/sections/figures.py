@@ -25,6 +25,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from networkx.utils import UnionFind
 
+import probes
 from metrics import Stability
 from tsae_lab import definitions, files
 from tsae_lab.measures.lifetimes import Evolution, Survival
@@ -455,7 +456,8 @@ def distance_figure(rows: Sequence[Row], k: int | str) -> Figure:
 def _panels(
     rows: Sequence[Row], title: str, place: Callable[[Row], float]
 ) -> tuple[Figure, list[Axes]]:
-    """One panel per task, one line per code, with `place` as the x of a row."""
+    """One panel per task, one line per code, with `place` as the x of a row; no differences."""
+    rows = [row for row in rows if row["model"] != probes.DIFFERENCE]
     _need(rows, "a figure of probes", "row")
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     figure, panels = _sheet(3.4 * len(tasks) + 0.8, 4.0, columns=len(tasks), sharey=True)
