@@ -78,7 +78,7 @@ def _last(codes: tsae.Codes, d_sae: int) -> sparse.csr_array:
     return out
 
 
-# ------------------------------------------------------------------------------------------ read-out
+# ----------------------------------------------------------------------------------------- read-out
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

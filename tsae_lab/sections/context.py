@@ -135,7 +135,7 @@ def _row(measure: str, model: str, estimate: Estimate, n_doc: int) -> dict[str, 
 
 
 def named(context: Context, values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The numbers of each subject under its prefix; of two also `difference_...`, first - second."""
+    """Numbers of each subject under its prefix; of two also `difference_...`: first - second."""
     numbers = {}
     for subject, own in zip(context.subjects, values, strict=True):
         numbers |= {f"{subject.prefix}{name}": float(value) for name, value in own.items()}
