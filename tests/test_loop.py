@@ -1,16 +1,18 @@
 """The job of `experiment.py` in this process: a toy language model, a text file, a few steps."""
 
+import inspect
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import experiment
 import metrics
 import tsae
-from tsae_lab.jobs import checkpoint, plan, study, training
+from tsae_lab.jobs import bench, checkpoint, commands, commands_edit, plan, study, training
 from tsae_lab.jobs.plan import Config
 from tsae_lab.measures import evaluation
 
@@ -195,6 +197,18 @@ def test_delta_ce_and_recovered_are_of_one_clean_and_one_ablated_loss(out_dir, c
         assert m["best_val_loss"] > 0
 
 
+def test_measures_are_of_every_model_and_the_last_one_is_the_runs_own(unit, lm):
+    static = tsae.init_static(torch.zeros(24), 48, generator=torch.Generator().manual_seed(3))
+    models = {"static": tsae.static_sae(static, 4), "tsae": tsae.static_sae(static, 9)}
+    both = experiment.measure_models(unit, lm, models)
+    alone = experiment.measure_models(unit, lm, {"static": models["static"]})
+    assert both["static_fve"] == alone["static_fve"] != both["fve"]
+    assert both["static_l0"] <= 4 < both["l0"] <= 9
+    assert both["clean_ce"] == alone["clean_ce"]
+    assert both["best_val_loss"] != alone["best_val_loss"]
+    assert "fve" not in alone
+
+
 def test_a_unit_that_has_its_measures_is_read_and_not_trained(unit, lm):
     (unit.folder / "measures.json").write_text('{"fve": 0.5}')
     assert experiment.run_unit(unit, lm, "run_2") == {"fve": 0.5}
@@ -227,6 +241,76 @@ def test_the_trade_off_takes_the_runs_own_strength_from_the_run_and_trains_the_o
         study.tradeoff(out_dir, text, betas, 7, train=train)
     with pytest.raises(ValueError, match="beta"):
         study.tradeoff(out_dir, text, (0.0, -1.0), 0, train=train)
+
+
+def test_a_study_measures_the_runs_models_once_and_says_their_difference(out_dir, config):
+    run_3 = out_dir.parent / "run_3"
+    short = replace(config, sections="stability,lifetimes")
+
+    def train(*_: object) -> None:
+        raise AssertionError("run_2 is there")
+
+    info = study.run_study(run_3, short, train=train)[config.datasets]
+    values = info["final_info_dict"]
+    for key in ("fve", "jaccard", "persistence"):
+        for seed in range(2):
+            difference = values[key][seed] - values[f"static_{key}"][seed]
+            assert values[f"difference_{key}"][seed] == pytest.approx(difference)
+    place, lm = plan.folder_name(config.datasets), plan.lm_of(config)
+    written = {path: path.stat().st_mtime_ns for path in (run_3 / place).rglob("*.json")}
+    (run_3 / place / "seed_0" / "lifetimes.json").write_text("{")
+    seed_0 = run_3 / place / "seed_0", seed_folder(out_dir, config)
+    store = plan.split_store(config, lm, config.datasets, "validation")
+    sections = study.study_unit(*seed_0, short, lm, config.datasets, 0, lambda: store)
+    again = {path for path, time in written.items() if path.stat().st_mtime_ns != time}
+    assert {path.name for path in again} == {"lifetimes.json"}
+    assert sections[1]["numbers"]["persistence"] == values["persistence"][0]
+
+
+def test_a_given_static_sae_sets_k_and_d_sae_and_a_text_that_is_absent_is_refused(config, tmp_path):
+    static = tsae.init_static(torch.zeros(24), 40, generator=torch.Generator().manual_seed(3))
+    names = {"model_name": "toy", "hook_name": config.hook}
+    checkpoint.save_sae(tmp_path / "sae", tsae.static_sae(static, 7), **names)
+    ready = plan.checked(replace(config, static_sae=str(tmp_path / "sae")), "run_2")
+    assert (ready.k, ready.d_sae) == (7, 40)
+    with pytest.raises(ValueError, match="nowhere"):
+        plan.checked(replace(config, datasets=str(tmp_path / "nowhere.txt")), "run_2")
+
+
+def test_every_command_of_the_program_is_its_function():
+    functions = {c.name: c.callback for c in experiment.app.registered_commands}
+    assert functions == {
+        "tradeoff": experiment.tradeoff_command,
+        "stability": commands.stability_command,
+        "lifetimes": commands.lifetimes_command,
+        "transitions": commands.transitions_command,
+        "evolution": commands.evolution_command,
+        "probe": commands.probe_command,
+        "intervene": commands_edit.intervene_command,
+        "steer": commands_edit.steer_command,
+        "minimal-pairs": commands_edit.minimal_pairs_command,
+        "bench": bench.bench_command,
+    }
+
+
+def test_config_options_put_one_option_per_field_in_place_of_the_commands_own():
+    taken = {}
+
+    @plan.config_options
+    def command(name: str, **options: object) -> None:
+        taken.update(options, name=name)
+
+    names = list(inspect.signature(command).parameters)
+    assert names == ["name", *(field.name for field in fields(Config))]
+    command(name="x", k=3)
+    assert taken == {"name": "x", "k": 3}
+
+
+@pytest.mark.parametrize("betas", ["a", "", "0,,1"])
+def test_strengths_that_are_no_numbers_end_in_one_line(out_dir, betas):
+    done = CliRunner().invoke(experiment.app, ["tradeoff", str(out_dir), f"--betas={betas}"])
+    assert done.exit_code == 1
+    assert len(done.output.strip().splitlines()) == 1
 
 
 def test_a_run_goes_on_under_free_options_and_refuses_others(out_dir, config):
