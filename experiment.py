@@ -64,7 +64,7 @@ from tsae_lab.terminal import (
 )
 
 START_TOKENS = 40_000  # of the training split, from which the decoder LSTM's start is computed
-PREFIXES = {"static": "static_", "tsae": ""}  # of a model's measures
+MODEL_PREFIX = {"static": "static_", "tsae": ""}  # of a model's measures
 
 
 def batch_at(unit: Unit, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -269,7 +269,7 @@ def measure_models(unit: Unit, lm: LanguageModel, models: dict[str, tsae.Sae]) -
         for name, sae in models.items():
             measured = evaluation.measure(sae, val, lambda: advance(""))
             W_dec = sae.params.static.W_dec
-            measures |= evaluation.code_measures(measured, W_dec, PREFIXES[name])
+            measures |= evaluation.code_measures(measured, W_dec, MODEL_PREFIX[name])
             if name == own:
                 measures["avg_inference_tokens_per_second"] = measured.tokens_per_second
     release_memory()
@@ -291,7 +291,7 @@ def _losses(
     clean, ablated = loss["clean"]["token"], loss["mean"]["token"]
     measures = {"clean_ce": clean, "ablated_ce": ablated}
     for name in models:
-        nats, prefix = loss[name]["token"], PREFIXES[name]
+        nats, prefix = loss[name]["token"], MODEL_PREFIX[name]
         measures[f"{prefix}delta_ce"] = nats - clean
         measures[f"{prefix}kl"] = loss[name]["kl"]
         hurts = ablated > clean

@@ -1,4 +1,4 @@
-"""`tsae.py` and `tsae_kernels.py` work as two files in another project, with torch and jaxtyping."""
+"""`tsae.py` and `tsae_kernels.py` work as two files elsewhere, with torch and jaxtyping."""
 
 import shutil
 import subprocess

@@ -101,7 +101,7 @@ def reader(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def effect_by_case(lm, sae, features, cases, offset, *, propagated):
-    """Summed change of logit(good) - logit(bad) and of the full patch from the subject on, by a loop."""
+    """Summed change of logit(good) - logit(bad), and of the full patch, from the subject on."""
     total = patch = 0.0
     for case in cases:
         [batch] = effects.batches(lm, HOOK, [case])[0]

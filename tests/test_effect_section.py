@@ -85,7 +85,7 @@ def subjects(lm, tokens) -> list[Subject]:
 
 @pytest.fixture(scope="module")
 def section(shared, subjects, tokens):
-    return effect_section.measures(shared, subjects, tokens)
+    return effect_section.effect_measures(shared, subjects, tokens)
 
 
 # --------------------------------------------------------------------- what all models share
@@ -181,7 +181,7 @@ def test_the_two_models_are_compared_in_the_same_cases(section, shared, subjects
         difference = numbers[row["measure"]] - numbers[f"static_{row['measure']}"]
         assert row["value"] == pytest.approx(difference)
     twice = [subjects[0], replace(subjects[0], name="again", prefix="again_")]
-    same = effect_section.measures(shared, twice, tokens, draw=False)
+    same = effect_section.effect_measures(shared, twice, tokens, draw=False)
     rows = rows_of(same, "intervals", model="TSAE - again")
     assert len(rows) == 8
     assert all(row["value"] == row["low"] == row["high"] == 0 for row in rows)
@@ -201,7 +201,7 @@ def test_controls_do_not_depend_on_the_chosen_features_but_the_effect_does(share
     static = replace(sae.params.static, W_dec=W_dec)
     turned = replace(sae, params=replace(sae.params, static=static))
     first, second = (
-        effect_section.measures(
+        effect_section.effect_measures(
             shared, [subject(lm, tokens, each, "static SAE")], tokens, draw=False
         )
         for each in (sae, turned)
@@ -246,7 +246,7 @@ def test_the_rank_correlation_is_that_of_the_table_of_durations(section):
 def test_without_drawing_the_numbers_are_the_same_and_nothing_is_drawn(
     section, shared, subjects, tokens
 ):
-    plain = effect_section.measures(shared, subjects, tokens, draw=False)
+    plain = effect_section.effect_measures(shared, subjects, tokens, draw=False)
     assert set(section.figures) == {"effect_by_offset", "steering", "lifetime_effect"}
     assert not plain.figures
     assert "steering" not in plain.tables
@@ -268,7 +268,10 @@ def test_the_section_of_a_context_measures_its_subjects_in_float32(
     )  # fmt: skip
     made = effect_section.interventions_section(context)
     shared = effect_section.prepare_shared(lm, HOOK, effect_section.scaled(0.1), data_dir)
-    assert made.numbers == effect_section.measures(shared, subjects[:1], tokens, draw=False).numbers
+    assert (
+        made.numbers
+        == effect_section.effect_measures(shared, subjects[:1], tokens, draw=False).numbers
+    )
 
 
 def test_a_share_of_the_counts_is_never_below_four_and_keeps_what_is_no_count_of_cases():

@@ -285,8 +285,14 @@ def test_agreement_cases_come_in_twins_that_differ_in_the_subject_alone():
 
 def test_unusable_cases_are_skipped_and_counted(lm):
     base = {"text": "a fox", "twin": "a dog", "good": "s", "bad": "t", "label": 0, "group": ""}
-    bad = ({"bad": "s"}, {"good": "xyzzy"}, {"twin": "a lazy dog"}, {"twin": "a fox"}, {"text": "", "twin": ""},
-           {"text": "a" * 99, "twin": "b" + "a" * 98})  # fmt: skip
+    bad = (
+        {"bad": "s"},
+        {"good": "xyzzy"},
+        {"twin": "a lazy dog"},
+        {"twin": "a fox"},
+        {"text": "", "twin": ""},
+        {"text": "a" * 99, "twin": "b" + "a" * 98},
+    )
     cases = [Case(**base), *(Case(**{**base, **change}) for change in bad)]
     usable, skipped = effects.batches(lm, HOOK, cases)
     assert sum(len(batch.ids) for batch in usable) == 1

@@ -23,9 +23,9 @@ from tsae_lab.jobs import checkpoint, plan
 from tsae_lab.jobs.plan import Config
 
 KEYS = """
-    final_train_loss best_val_loss total_train_time avg_inference_tokens_per_second fve static_fve l0 static_l0 delta_ce
-    static_delta_ce kl static_kl ce_recovered jaccard static_jaccard tss static_tss alive_frac
-    train_tokens_per_second clean_ce clean_nats_per_char
+    final_train_loss best_val_loss total_train_time avg_inference_tokens_per_second fve static_fve
+    l0 static_l0 delta_ce static_delta_ce kl static_kl ce_recovered jaccard static_jaccard tss
+    static_tss alive_frac train_tokens_per_second clean_ce clean_nats_per_char
 """.split()  # noqa: SIM905
 
 

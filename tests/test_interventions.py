@@ -20,9 +20,13 @@ D_IN, D_SAE, K = 12, 96, 6
 def saes(draw: st.DrawFn) -> Sae:
     """A TSAE whose every part acts; values are normal, so no two pre-activations are equal."""
     dials = Dials(
-        k=K, window=draw(st.integers(1, 5)), beta=draw(st.sampled_from([0.0, 1.0, 4.0])),
-        mix=draw(st.sampled_from([0.0, 0.5, 1.0])), gate=draw(st.booleans()), recur=draw(st.booleans()),
-    )  # fmt: skip
+        k=K,
+        window=draw(st.integers(1, 5)),
+        beta=draw(st.sampled_from([0.0, 1.0, 4.0])),
+        mix=draw(st.sampled_from([0.0, 0.5, 1.0])),
+        gate=draw(st.booleans()),
+        recur=draw(st.booleans()),
+    )
     return Sae(
         params=random_model(d_in=D_IN, d_sae=D_SAE, seed=draw(st.integers(0, 3))), dials=dials
     )
@@ -275,7 +279,7 @@ def test_bad_edits_are_refused_in_one_line():
         interventions.positions(5, [5])
 
 
-# ------------------------------------------------------------------------------------------- language models
+# ---------------------------------------------------------------------------------- language models
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

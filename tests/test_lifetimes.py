@@ -92,7 +92,7 @@ def test_runs_by_hand_with_their_censoring():
 
 
 def test_survival_by_hand():
-    # ends after 1, 2, 2 and 3 tokens; the last runs of both chunks reach the end: followed for 2 tokens each
+    # ends after 1, 2, 2 and 3 tokens; both chunks' last runs reach the end: followed for 2 tokens
     curve = lifetimes.survival(lifetimes.runs(codes_of("10110110111", "011100111")))
     assert curve.at_risk.tolist() == [6, 6, 5, 1]
     assert curve.survival == pytest.approx([1, 5 / 6, 5 / 6 * 3 / 5, 0])

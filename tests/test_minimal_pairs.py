@@ -42,8 +42,11 @@ def test_a_pairs_margin_is_the_difference_of_the_sentences_log_probabilities(lm)
     scores = minimal_pairs.score(lm, HOOK, PAIRS, models, "sentence")
     assert scores.pairs == PAIRS
     for name, replacement in {"clean": None, **models}.items():
-        expected = [log_probability(lm, p.sentence_good, replacement) - log_probability(lm, p.sentence_bad, replacement)
-                    for p in PAIRS]  # fmt: skip
+        expected = [
+            log_probability(lm, p.sentence_good, replacement)
+            - log_probability(lm, p.sentence_bad, replacement)
+            for p in PAIRS
+        ]
         np.testing.assert_allclose(scores.margin[name], expected, rtol=1e-3, atol=1e-4)
         assert scores.right[name].tolist() == [value > 0 for value in scores.margin[name]]
     np.testing.assert_array_equal(scores.margin["same"], scores.margin["clean"])

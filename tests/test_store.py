@@ -43,7 +43,7 @@ def make_store(lm, tokens, cache_dir) -> store.Store:
 
 
 def count_passes(monkeypatch, stop_at: int | None = None) -> list[int]:
-    """Records the sequences of every forward pass; the `stop_at`-th pass raises KeyboardInterrupt."""
+    """Records the sequences of every forward pass; pass `stop_at` raises KeyboardInterrupt."""
     passes, residual = [], language_model.residual
 
     def counted(lm, ids, hook):

@@ -59,7 +59,7 @@ def steps(trainer, numbers, phases, recipe=SMALL, low=FP32):
     return trainer
 
 
-# -------------------------------------------------------------------------------------- what it is all for
+# ------------------------------------------------------------------------------- what it is all for
 
 
 def test_a_static_sae_recovers_planted_features_and_its_loss_falls():
@@ -159,7 +159,7 @@ def test_the_auxiliary_loss_revives_dead_features():
     assert fired[recipe.aux] > fired[0.0] + 4
 
 
-# --------------------------------------------------------------------------------------------- the products
+# ------------------------------------------------------------------------------------- the products
 
 
 class Products(TorchDispatchMode):
@@ -189,7 +189,7 @@ def test_no_dense_code_is_multiplied_by_a_weight_in_a_step(temporal, step, encod
     assert len(seen.shapes) == encoders if not temporal else len(seen.shapes) > 4
 
 
-# ---------------------------------------------------------------------------------------------- the phases
+# --------------------------------------------------------------------------------------- the phases
 
 
 def test_each_phase_trains_its_own_tensors():
@@ -264,7 +264,7 @@ def test_the_gradient_is_clipped():
     assert norm == pytest.approx(1, abs=1e-3)
 
 
-# ----------------------------------------------------------------------------------------- to the same bits
+# --------------------------------------------------------------------------------- to the same bits
 
 
 @pytest.mark.parametrize(
@@ -417,7 +417,7 @@ def test_a_trainer_works_on_copies():
     assert torch.equal(x, x_before)
 
 
-# ---------------------------------------------------------------------------------- padding, zeros, the log
+# -------------------------------------------------------------------------- padding, zeros, the log
 
 
 @pytest.mark.parametrize(("temporal", "step"), [(False, 0), (True, 2), (True, 6), (True, 8)])

@@ -35,7 +35,7 @@ def run(params, x, dials, pieces):
     return torch.cat(acts, 1), torch.cat(out, 1)
 
 
-# ------------------------------------------------------------------------------------------ what must hold
+# ----------------------------------------------------------------------------------- what must hold
 
 
 @quick
@@ -199,7 +199,7 @@ def test_nothing_that_goes_into_the_model_is_written_to(case):
     assert all(torch.equal(a, b) for a, b in zip(before, held, strict=True))
 
 
-# ------------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------------------- memory
 
 
 @quick
@@ -344,7 +344,7 @@ def test_the_straight_through_bridge_adds_no_value_and_has_the_memorys_gradient(
     torch.testing.assert_close(bridge.grad, expected, rtol=1e-3, atol=1e-3)
 
 
-# ----------------------------------------------------------------------------------------------- schedules
+# ---------------------------------------------------------------------------------------- schedules
 
 shares = st.floats(0, 1)
 ends = st.floats(-1e6, 1e6)
@@ -429,7 +429,7 @@ def test_the_rate_warms_up_stays_and_falls(total, warmup, decay):
     assert all(values[step] == 1 for step in steady if step < total)
 
 
-# --------------------------------------------------------------------------------------- names and bad input
+# ------------------------------------------------------------------------------ names and bad input
 
 
 @quick

@@ -31,7 +31,7 @@ def leaf(tensor):
     return tensor.clone().requires_grad_()
 
 
-# -------------------------------------------------------------------------------------------------- top-k
+# -------------------------------------------------------------------------------------------- top-k
 
 
 @quick
@@ -84,7 +84,7 @@ def test_topk_idx_refuses_k_outside_the_width(k):
         tsae_kernels.topk_idx(torch.zeros(2, 3), k)
 
 
-# ------------------------------------------------------------------------------------------- sparse codes
+# ------------------------------------------------------------------------------------- sparse codes
 
 
 @quick
@@ -247,7 +247,7 @@ def test_follow_runs_finds_where_each_feature_was_on_before_and_where_its_run_be
             assert (new_last[s, f], new_begun[s, f]) == (at_last, at_begun)
 
 
-# -------------------------------------------------------------------------------------------------- gates
+# -------------------------------------------------------------------------------------------- gates
 
 
 @quick
@@ -285,7 +285,7 @@ def test_a_saturated_gate_comes_back_and_goes_no_further_out():
     ]  # gradient descent moves b against it: inward each time
 
 
-# ------------------------------------------------------------------------------------- products and LSTM
+# -------------------------------------------------------------------------------- products and LSTM
 
 
 @quick

@@ -493,9 +493,9 @@ def _regex(pattern: str) -> str:
 _PREAMBLE = (
     "Written by `python -m tsae_lab.definitions > docs/MEASURES.md`; not edited by hand.",
     "The keys are those of `measures.json`, `final_info.json`, `summary.csv` and of a command's",
-    "`--json`. `{lag}`, `{tau}`, `{k}`, `{items}`, `{set}`: any value; `{average}`: pooled, feature;",
-    "`{mode}`: local, propagated. Documents never touch: no pair, run or transition crosses the end",
-    "of a chunk of text. A measure that is not defined for the codes at hand is 0.",
+    "`--json`. `{lag}`, `{tau}`, `{k}`, `{items}`, `{set}`: any value; `{average}`: pooled,",
+    "feature; `{mode}`: local, propagated. Documents never touch: no pair, run or transition",
+    "crosses the end of a chunk of text. A measure that is not defined for the codes at hand is 0.",
 )
 
 

@@ -72,9 +72,7 @@ def print_table(
     (out if out.is_terminal else wide).print(table)
 
 
-RUN_MEASURES = (
-    "fve", "jaccard", "tss", "l0", "delta_ce", "kl", "ce_recovered", "alive_frac",
-)  # fmt: skip
+RUN_MEASURES = ("fve", "jaccard", "tss", "l0", "delta_ce", "kl", "ce_recovered", "alive_frac")
 
 
 def show(info: dict[str, Any], plan: str) -> None:

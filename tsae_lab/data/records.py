@@ -64,7 +64,7 @@ def parsed(
 def jsonl(source: str | Path, parse: Callable[[dict[str, Any]], Record]) -> Loaded[Record]:
     """`parse` of every row of JSON Lines, or of a dataset."""
     if is_name(source):
-        return parsed(source, _rows(str(source)), parse)
+        return parsed(source, _dataset_rows(str(source)), parse)
     return parsed(source, lines(source), lambda line: parse(_object(line)))
 
 
@@ -167,7 +167,7 @@ def truth_of(row: Mapping[str, str], name: str) -> bool:
 def columns_of(source: str | Path) -> list[str]:
     """Names of the fields in the first line or row; of other text, that line split at its tabs."""
     if is_name(source):
-        return list(next(iter(_rows(str(source))), {}))
+        return list(next(iter(_dataset_rows(str(source))), {}))
     header = next(iter(lines(source)), "")
     if header.startswith("{"):
         return parsed(source, [header], lambda line: list(_object(line))).items[0]
@@ -198,7 +198,7 @@ def is_name(source: str | Path) -> bool:
 
 
 @functools.lru_cache(maxsize=8)
-def _rows(name: str) -> tuple[dict[str, Any], ...]:
+def _dataset_rows(name: str) -> tuple[dict[str, Any], ...]:
     """The rows of a dataset's split; without a network, from the hub's cache.
 
     The cache does not serve datasets that are scripts. ValueError in one line where there is no

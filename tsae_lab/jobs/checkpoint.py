@@ -16,7 +16,7 @@ import tsae
 from tsae_lab.files import Writer, json_text, write_all, write_atomic
 
 SAELENS_WEIGHTS, SAELENS_CFG = "sae_weights.safetensors", "cfg.json"
-TEMPORAL = "temporal.safetensors"  # beside them, of a TSAE
+TEMPORAL_WEIGHTS = "temporal.safetensors"  # beside them, of a TSAE
 OPTIONS = ("normalize_activations", "reshape_activations")  # of SAELens; only "none" is read
 FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 INTEGERS = {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"}
@@ -76,7 +76,7 @@ def save_sae(
         dials = {name: value for name, value in vars(sae.dials).items() if name != "low"}
         meta, temporal = json.dumps({"dials": dials, **names}), vars(sae.params.temporal)
         writers = {
-            folder / TEMPORAL: lambda path: _write_safetensors(path, temporal, meta)
+            folder / TEMPORAL_WEIGHTS: lambda path: _write_safetensors(path, temporal, meta)
         } | writers
     folder.mkdir(parents=True, exist_ok=True)
     write_all(writers)
@@ -94,10 +94,10 @@ def load_sae(
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no model: there is no {name}")
     weights, cfg = load_saelens(folder)
-    if not (folder / TEMPORAL).is_file():
+    if not (folder / TEMPORAL_WEIGHTS).is_file():
         sae = tsae.static_sae(tsae.Static(**weights), cfg["k"], low)
     else:
-        temporal, meta = load_tensors(folder / TEMPORAL)
+        temporal, meta = load_tensors(folder / TEMPORAL_WEIGHTS)
         params = tsae.params_from(weights | temporal)
         sae = tsae.Sae(params=params, dials=tsae.Dials(**meta["dials"], low=low))
     return on_device(sae, device), cfg

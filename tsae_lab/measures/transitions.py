@@ -378,9 +378,9 @@ def beyond_token_pairs(
 
     Cochran-Mantel-Haenszel test on the test half, one-sided with continuity correction: the places
     (t, t + lag) are stratified by their two tokens, each stratum being a table of i's onset at t by
-    j's at t + lag. The lift is the count over `sum n_i n_j / n` of the strata; a pattern that only a
-    bigram makes has p = 1 and lift 1. Survivors: Benjamini-Hochberg at `alpha` over the significant
-    ones; what is not significant is not tested (p = 1, lift NaN).
+    j's at t + lag. The lift is the count over `sum n_i n_j / n` of the strata; a pattern that only
+    a bigram makes has p = 1 and lift 1. Survivors: Benjamini-Hochberg at `alpha` over the
+    significant ones; what is not significant is not tested (p = 1, lift NaN).
     """
     if tokens.shape != codes.valid.shape:
         shapes = f"{tuple(codes.valid.shape)}; got {tuple(tokens.shape)}"

@@ -144,7 +144,7 @@ class Part:
     controls: np.ndarray | None = None
 
 
-def measures(
+def effect_measures(
     shared: Shared, subjects: Sequence[Subject], tokens: Tokens, *, draw: bool = True
 ) -> Section:
     """Numbers, tables and figures of all models on one text; numbers under each model's prefix.
@@ -488,7 +488,7 @@ def interventions_section(context: Context) -> Section:
     """Causal effects of number features, and how long effects last, for each model."""
     shared = _shared(context.lm, context.store.hook, context.share, context.data_dir)
     exact = [_exact(subject) for subject in context.subjects]
-    return measures(shared, exact, context.store.tokens, draw=context.long)
+    return effect_measures(shared, exact, context.store.tokens, draw=context.long)
 
 
 def _exact(subject: Subject) -> Subject:
