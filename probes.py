@@ -307,7 +307,8 @@ def accuracy(
 ) -> Accuracy:
     """The mean of `correct` with its 95 % interval (`metrics.interval`) over resamples of groups.
 
-    One group, or `n_boot=0`, gives the interval (least, 1): differences have -1 as least. Raises ValueError without an item.
+    One group, or `n_boot=0`, gives the interval (least, 1): differences have -1 as least. Raises
+    ValueError without an item.
     """
     if len(correct) == 0:
         raise ValueError("accuracy needs at least one item; got none")
