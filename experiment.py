@@ -93,7 +93,8 @@ def start_static(unit: Unit) -> training.Trainer:
     if config.static_sae:
         folder = Path(config.static_sae).expanduser()
         weights, _ = checkpoint.load_saelens(folder, d_in=unit.data.train.d_in)
-        named = {name: tensor.to(unit.device) for name, tensor in weights.items()}
+        unit_norm = checkpoint.unit_rows(folder, weights)
+        named = {name: tensor.to(unit.device) for name, tensor in unit_norm.items()}
         return training.start_trainer(named, config)
     x, weight = batch_at(unit, 0)
     static = tsae.init_static(x[weight > 0].mean(0), config.d_sae, generator=_seeded(unit.seed))

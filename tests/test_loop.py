@@ -16,6 +16,7 @@ from tsae_lab.jobs import bench, checkpoint, commands, commands_edit, plan, stud
 from tsae_lab.jobs.plan import Config
 from tsae_lab.measures import evaluation
 
+STATIC_4 = tsae.Dials(k=4, window=1, mix=0.0, gate=False, recur=False)
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "sleeps")
 
 
@@ -275,6 +276,51 @@ def test_a_given_static_sae_sets_k_and_d_sae_and_a_text_that_is_absent_is_refuse
     assert (ready.k, ready.d_sae) == (7, 40)
     with pytest.raises(ValueError, match="nowhere"):
         plan.checked(replace(config, datasets=str(tmp_path / "nowhere.txt")), "run_2")
+
+
+def write_scaled(folder: Path, config: Config, norms: torch.Tensor) -> tsae.Static:
+    """A saved SAE with decoder rows of these norms."""
+    static = tsae.init_static(torch.zeros(24), 48, generator=torch.Generator().manual_seed(3))
+    static = replace(static, W_dec=static.W_dec * norms[:, None])
+    names = {"model_name": config.lm, "hook_name": config.hook}
+    checkpoint.save_sae(folder, tsae.static_sae(static, 4), **names)
+    return static
+
+
+@pytest.mark.parametrize("norm", [1.0, 0.2, 7.0])
+def test_a_given_sae_starts_with_the_reconstructions_it_was_saved_with(unit, tmp_path, norm):
+    saved = write_scaled(tmp_path / "sae", unit.config, torch.full((48,), norm))
+    config = plan.checked(replace(unit.config, static_sae=str(tmp_path / "sae")), "run_2")
+    trainer = experiment.start_static(replace(unit, config=config))
+    weights = {name: trainer.named[name].detach() for name in training.STATIC}
+    torch.testing.assert_close(weights["W_dec"].norm(dim=1), torch.ones(48))
+    x, _ = experiment.batch_at(unit, 0)
+    started = tsae.forward(tsae.static_sae(tsae.Static(**weights), 4).params, x, STATIC_4)[0]
+    expected = tsae.forward(tsae.static_sae(saved, 4).params, x, STATIC_4)[0]
+    torch.testing.assert_close(started, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("far", [2.0, 1.01, 0.0])
+def test_a_given_sae_whose_decoder_rows_differ_in_norm_is_refused_before_work(
+    config, tmp_path, far
+):
+    norms = torch.ones(48)
+    norms[5] = far
+    write_scaled(tmp_path / "sae", config, norms)
+    with pytest.raises(ValueError, match="rows of one norm"):
+        plan.checked(replace(config, static_sae=str(tmp_path / "sae")), "run_2")
+
+
+def test_a_given_sae_brings_its_k_width_and_hook_and_other_options_are_refused(config, tmp_path):
+    write_scaled(tmp_path / "sae", config, torch.ones(48))
+    given_sae = {"static_sae": str(tmp_path / "sae")}
+    for scale in ("smoke", "cpu"):
+        ready = plan.scaled_config(scale, given_sae)
+        assert (ready.k, ready.d_sae, ready.hook) == (4, 48, config.hook)
+    assert plan.scaled_config("cpu", given_sae | {"k": 4, "hook": config.hook}).k == 4
+    for name, value in (("k", 5), ("d_sae", 64), ("hook", "blocks.2.hook_resid_post")):
+        with pytest.raises(ValueError, match=f"was trained with {name}="):
+            plan.scaled_config("cpu", given_sae | {name: value})
 
 
 def test_every_command_of_the_program_is_its_function():

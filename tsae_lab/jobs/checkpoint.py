@@ -143,6 +143,24 @@ def load_saelens(
     return sae, cfg | options | {"dtype": "float32"}
 
 
+def unit_rows(folder: Path, sae: Tensors) -> Tensors:
+    """The same codes and reconstructions, scaled so that the rows of `W_dec` have unit norm.
+
+    Training keeps the rows at norm 1, so a start has to have them. A norm that all rows share, to
+    one in a thousand, is multiplied into the encoder. Raises ValueError where the norms differ:
+    dividing by them would change which features are the k largest.
+    """
+    norm = sae["W_dec"].norm(dim=1)
+    least, most = float(norm.min()), float(norm.max())
+    if not 0 < least <= most <= 1.001 * least:
+        spread = f"got norms of {least:.4g} to {most:.4g} in {folder}"
+        raise ValueError(f"a start needs W_dec rows of one norm, which training keeps; {spread}")
+    c = norm.mean()
+    if abs(float(c) - 1) < 1e-3:
+        return sae
+    return sae | {"W_enc": sae["W_enc"] * c, "b_enc": sae["b_enc"] * c, "W_dec": sae["W_dec"] / c}
+
+
 def _topk_cfg(path: Path) -> dict[str, Any]:
     """cfg.json of a top-k SAE without input normalisation; `k` where SAELens 6 has it."""
     try:

@@ -155,11 +155,23 @@ def config_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def scaled_config(scale: str, options: dict[str, Any]) -> Config:
-    """The scale's configuration with the options that were given. `scale` "": gpu where CUDA is."""
+    """The scale's configuration with the options that were given. `scale` "": gpu where CUDA is.
+
+    A given static SAE brings its k, d_sae and hook; an option that says otherwise is a ValueError.
+    """
     scale = scale or ("gpu" if torch.cuda.is_available() else "cpu")
     if scale not in SCALES:
         raise ValueError(f"scale is one of {', '.join(SCALES)}; got {scale!r}")
-    return Config(**SCALES[scale] | {k: value for k, value in options.items() if value is not None})
+    wanted = {name: value for name, value in options.items() if value is not None}
+    if wanted.get("static_sae"):
+        _, cfg = checkpoint.load_saelens(Path(wanted["static_sae"]).expanduser())
+        named = cfg | (cfg.get("metadata") or {})
+        own = {"k": int(cfg["k"]), "d_sae": int(cfg["d_sae"]), "hook": named.get("hook_name")}
+        for name, value in own.items():
+            if value and wanted.setdefault(name, value) != value:
+                said = f"{name}={value}; got --{name}={wanted[name]}"
+                raise ValueError(f"{wanted['static_sae']} was trained with {said}")
+    return Config(**SCALES[scale] | wanted)
 
 
 # --------------------------------------------------------------------------------------- checks
@@ -219,7 +231,9 @@ def _check_names(datasets: list[str]) -> None:
 def checked(config: Config, plan: str) -> Config:
     """The config, with a given static SAE's k and d_sae; ValueError for bad options or texts."""
     if config.static_sae:
-        _, cfg = checkpoint.load_saelens(Path(config.static_sae).expanduser())
+        folder = Path(config.static_sae).expanduser()
+        weights, cfg = checkpoint.load_saelens(folder)
+        checkpoint.unit_rows(folder, weights)
         config = replace(config, k=int(cfg["k"]), d_sae=int(cfg["d_sae"]))
     check_config(config, plan)
     for name in names_of(config):
