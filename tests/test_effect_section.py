@@ -272,6 +272,14 @@ def test_the_section_of_a_context_measures_its_subjects_in_float32(
         made.numbers
         == effect_section.effect_measures(shared, subjects[:1], tokens, draw=False).numbers
     )
+    ids = [
+        [
+            batch.ids
+            for batch in effect_section.prepare_shared(lm, HOOK, SMALL, seed=seed).test.batches
+        ]
+        for seed in (0, 1)
+    ]
+    assert str(ids[0]) != str(ids[1])  # another seed, other cases
 
 
 def test_a_share_of_the_counts_is_never_below_four_and_keeps_what_is_no_count_of_cases():

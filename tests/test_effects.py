@@ -12,6 +12,7 @@ import metrics
 import tsae
 from tsae import Dials, Sae
 from tsae_lab.data import language_model, tasks
+from tsae_lab.data.texts import Tokens
 from tsae_lab.measures import effects, interventions
 from tsae_lab.measures.effects import SPAN, Batch, Case
 
@@ -412,6 +413,33 @@ def test_the_effect_of_one_ablation_is_the_kl_of_full_runs_with_it_hooked_in(lm)
         expected = effects.kl_nats(lm.bridge(ids), edited)[:, -effects.AFTER - 1 :]
         np.testing.assert_allclose(kl, expected.numpy(), rtol=1e-2, atol=1e-6)
         assert kl[0, 0] > 0
+
+
+def test_occurrences_are_timed_where_the_short_text_has_the_feature(lm):
+    texts = torch.randint(20, 250, (6, 60), generator=torch.Generator().manual_seed(0))
+    prefix = torch.tensor(lm.prefix).expand(6, -1)
+    tokens = Tokens(ids=torch.cat([prefix, texts], 1).int(), valid=torch.ones(6, 60).bool(),
+                    document=torch.arange(6).int(), chars=torch.full((6,), 60).int(),
+                    start=torch.zeros(6).int())  # fmt: skip
+    sae = make_sae(lm)
+    drawn = np.array([(f, row, 20 + row) for f in range(96) for row in range(6)])
+    places = effects.Occurrences(*drawn.T)
+    fires = []
+    for feature, row, position in drawn:
+        text = tokens.ids[row, len(lm.prefix) + position - effects.BEFORE :][None].long()
+        ids = torch.cat([prefix[:1], text[:, : effects.BEFORE + 1]], 1)
+        x = language_model.residual(lm, ids, HOOK)[:, len(lm.prefix) :]
+        codes = interventions.codes_of(sae, x)
+        fires.append(bool((codes.vals[0, -1] * (codes.idx[0, -1] == feature)).sum() > 0))
+    kept, inactive = effects.active_places(lm, HOOK, sae, tokens, places, 99)
+    expected = drawn[np.array(fires)]
+    assert np.array_equal(np.stack([kept.feature, kept.row, kept.position], 1), expected)
+    assert len(expected) > 0
+    assert inactive == pytest.approx(1 - np.mean(fires))
+    two, _ = effects.active_places(lm, HOOK, sae, tokens, places, 2)
+    assert np.bincount(two.feature).max() <= 2
+    above = language_model.layers_above(lm, HOOK)
+    assert (effects.decay(lm, above, HOOK, sae, tokens, two, [False])[0].sum(1) > 0).all()
 
 
 def test_durations_are_weighted_mean_distances_by_feature():

@@ -334,6 +334,7 @@ def test_on_the_real_model_layer_0_is_at_chance_and_the_default_hook_is_not(smol
 
 def test_the_tasks_of_run_3_are_the_three_and_their_control():
     given = tasks.all_tasks()
+    assert all(a.items != b.items for a, b in zip(given, tasks.all_tasks(seed=1), strict=True))
     assert [task.name for task in given] == [
         "agreement",
         "coreference",

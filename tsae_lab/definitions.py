@@ -410,6 +410,11 @@ DEFINITIONS = {
         "Mean over features of the KL-weighted distance, 0 to 12 tokens, from the one token at "
         "which the feature is ablated.",
         "mean over f of sum_d d KL(d) / sum_d KL(d)", "[0, 12]", "neither", "effects.durations"),
+    "effect_inactive_frac": Measure(
+        "interventions", "occurrences inactive in a short text", "",
+        "Share of the tokens drawn for timed ablations at which the feature is not active when the "
+        "text begins 16 tokens before; they are not timed.",
+        "#{inactive} / drawn", "[0, 1]", "neither", "effects.active_places"),
     "lifetime_effect_rho_{mode}": Measure(
         "interventions", "lifetime against duration of effect, rho, {mode}", "",
         "Spearman's rank correlation over features of mean lifetime (up to 16 tokens) and "

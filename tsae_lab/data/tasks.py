@@ -445,19 +445,19 @@ def generated(name: str, *, seed: int = 0) -> Task:
     return Task(name=name, items=items, n_folds=4 if few else 5, few=few)
 
 
-def all_tasks(*, share: float = 1.0) -> tuple[Task, ...]:
-    """Agreement, coreference, disambiguation, and the unresolvable control, of seed 0.
+def all_tasks(*, share: float = 1.0, seed: int = 0) -> tuple[Task, ...]:
+    """Agreement, coreference, disambiguation, and the unresolvable control, of one seed.
 
     With a `share` below 1, that share of each unit's groups, at least two per fold; of
     disambiguation that share of the homonyms, at least one.
     """
-    return tuple(_sampled(generated(name), share) for name in GENERATORS)
+    return tuple(_sampled(generated(name, seed=seed), share, seed) for name in GENERATORS)
 
 
-def _sampled(task: Task, share: float) -> Task:
+def _sampled(task: Task, share: float, seed: int) -> Task:
     if share >= 1:
         return task
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     least = 1 if task.few else 2 * task.n_folds
 
     def names_of(item: Item) -> tuple[str, str]:

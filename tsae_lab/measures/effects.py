@@ -92,13 +92,14 @@ def _case(item: Item, twin: Item) -> Case:
     )
 
 
-def split_cases(cases: Sequence[Case], n_train: int, n_test: int) -> tuple[list[Case], list[Case]]:
+def split_cases(
+    cases: Sequence[Case], n_train: int, n_test: int, *, seed: int = 0
+) -> tuple[list[Case], list[Case]]:
     """Cases to choose features on and cases to measure on, with no lemma on both sides.
 
-    About `n_train` and `n_test`, in whole twin pairs; fewer where there are not so many. Drawn
-    with seed 0: the same for the same cases.
+    About `n_train` and `n_test`, in whole twin pairs; fewer where there are not so many.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     groups = sorted({case.group for case in cases})
     order = torch.randperm(len(groups), generator=generator).tolist()
     train_groups = {groups[i] for i in order[: len(groups) // 2]}
@@ -543,6 +544,38 @@ def edit_places(
     return Occurrences(*np.array(picked, np.int64).reshape(-1, 3).T)
 
 
+def active_places(
+    lm: LanguageModel, hook: str, sae: Sae, tokens: Tokens, places: Occurrences, n_each: int
+) -> tuple[Occurrences, float]:
+    """The first `n_each` occurrences of each feature that are active in the short text of `decay`.
+
+    Also the share of all occurrences that are not: in so short a text, what came before is gone. 0
+    where there is no occurrence.
+    """
+    n_prefix, active = len(lm.prefix), np.zeros(len(places.feature), bool)
+    for start in range(0, len(active), TEXT_ROWS):
+        batch = slice(start, start + TEXT_ROWS)
+        x = residual(lm, _short_texts(tokens, places, batch), hook)[:, n_prefix:].float()
+        codes = codes_of(sae, x[:, : BEFORE + 1])
+        feature = torch.from_numpy(places.feature[batch]).to(codes.idx.device)
+        fires = (codes.idx[:, -1] == feature[:, None]) & (codes.vals[:, -1] > 0)
+        active[batch] = fires.any(1).cpu().numpy()
+    rows = np.flatnonzero(active)
+    rank = [int((places.feature[rows[:i]] == places.feature[row]).sum())
+            for i, row in enumerate(rows)]  # fmt: skip
+    rows = rows[np.array(rank, np.int64) < n_each]
+    kept = Occurrences(places.feature[rows], places.row[rows], places.position[rows])
+    return kept, 1 - float(active.mean()) if len(active) else 0.0
+
+
+def _short_texts(tokens: Tokens, places: Occurrences, batch: slice) -> Int[Tensor, "rows total"]:
+    """Prefix and text of the occurrences, from BEFORE tokens ahead to AFTER behind."""
+    n_prefix = tokens.ids.shape[1] - tokens.valid.shape[1]
+    row, position = places.row[batch, None], places.position[batch, None]
+    text = tokens.ids[row, n_prefix + position + np.arange(-BEFORE, AFTER + 1)]
+    return torch.cat([tokens.ids[row[:, 0], :n_prefix], text], 1).long()
+
+
 def decay(
     lm: LanguageModel,
     above: Above,
@@ -556,16 +589,13 @@ def decay(
 
     One array per entry of `modes`: whether the edit propagates. The text starts BEFORE tokens ahead
     of the occurrence, so that all texts have one length. Where the feature is not active in so
-    short a text, the effect is 0.
+    short a text (see `active_places`), the effect is 0.
     """
-    n_prefix = tokens.ids.shape[1] - tokens.valid.shape[1]
     out = [np.zeros((len(places.feature), AFTER + 1)) for _ in modes]
     for start in range(0, len(places.feature), TEXT_ROWS):
         batch = slice(start, start + TEXT_ROWS)
-        row, position = places.row[batch, None], places.position[batch, None]
-        text = tokens.ids[row, n_prefix + position + np.arange(-BEFORE, AFTER + 1)]
-        ids = torch.cat([tokens.ids[: len(text), :n_prefix], text], 1).long()
-        mask = (torch.arange(text.shape[1]) == BEFORE).expand(text.shape).to(lm.device)
+        ids, seq = _short_texts(tokens, places, batch), BEFORE + AFTER + 1
+        mask = (torch.arange(seq) == BEFORE).expand(len(ids), seq).to(lm.device)
         edit = ablate(torch.from_numpy(places.feature[batch])[:, None], mask)
         edits = [(edit, propagated) for propagated in modes]
         by_mode = _edited_kl(above, sae, ids, residual(lm, ids, hook), edits, AFTER + 1)

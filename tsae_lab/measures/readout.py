@@ -200,6 +200,7 @@ def probe_rows(
     readers: Mapping[str, Reader],
     *,
     ks: Sequence[int],
+    seed: int = 0,
     embedding: bool = True,
     progress: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
@@ -209,5 +210,5 @@ def probe_rows(
         codes = features(reads[task.name], readers)
         if not embedding:
             del codes[EMBEDDING]
-        rows += task_rows(task, codes, ks=ks, progress=progress)
+        rows += task_rows(task, codes, ks=ks, seed=seed, progress=progress)
     return rows

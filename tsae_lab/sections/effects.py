@@ -36,7 +36,7 @@ SEED = 0  # of the controls and of the tokens that are edited
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How much is measured; the defaults take about two minutes per text and seed on two cores."""
+    """How much is measured; the defaults take about five minutes per text and seed on two cores."""
 
     train_cases: int = 240  # agreement cases on which features are chosen
     test_cases: int = 48  # agreement cases on which effects are measured
@@ -94,8 +94,10 @@ class Shared:
     counts: Counts
 
 
-def prepare_shared(lm: LanguageModel, hook: str, counts: Counts, data_dir: str = "") -> Shared:
-    """Cases and minimal pairs, and what the language model does with them.
+def prepare_shared(
+    lm: LanguageModel, hook: str, counts: Counts, data_dir: str = "", seed: int = 0
+) -> Shared:
+    """Cases and minimal pairs drawn with this seed, and what the language model does with them.
 
     The minimal pairs are those in `data_dir`, if one is named. A language model in another dtype
     than float32 is loaded anew.
@@ -104,11 +106,13 @@ def prepare_shared(lm: LanguageModel, hook: str, counts: Counts, data_dir: str =
     if lm.dtype != torch.float32:
         lm = language_model.load_lm(lm.name, device=lm.device, dtype=torch.float32)
     above = language_model.layers_above(lm, hook)
-    cases = effects.agreement_cases(tasks.agreement())
-    halves = effects.split_cases(cases, counts.train_cases, counts.test_cases)
+    cases = effects.agreement_cases(tasks.agreement(seed=seed))
+    halves = effects.split_cases(cases, counts.train_cases, counts.test_cases, seed=seed)
     (train, lost), (test, lost_too) = (effects.batches(lm, hook, half) for half in halves)
     few = effects.first_cases(test, counts.control_cases)
-    pairs, absent = public_sets.find_sets(data_dir, counts.pairs_each) if data_dir else ({}, ())
+    pairs, absent = {}, ()
+    if data_dir:
+        pairs, absent = public_sets.find_sets(data_dir, counts.pairs_each, seed=seed)
 
     def measured(batches: list[Batch]) -> MeasuredCases:
         offsets = [SPAN, *counts.offsets]
@@ -401,7 +405,10 @@ def _effect_durations(shared: Shared, subject: Subject, tokens: Tokens) -> Part:
     sae, codes, counts = subject.sae, subject.codes, shared.counts
     life = lifetimes.feature_restricted_mean(lifetimes.runs(codes), 16)
     features = effects.spread_features(life, counts.duration_features)
-    places = effects.edit_places(codes, features, counts.duration_each, seed=SEED)
+    places = effects.edit_places(codes, features, 3 * counts.duration_each, seed=SEED)
+    places, inactive = effects.active_places(
+        shared.lm, shared.hook, sae, tokens, places, counts.duration_each
+    )
     ways = list(modes(sae).values())
     decays = effects.decay(shared.lm, shared.above, shared.hook, sae, tokens, places, ways)
     numbers, intervals, rows, lines = {}, [], [], {}
@@ -418,7 +425,8 @@ def _effect_durations(shared: Shared, subject: Subject, tokens: Tokens) -> Part:
         ]
         lines[mode] = np.stack([life[names], lasts])
     tables = {"durations": rows, "intervals": intervals}
-    return Part(_under_both_modes(sae, numbers), tables, lines)
+    numbers = _under_both_modes(sae, numbers) | {"effect_inactive_frac": inactive}
+    return Part(numbers, tables, lines)
 
 
 # ----------------------------------------------------------------------------------- minimal pairs
@@ -486,7 +494,7 @@ def _labelled(parts: Mapping[str, Mapping[str, Part]], kind: str) -> dict[str, n
 
 def interventions_section(context: Context) -> Section:
     """Causal effects of number features, and how long effects last, for each model."""
-    shared = _shared(context.lm, context.store.hook, context.share, context.data_dir)
+    shared = _shared(context.lm, context.store.hook, context.share, context.data_dir, context.seed)
     exact = [_exact(subject) for subject in context.subjects]
     return effect_measures(shared, exact, context.store.tokens, draw=context.long)
 
@@ -498,7 +506,7 @@ def _exact(subject: Subject) -> Subject:
 
 
 @functools.lru_cache(maxsize=1)
-def _shared(lm: LanguageModel, hook: str, share: float, data_dir: str) -> Shared:
+def _shared(lm: LanguageModel, hook: str, share: float, data_dir: str, seed: int) -> Shared:
     """What the last call made, where it was for the same arguments."""
     with console.status("interventions: the language model's own numbers"):
-        return prepare_shared(lm, hook, scaled(share), data_dir)
+        return prepare_shared(lm, hook, scaled(share), data_dir, seed)

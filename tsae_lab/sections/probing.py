@@ -21,12 +21,14 @@ def probing_section(context: Context) -> Section:
     saes = {subject.sae.temporal: subject.sae for subject in context.subjects}
     if False not in saes:
         raise ValueError("the probing section needs a static SAE among its models")
-    probed, reads, rows_of_all = _probed_residual(context.lm, context.store.hook, context.share)
+    probed, reads, rows_of_all = _probed_residual(
+        context.lm, context.store.hook, context.share, context.seed
+    )
     codes = readout.readers(saes[False], saes.get(True))
     del codes["resid"]
     with progress_bar("probes", _n_probes(probed, codes)) as advance:
         rows = readout.probe_rows(
-            probed, reads, codes, ks=PROBE_KS, embedding=False, progress=advance
+            probed, reads, codes, ks=PROBE_KS, embedding=False, seed=context.seed, progress=advance
         )
     rows += rows_of_all
     figures = {"probes_by_features": accuracy_figure(rows)}
@@ -37,15 +39,15 @@ def probing_section(context: Context) -> Section:
 
 @functools.lru_cache(maxsize=1)
 def _probed_residual(
-    lm: LanguageModel, hook: str, share: float
+    lm: LanguageModel, hook: str, share: float, seed: int
 ) -> tuple[Sequence[Task], Mapping[str, Reading], list[dict[str, Any]]]:
-    """Shared by all codes on one hook: tasks, their activations, rows of residual and layer 0."""
-    probed, codes = tasks.all_tasks(share=share), {"resid": readout.residual_reader()}
+    """Shared by codes on one hook: a seed's tasks, activations, rows of residual and layer 0."""
+    probed, codes = tasks.all_tasks(share=share, seed=seed), {"resid": readout.residual_reader()}
     with console.status("reading the probing tasks"):
         reads = readout.read_tasks(lm, hook, probed)
     n_probes = _n_probes(probed, codes) + len(probed)
     with progress_bar("probes of the residual", n_probes) as advance:
-        rows = readout.probe_rows(probed, reads, codes, ks=PROBE_KS, progress=advance)
+        rows = readout.probe_rows(probed, reads, codes, ks=PROBE_KS, seed=seed, progress=advance)
     return probed, reads, rows
 
 
