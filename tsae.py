@@ -3,7 +3,7 @@
 pre_t   = (x_t - b_dec) W_enc + b_enc                   a static SAE, bit for bit, when mix = 0
 m_t     = sum_j read_j min(static_{t-j}, cap * scale)   what was active lately, j = 1..window
 h_t     = LSTM_enc((x_t - b_dec) / scale, h_{t-1})
-g_t     = clip(W_gate h_t + b_gate, 0, 1)               a sparse gate: exact zeros, exact ones
+g_t     = clip(W_gate h_t + b_gate, 0, 1)               a soft gate per feature, in [0, 1]
 sel_t   = pre_t + mix * beta * bridge * m_t             memory biases which features fire
 acts_t  = k largest of sel_t, valued relu(pre_t) * g_t  never more than k
 x_hat_t = acts_t W_dec + b_dec + mix * scale * LSTM_dec(acts_{<=t} W_dec / scale) W_out
