@@ -190,7 +190,7 @@ def test_the_run_that_is_not_built_yet_says_so(tmp_path):
 
 def test_a_directory_with_other_files_is_not_taken_over(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(ValueError, match="holds no run of ours"):
+    with pytest.raises(ValueError, match="files that are not a run's"):
         plan.claim(tmp_path, Config(), "run_2")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -300,6 +300,34 @@ def test_a_given_sae_starts_with_the_reconstructions_it_was_saved_with(unit, tmp
     torch.testing.assert_close(started, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_unit_rows_leave_codes_and_reconstructions_and_do_nothing_twice():
+    g = torch.Generator().manual_seed(0)
+    static = tsae.init_static(torch.randn(6, generator=g), 20, generator=g)
+    static = replace(static, W_dec=static.W_dec * 3.0, b_enc=torch.randn(20, generator=g))
+    scaled = checkpoint.unit_rows(Path("sae"), vars(static))
+    torch.testing.assert_close(scaled["W_dec"].norm(dim=1), torch.ones(20))
+    x = torch.randn(2, 5, 6, generator=g)
+    codes = [tsae.encode_static(x, one, 3) for one in (static, tsae.Static(**scaled))]
+    x_hat = [
+        tsae.decode_static(c, s)
+        for c, s in zip(codes, (static, tsae.Static(**scaled)), strict=True)
+    ]
+    assert torch.equal(codes[0].idx.sort().values, codes[1].idx.sort().values)
+    torch.testing.assert_close(x_hat[0], x_hat[1])
+    assert checkpoint.unit_rows(Path("sae"), scaled) is scaled
+
+
+def test_a_given_sae_of_another_width_or_model_is_said_before_activations(config, tmp_path, capfd):
+    static = tsae.init_static(torch.zeros(7), 48, generator=torch.Generator().manual_seed(3))
+    names = {"model_name": "gpt-wide", "hook_name": config.hook}
+    checkpoint.save_sae(tmp_path / "wide", tsae.static_sae(static, 4), **names)
+    with pytest.raises(ValueError, match="has d_in=7; needed is d_in=24"):
+        plan.lm_of(replace(config, static_sae=str(tmp_path / "wide")))
+    write_scaled(tmp_path / "own", replace(config, lm="gpt-other"), torch.ones(48))
+    plan.lm_of(replace(config, static_sae=str(tmp_path / "own")))
+    assert "was trained on gpt-other; this run reads" in " ".join(capfd.readouterr().err.split())
+
+
 @pytest.mark.parametrize("far", [2.0, 1.01, 0.0])
 def test_a_given_sae_whose_decoder_rows_differ_in_norm_is_refused_before_work(
     config, tmp_path, far

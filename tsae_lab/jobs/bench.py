@@ -264,7 +264,7 @@ def bench_command(
     window: Annotated[int, typer.Option(help="tokens that the memory holds")] = Recipe.window,
     hidden_enc: Annotated[int, typer.Option("--hidden_enc", "--hidden-enc")] = Recipe.hidden_enc,
     hidden_dec: Annotated[int, typer.Option("--hidden_dec", "--hidden-dec")] = Recipe.hidden_dec,
-    repeats: Annotated[int, typer.Option(help="turns of every arm; _medians are shown")] = 7,
+    repeats: Annotated[int, typer.Option(help="turns of every arm; medians are shown")] = 7,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 takes all cores")] = 0,
     profile: Annotated[
         bool, typer.Option("--profile", help="show the operations of one TSAE step too")

@@ -164,11 +164,8 @@ def scaled_config(scale: str, options: dict[str, Any]) -> Config:
         raise ValueError(f"scale is one of {', '.join(SCALES)}; got {scale!r}")
     wanted = {name: value for name, value in options.items() if value is not None}
     if wanted.get("static_sae"):
-        _, cfg = checkpoint.load_saelens(Path(wanted["static_sae"]).expanduser())
-        named = cfg | (cfg.get("metadata") or {})
-        own = {"k": int(cfg["k"]), "d_sae": int(cfg["d_sae"]), "hook": named.get("hook_name")}
-        for name, value in own.items():
-            if value and wanted.setdefault(name, value) != value:
+        for name, value in _brought(wanted["static_sae"]).items():
+            if wanted.setdefault(name, value) != value:
                 said = f"{name}={value}; got --{name}={wanted[name]}"
                 raise ValueError(f"{wanted['static_sae']} was trained with {said}")
     return Config(**SCALES[scale] | wanted)
@@ -211,6 +208,16 @@ def check_config(config: Config, plan: str) -> None:
         raise ValueError(f"precision is auto, float32 or bfloat16; got {config.precision!r}")
 
 
+def _brought(static_sae: str) -> dict[str, Any]:
+    """What a given static SAE brings: k, d_sae, and its hook where its cfg.json names one."""
+    folder = Path(static_sae).expanduser()
+    weights, cfg = checkpoint.load_saelens(folder)
+    checkpoint.unit_rows(folder, weights)
+    named = cfg | (cfg.get("metadata") or {})
+    own = {"k": int(cfg["k"]), "d_sae": int(cfg["d_sae"]), "hook": named.get("hook_name")}
+    return {name: value for name, value in own.items() if value}
+
+
 def _check_names(datasets: list[str]) -> None:
     """Raise ValueError unless there is a text, and every text has a folder of its own.
 
@@ -231,10 +238,7 @@ def _check_names(datasets: list[str]) -> None:
 def checked(config: Config, plan: str) -> Config:
     """The config, with a given static SAE's k and d_sae; ValueError for bad options or texts."""
     if config.static_sae:
-        folder = Path(config.static_sae).expanduser()
-        weights, cfg = checkpoint.load_saelens(folder)
-        checkpoint.unit_rows(folder, weights)
-        config = replace(config, k=int(cfg["k"]), d_sae=int(cfg["d_sae"]))
+        config = replace(config, **_brought(config.static_sae))
     check_config(config, plan)
     for name in names_of(config):
         texts.load_corpus(name, data_dir=config.data_dir or None)
@@ -246,9 +250,8 @@ def refuse_other(out_dir: Path, config: Config, plan: str) -> None:
     path = out_dir / "config.json"
     if not path.exists():
         if out_dir.exists() and any(out_dir.iterdir()):
-            raise ValueError(
-                f"{out_dir} is not empty and holds no run of ours; give another --out_dir"
-            )
+            foreign = "holds files that are not a run's"
+            raise ValueError(f"{out_dir} {foreign}; give another --out_dir")
         return
     try:
         saved = json.loads(path.read_text())
@@ -321,6 +324,12 @@ def lm_of(config: Config) -> LanguageModel:
     with console.status(f"loading {config.lm}"):
         lm = load_lm(config.lm, device=config.device or None)
     check_hook(lm, config.hook)
+    if config.static_sae:  # before any activation is extracted
+        _, cfg = checkpoint.load_saelens(Path(config.static_sae).expanduser(), d_in=lm.d_in)
+        model = (cfg | (cfg.get("metadata") or {})).get("model_name") or lm.name
+        if Path(model).name.casefold() != Path(lm.name).name.casefold():
+            said = f"{config.static_sae} was trained on {model}; this run reads {lm.name}"
+            console.print(said, style="yellow", markup=False, soft_wrap=True)
     most = lm.max_seq - len(lm.prefix)
     if config.seq > most:
         raise ValueError(f"seq needs to be at most {most} tokens for {lm.name}; got {config.seq}")

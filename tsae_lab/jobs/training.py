@@ -20,7 +20,7 @@ from tsae import Codes, Dials, Lifecycle, Memory, Params, Phases, State, Static
 class Recipe:
     """How a static SAE or a TSAE is trained; one recipe for every arm of a comparison."""
 
-    k: Annotated[int, "active features a token"] = Dials.k
+    k: Annotated[int, "active features per token"] = Dials.k
     d_sae: Annotated[int, "features"] = 4_608
     window: Annotated[int, "tokens that the memory holds"] = Dials.window
     tau: Annotated[float, "tokens in which the memory's reading falls by 1/e"] = Dials.tau
@@ -50,7 +50,7 @@ class Recipe:
     dead_after: Annotated[int, "tokens without firing after which a feature counts as dead"] = (
         60_000
     )
-    k_aux: Annotated[int, "dead features that the auxiliary loss uses a token"] = 256
+    k_aux: Annotated[int, "dead features that the auxiliary loss uses per token"] = 256
     clip: Annotated[float, "largest norm of the gradient"] = 1.0
 
 

@@ -101,7 +101,7 @@ def read(lm: LanguageModel, hook: str, items: Sequence[Item]) -> Reading:
     is no padding. Raises ValueError where there is no item, or one is too long for the model.
     """
     if not items:
-        raise ValueError("read_out needs at least one item; got none")
+        raise ValueError("reading needs at least one item; got none")
     others = [item.other for item in items if item.other is not None]
     if 0 < len(others) < len(items):
         raise ValueError(
@@ -119,7 +119,7 @@ def features(reading: Reading, readers: Mapping[str, Reader]) -> dict[str, Featu
     difference of both. Raises ValueError for a reader with the name of layer 0.
     """
     if EMBEDDING in readers:
-        raise ValueError(f"read_out: {EMBEDDING!r} is the name of layer 0")
+        raise ValueError(f"readers: {EMBEDDING!r} is the name of layer 0")
     first, second = (None if texts is None else _read_all(texts, readers) for texts in reading)
     assert first is not None
     return first if second is None else {name: abs(first[name] - second[name]) for name in first}
