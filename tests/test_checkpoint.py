@@ -503,3 +503,24 @@ def test_a_kill_between_two_moves_leaves_no_mixture_of_two_saes(tmp_path, monkey
         save(tmp_path, an_sae(seed=1), k=3)
     with pytest.raises(FileNotFoundError, match=r"cfg\.json"):
         checkpoint.load_saelens(tmp_path)
+
+
+@given(tensors(3, 5), tensors(5, 4), st.sampled_from([0.25, 1.0, 3.0]))
+def test_unit_rows_gives_the_same_codes_and_reconstructions_with_rows_of_norm_1(W_enc, x, norm):
+    W_dec = torch.nn.functional.normalize(torch.randn(5, 3, generator=torch.Generator())) * norm
+    sae = {"W_enc": W_enc, "b_enc": x[:, 0], "W_dec": W_dec, "b_dec": x[:3, 1]}
+    scaled = checkpoint.unit_rows(Path("sae"), sae)
+    torch.testing.assert_close(scaled["W_dec"].norm(dim=1), torch.ones(5))
+    for token in torch.eye(3):
+        before, after = ((token @ s["W_enc"] + s["b_enc"]).relu() for s in (sae, scaled))
+        torch.testing.assert_close(after, before * norm, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(after @ scaled["W_dec"], before @ W_dec, rtol=1e-4, atol=1e-2)
+
+
+def test_unit_rows_refuses_rows_of_several_norms_and_rows_of_norm_0():
+    for factors in ([1.0, 1.0, 1.01], [0.0, 0.0, 0.0]):
+        eye, ones = torch.eye(3), torch.ones(3)
+        W_dec = eye * torch.tensor(factors)[:, None]
+        sae = {"W_enc": eye, "b_enc": ones, "W_dec": W_dec, "b_dec": ones}
+        with pytest.raises(ValueError, match="a start needs W_dec rows of one norm"):
+            checkpoint.unit_rows(Path("sae"), sae)

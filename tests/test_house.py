@@ -173,7 +173,6 @@ def test_no_test_file_imports_another():
             assert not any(str(name).startswith("test_") for name in names), f"{path.name}: {names}"
 
 
-@later
 def test_every_public_function_is_named_in_a_test():
     """A command is named as its users do: `minimal_pairs_command` as `minimal-pairs`."""
     words = set(re.findall(r"[\w-]+", "\n".join(path.read_text() for path in TESTS)))
