@@ -10,7 +10,7 @@ from toys import HOOK, load_toy, random_model, save_model
 import metrics
 import tsae
 from tsae_lab.data import language_model, store, tasks
-from tsae_lab.measures import effects, interventions
+from tsae_lab.measures import effects, interventions, text_effects
 from tsae_lab.sections import effects as effect_section
 from tsae_lab.sections.context import Context, Subject
 from tsae_lab.sections.effects import Counts
@@ -240,7 +240,7 @@ def test_the_rank_correlation_is_that_of_the_table_of_durations(section):
                 np.mean(lasts)
             )
             assert 1 <= min(life) <= max(life) <= 16
-            assert 0 <= min(lasts) <= max(lasts) <= effects.AFTER
+            assert 0 <= min(lasts) <= max(lasts) <= text_effects.AFTER
 
 
 def test_without_drawing_the_numbers_are_the_same_and_nothing_is_drawn(

@@ -13,7 +13,7 @@ import tsae
 from tsae import Dials, Sae
 from tsae_lab.data import language_model, tasks
 from tsae_lab.data.texts import Tokens
-from tsae_lab.measures import effects, interventions
+from tsae_lab.measures import effects, interventions, text_effects
 from tsae_lab.measures.effects import SPAN, Batch, Case
 
 
@@ -355,8 +355,8 @@ def test_one_number_alone_tells_no_features(lm):
 def test_kl_is_that_of_the_two_distributions_and_exactly_zero_for_equal_logits():
     clean, edited = torch.randn(2, 3, 11), torch.randn(2, 3, 11)
     p, q = clean.softmax(-1), edited.softmax(-1)
-    torch.testing.assert_close(effects.kl_nats(clean, edited), (p * (p / q).log()).sum(-1))
-    assert (effects.kl_nats(clean, clean.clone()) == 0).all()
+    torch.testing.assert_close(text_effects.kl_nats(clean, edited), (p * (p / q).log()).sum(-1))
+    assert (text_effects.kl_nats(clean, clean.clone()) == 0).all()
 
 
 def test_unrelated_text_feels_an_active_features_ablation_and_not_an_inactive_ones(lm):
@@ -367,7 +367,7 @@ def test_unrelated_text_feels_an_active_features_ablation_and_not_an_inactive_on
     active = codes.idx[codes.vals > 0].unique()
     off = torch.tensor([f for f in range(96) if f not in active.tolist()][:2])
     rows = range(len(tokens.ids))
-    on_kl, off_kl = effects.unrelated_kl(
+    on_kl, off_kl = text_effects.unrelated_kl(
         lm, above, HOOK, sae, [active[:5], off], tokens, rows, propagated=False
     )
     assert on_kl > 0
@@ -379,11 +379,11 @@ def test_occurrences_are_active_tokens_with_room_on_both_sides(n_each):
     generator = torch.Generator().manual_seed(0)
     acts = (torch.rand(6, 37, 5, generator=generator) > 0.5).float()
     codes = metrics.codes_from_dense(acts, lengths=torch.tensor([37, 36, 37, 28, 33, 0]))
-    places = effects.edit_places(codes, np.arange(5), n_each, seed=0)
+    places = text_effects.edit_places(codes, np.arange(5), n_each, seed=0)
     lengths = codes.valid.sum(1).numpy()
     assert (acts.numpy()[places.row, places.position, places.feature] > 0).all()
-    assert (places.position >= effects.BEFORE).all()
-    assert (places.position + effects.AFTER < lengths[places.row]).all()
+    assert (places.position >= text_effects.BEFORE).all()
+    assert (places.position + text_effects.AFTER < lengths[places.row]).all()
     assert len(set(zip(places.feature, places.row, places.position, strict=True))) == len(
         places.row
     )
@@ -391,7 +391,7 @@ def test_occurrences_are_active_tokens_with_room_on_both_sides(n_each):
         possible = sum(
             acts[row, position, feature] > 0
             for row in range(6)
-            for position in range(effects.BEFORE, int(lengths[row]) - effects.AFTER)
+            for position in range(text_effects.BEFORE, int(lengths[row]) - text_effects.AFTER)
         )
         assert (places.feature == feature).sum() == min(n_each, int(possible))
 
@@ -399,18 +399,18 @@ def test_occurrences_are_active_tokens_with_room_on_both_sides(n_each):
 def test_the_effect_of_one_ablation_is_the_kl_of_full_runs_with_it_hooked_in(lm):
     text = "the quick brown fox jumps over the lazy dog " * 6
     tokens = language_model.tokenize(lm, [text], seq=32)
-    sae, before, n = make_sae(lm), effects.BEFORE, effects.BEFORE + 1 + effects.AFTER
+    sae, before, n = make_sae(lm), text_effects.BEFORE, text_effects.BEFORE + 1 + text_effects.AFTER
     ids = tokens.ids[:1, : len(lm.prefix) + n].long()
     codes = interventions.codes_of(sae, language_model.residual(lm, ids, HOOK)[:, len(lm.prefix) :])
     active = codes.idx[0, before, codes.vals[0, before].argmax()]
-    places = effects.Occurrences(np.array([int(active)]), np.array([0]), np.array([before]))
+    places = text_effects.Occurrences(np.array([int(active)]), np.array([0]), np.array([before]))
     above = language_model.layers_above(lm, HOOK)
-    by_mode = effects.decay(lm, above, HOOK, sae, tokens, places, [False, True])
+    by_mode = text_effects.decay(lm, above, HOOK, sae, tokens, places, [False, True])
     for kl, propagated in zip(by_mode, (False, True), strict=True):
         edit = interventions.ablate(active[None], interventions.positions(n, [before]))
         act = interventions.edit_hook(sae, edit, len(lm.prefix), propagated=propagated)
         edited = lm.bridge.run_with_hooks(ids, fwd_hooks=[(HOOK, act)])
-        expected = effects.kl_nats(lm.bridge(ids), edited)[:, -effects.AFTER - 1 :]
+        expected = text_effects.kl_nats(lm.bridge(ids), edited)[:, -text_effects.AFTER - 1 :]
         np.testing.assert_allclose(kl, expected.numpy(), rtol=1e-2, atol=1e-6)
         assert kl[0, 0] > 0
 
@@ -423,54 +423,54 @@ def test_occurrences_are_timed_where_the_short_text_has_the_feature(lm):
                     start=torch.zeros(6).int())  # fmt: skip
     sae = make_sae(lm)
     drawn = np.array([(f, row, 20 + row) for f in range(96) for row in range(6)])
-    places = effects.Occurrences(*drawn.T)
+    places = text_effects.Occurrences(*drawn.T)
     fires = []
     for feature, row, position in drawn:
-        text = tokens.ids[row, len(lm.prefix) + position - effects.BEFORE :][None].long()
-        ids = torch.cat([prefix[:1], text[:, : effects.BEFORE + 1]], 1)
+        text = tokens.ids[row, len(lm.prefix) + position - text_effects.BEFORE :][None].long()
+        ids = torch.cat([prefix[:1], text[:, : text_effects.BEFORE + 1]], 1)
         x = language_model.residual(lm, ids, HOOK)[:, len(lm.prefix) :]
         codes = interventions.codes_of(sae, x)
         fires.append(bool((codes.vals[0, -1] * (codes.idx[0, -1] == feature)).sum() > 0))
-    kept, inactive = effects.active_places(lm, HOOK, sae, tokens, places, 99)
+    kept, inactive = text_effects.active_places(lm, HOOK, sae, tokens, places, 99)
     expected = drawn[np.array(fires)]
     assert np.array_equal(np.stack([kept.feature, kept.row, kept.position], 1), expected)
     assert len(expected) > 0
     assert inactive == pytest.approx(1 - np.mean(fires))
-    two, _ = effects.active_places(lm, HOOK, sae, tokens, places, 2)
+    two, _ = text_effects.active_places(lm, HOOK, sae, tokens, places, 2)
     assert np.bincount(two.feature).max() <= 2
     above = language_model.layers_above(lm, HOOK)
-    assert (effects.decay(lm, above, HOOK, sae, tokens, two, [False])[0].sum(1) > 0).all()
+    assert (text_effects.decay(lm, above, HOOK, sae, tokens, two, [False])[0].sum(1) > 0).all()
 
 
 def test_durations_are_weighted_mean_distances_by_feature():
     kl = np.array([[1.0, 0, 0], [0, 0, 3.0], [0, 0, 0], [2.0, 2.0, 0]])
-    names, lasts = effects.durations(kl, np.array([4, 4, 7, 9]))
+    names, lasts = text_effects.durations(kl, np.array([4, 4, 7, 9]))
     assert names.tolist() == [4, 9]  # 7 has no effect
     np.testing.assert_allclose(lasts, [6 / 4, 2 / 4])
 
 
 def test_the_rank_correlation_is_scipys_and_so_are_those_of_its_resamples(monkeypatch):
-    monkeypatch.setattr(effects, "EFFECT_BOOT", 60)
+    monkeypatch.setattr(text_effects, "EFFECT_BOOT", 60)
     rng = np.random.default_rng(0)
     x = rng.integers(5, size=12).astype(float)  # with ties
     y = x + rng.normal(size=12)
-    rho, low, high = effects.spearman(x, y)
+    rho, low, high = text_effects.spearman(x, y)
     assert rho == pytest.approx(float(stats.spearmanr(x, y)[0]))  # type: ignore[arg-type]
     rows = [np.repeat(np.arange(12), n.astype(int)) for n in metrics.resamples(12, 60)]
     rhos = np.array([stats.spearmanr(x[row], y[row])[0] for row in rows])
     assert (low, high) == pytest.approx(metrics.interval(rho, rhos, 12, -1.0, 1.0))
     assert low < rho < high
-    assert effects.spearman(y, -y) == (-1, -1, -1)
+    assert text_effects.spearman(y, -y) == (-1, -1, -1)
 
 
 def test_the_rank_correlation_of_a_constant_or_of_two_things_says_nothing():
     for x in (np.ones(5), np.arange(2.0)):
-        assert effects.spearman(x, np.arange(float(len(x)))) == (0, -1, 1)
+        assert text_effects.spearman(x, np.arange(float(len(x)))) == (0, -1, 1)
 
 
 def test_features_are_spread_over_the_ranks_of_their_lifetimes():
     life = np.array([2.5, 0.0, 1.5, 9.0, 4.0])  # feature 1 has no lifetime
-    assert effects.spread_features(life, 4).tolist() == [2, 0, 4, 3]
-    assert effects.spread_features(life, 2).tolist() == [2, 3]
-    assert effects.spread_features(life, 9).tolist() == [2, 0, 4, 3]
-    assert effects.spread_features(np.zeros(3), 2).tolist() == []
+    assert text_effects.spread_features(life, 4).tolist() == [2, 0, 4, 3]
+    assert text_effects.spread_features(life, 2).tolist() == [2, 3]
+    assert text_effects.spread_features(life, 9).tolist() == [2, 0, 4, 3]
+    assert text_effects.spread_features(np.zeros(3), 2).tolist() == []

@@ -400,26 +400,29 @@ DEFINITIONS = {
         "interventions", "KL of ablating number features on other text", "nats per token",
         "Divergence of the prediction when the number features are off at every token of "
         "unrelated text.",
-        "mean over tokens of KL(clean || edited)", "[0, inf)", "lower", "effects.unrelated_kl"),
+        "mean over tokens of KL(clean || edited)", "[0, inf)", "lower",
+        "text_effects.unrelated_kl"),
     "kl_unrelated_control": Measure(
         "interventions", "KL of ablating a matched random set", "nats per token",
         "The same for a random set of features matched in firing rate.",
-        "mean over tokens of KL(clean || edited)", "[0, inf)", "neither", "effects.unrelated_kl"),
+        "mean over tokens of KL(clean || edited)", "[0, inf)", "neither",
+        "text_effects.unrelated_kl"),
     "effect_duration_{mode}": Measure(
         "interventions", "duration of an ablation's effect, {mode}", "tokens",
         "Mean over features of the KL-weighted distance, 0 to 12 tokens, from the one token at "
         "which the feature is ablated.",
-        "mean over f of sum_d d KL(d) / sum_d KL(d)", "[0, 12]", "neither", "effects.durations"),
+        "mean over f of sum_d d KL(d) / sum_d KL(d)", "[0, 12]", "neither",
+        "text_effects.durations"),
     "effect_inactive_frac": Measure(
         "interventions", "occurrences inactive in a short text", "",
         "Share of the tokens drawn for timed ablations at which the feature is not active when the "
         "text begins 16 tokens before; they are not timed.",
-        "#{inactive} / drawn", "[0, 1]", "neither", "effects.active_places"),
+        "#{inactive} / drawn", "[0, 1]", "neither", "text_effects.active_places"),
     "lifetime_effect_rho_{mode}": Measure(
         "interventions", "lifetime against duration of effect, rho, {mode}", "",
         "Spearman's rank correlation over features of mean lifetime (up to 16 tokens) and "
         "duration of effect.",
-        "rho", "[-1, 1]", "higher", "effects.spearman"),
+        "rho", "[-1, 1]", "higher", "text_effects.spearman"),
     "minimal_pairs_{set}": Measure(
         "interventions", "minimal pairs: {set}", "",
         "Share of the pairs in which the language model, with the reconstruction in place, "

@@ -22,7 +22,7 @@ from tsae_lab.data import language_model, public_sets, tasks
 from tsae_lab.data.language_model import Above, LanguageModel
 from tsae_lab.data.public_sets import Rule
 from tsae_lab.data.texts import Tokens
-from tsae_lab.measures import effects, evaluation, lifetimes, minimal_pairs
+from tsae_lab.measures import effects, evaluation, lifetimes, minimal_pairs, text_effects
 from tsae_lab.measures.effects import SPAN, Batch, Change
 from tsae_lab.measures.interventions import modes
 from tsae_lab.sections import figures
@@ -394,7 +394,7 @@ def _text_effects(
     rows = np.linspace(0, len(tokens.ids) - 1, n_rows).round().astype(int).tolist()
     sets = [features, _stand_ins(subject, features, 1)[0]]
     lm, above, hook, sae = shared.lm, shared.above, shared.hook, subject.sae
-    own, control = effects.unrelated_kl(
+    own, control = text_effects.unrelated_kl(
         lm, above, hook, sae, sets, tokens, rows, propagated=_last_mode(sae)
     )
     return Part({"kl_unrelated": own, "kl_unrelated_control": control})
@@ -404,17 +404,17 @@ def _effect_durations(shared: Shared, subject: Subject, tokens: Tokens) -> Part:
     """Rank correlation of a feature's lifetime with how long the effect of one ablation lasts."""
     sae, codes, counts = subject.sae, subject.codes, shared.counts
     life = lifetimes.feature_restricted_mean(lifetimes.runs(codes), 16)
-    features = effects.spread_features(life, counts.duration_features)
-    places = effects.edit_places(codes, features, 3 * counts.duration_each, seed=SEED)
-    places, inactive = effects.active_places(
+    features = text_effects.spread_features(life, counts.duration_features)
+    places = text_effects.edit_places(codes, features, 3 * counts.duration_each, seed=SEED)
+    places, inactive = text_effects.active_places(
         shared.lm, shared.hook, sae, tokens, places, counts.duration_each
     )
     ways = list(modes(sae).values())
-    decays = effects.decay(shared.lm, shared.above, shared.hook, sae, tokens, places, ways)
+    decays = text_effects.decay(shared.lm, shared.above, shared.hook, sae, tokens, places, ways)
     numbers, intervals, rows, lines = {}, [], [], {}
     for mode, kl in zip(modes(sae), decays, strict=True):
-        names, lasts = effects.durations(kl, places.feature)
-        rho, low, high = effects.spearman(life[names], lasts)
+        names, lasts = text_effects.durations(kl, places.feature)
+        rho, low, high = text_effects.spearman(life[names], lasts)
         measure = f"lifetime_effect_rho_{mode}"
         numbers[measure] = rho
         numbers[f"effect_duration_{mode}"] = float(lasts.mean()) if len(lasts) else 0.0
