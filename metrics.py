@@ -266,7 +266,7 @@ def _pairs(codes: CodedText, lag: int) -> _Pairs:
     return later - lag, later
 
 
-def _similarity(matrix: sparse.csr_array, pairs: _Pairs) -> Float[np.ndarray, " pairs"]:
+def similarity(matrix: sparse.csr_array, pairs: _Pairs) -> Float[np.ndarray, " pairs"]:
     """`sum_f min(a, b) / sum_f max(a, b)` of each pair of rows, in [0, 1]; 0 for two empty rows."""
     first, second = pairs
     total = matrix.sum(1)
@@ -285,7 +285,7 @@ def jaccard(codes: CodedText, lag: int = 1) -> float:
 
     Two empty sets overlap by 0: empty codes are not stable. Raises ValueError without a pair.
     """
-    return float(_similarity(_support(codes), _pairs(codes, lag)).mean())
+    return float(similarity(_support(codes), _pairs(codes, lag)).mean())
 
 
 def jaccard_by_document(
@@ -295,7 +295,7 @@ def jaccard_by_document(
     pairs, rank = _pairs(codes, lag), document_rank(codes)
     document = rank[pairs[0] // codes.valid.shape[1]]
     n_pairs = np.bincount(document, minlength=int(rank.max()) + 1)
-    return np.bincount(document, _similarity(_support(codes), pairs), len(n_pairs)), n_pairs
+    return np.bincount(document, similarity(_support(codes), pairs), len(n_pairs)), n_pairs
 
 
 def jaccard_kappa(codes: CodedText, lag: int = 1, generator: _Generator = None) -> float:
@@ -309,8 +309,8 @@ def jaccard_kappa(codes: CodedText, lag: int = 1, generator: _Generator = None) 
     n_draws = max(len(pairs[0]), 10_000)
     drawn = _randint(len(rows), (n_draws,), generator)
     partner = (drawn + 1 + _randint(len(rows) - 1, (n_draws,), generator)) % len(rows)
-    chance = _similarity(matrix, (rows[drawn], rows[partner])).mean()
-    observed = _similarity(matrix, pairs).mean()
+    chance = similarity(matrix, (rows[drawn], rows[partner])).mean()
+    observed = similarity(matrix, pairs).mean()
     return float((observed - chance) / (1 - chance)) if chance < 1 else 0.0
 
 
@@ -508,17 +508,7 @@ def interval(
     return max(value - half, least), min(value + half, most)
 
 
-# ---------------------------------------------------------------- responsiveness and smoothness
-
-
-@dataclass(frozen=True, eq=False)
-class Responsiveness:
-    """Mean similarity of neighbouring codes, inside a document and across a splice of two."""
-
-    within: float
-    across: float
-    value: float  # within - across, in [-1, 1]; a frozen code scores 0
-    n_splices: int
+# ---------------------------------------------------------------- splices and smoothness
 
 
 def splice_documents(
@@ -526,7 +516,7 @@ def splice_documents(
 ) -> tuple[Float[Tensor, "n_spliced seq d_in"], Int[Tensor, " n_spliced"]]:
     """Chunks that go on, from `position`, as another document, and the chunk each begins as.
 
-    Encode the result and give it to `responsiveness`. Each chunk is continued by one of another
+    Encode the result and give it to `splices.splice_kept`. Each chunk is continued by one of another
     document, or left out. `x` may be anything per token. Raises ValueError for a position outside
     the chunk or a single document.
     """
@@ -540,41 +530,6 @@ def splice_documents(
         raise ValueError("splice needs chunks of at least two documents; got one")
     begun, continued = order[differ], other[differ]
     return torch.cat([x[begun, :position], x[continued, position:]], dim=1), begun
-
-
-def responsiveness(
-    codes: CodedText, position: int | None = None, dec_norm: Float[Tensor, " d_sae"] | None = None
-) -> Responsiveness:
-    """Drop of similarity across a splice of two texts, `within - across`, in [-1, 1].
-
-    High TSS with a low value means that the code lags. Similarity of two tokens is `sum_f min(a, b)
-    / sum_f max(a, b)` of their contributions (0 for two empty codes). With `position`, `codes` are
-    of chunks from `splice_documents` there, the state carried over the seam; without, across is the
-    last token of a chunk and the first of the next of another document, where nothing is carried.
-    Raises ValueError if there is no such pair.
-    """
-    matrix, seq = token_matrix(codes, dec_norm), codes.valid.shape[1]
-    first, second = _pairs(codes, 1)
-    if position is None:
-        seam, across = np.zeros(len(second), bool), _document_ends(codes)
-    else:
-        seam = second % seq == position
-        across = first[seam], second[seam]
-    if len(across[0]) == 0 or seam.all():
-        raise ValueError("responsiveness needs neighbours inside a document and across a seam")
-    inside = float(_similarity(matrix, (first[~seam], second[~seam])).mean())
-    outside = float(_similarity(matrix, across).mean())
-    return Responsiveness(inside, outside, inside - outside, len(across[0]))
-
-
-def _document_ends(codes: CodedText) -> _Pairs:
-    """Rows of the last token of a chunk and of the next one's first, if of another document."""
-    length = codes.valid.sum(1).numpy()
-    chunk = np.flatnonzero(length > 0)
-    before, after = chunk[:-1], chunk[1:]
-    differ = (codes.document.numpy()[before] != codes.document.numpy()[after]).nonzero()[0]
-    seq = codes.valid.shape[1]
-    return before[differ] * seq + length[before[differ]] - 1, after[differ] * seq
 
 
 def smoothness(codes: CodedText, x: Float[Tensor, "n_seq seq d_in"]) -> float:

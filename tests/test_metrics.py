@@ -1,4 +1,4 @@
-from itertools import pairwise, permutations
+from itertools import permutations
 
 import jaxtyping
 import numpy as np
@@ -505,41 +505,7 @@ def test_degenerate_codes_give_documented_values_and_never_nan():
         metrics.tss(binary("010"), torch.tensor([float("nan")]), lags=[1])
 
 
-# ---------------------------------------------------------------- responsiveness and smoothness
-
-
-def test_responsiveness_of_a_frozen_code_is_zero_and_of_a_topic_code_one():
-    frozen = metrics.codes_from_dense(torch.ones(4, 6, 3))
-    topic = metrics.codes_from_dense(torch.eye(4)[:, None].expand(4, 6, 4))
-    assert metrics.responsiveness(frozen).value == 0.0
-    assert metrics.responsiveness(topic).value == 1.0
-    assert metrics.responsiveness(topic).n_splices == 3
-
-
-@given(dense_codes(max_doc=5))
-def test_responsiveness_is_the_difference_of_two_means(case):
-    def similarity(a, b):
-        return np.minimum(a, b).sum() / np.maximum(a, b).sum() if (a + b).any() else 0.0
-
-    chunks = [c for c in chunks_of(case) if len(c[0])]
-    within = [similarity(a, b) for acts, _ in chunks for a, b in pairwise(acts)]
-    across = [similarity(a[-1], b[0]) for (a, d), (b, e) in pairwise(chunks) if d != e]
-    assume(within and across)
-    found = metrics.responsiveness(metrics.codes_from_dense(**case))
-    assert found.within == pytest.approx(np.mean(within))
-    assert found.across == pytest.approx(np.mean(across))
-    assert found.value == pytest.approx(found.within - found.across)
-
-
-def test_a_carried_state_is_seen_at_the_seam_of_spliced_chunks():
-    codes = metrics.codes_from_dense(
-        torch.tensor([[1.0, 1, 0, 0], [1, 1, 0, 0]])[..., None].repeat(1, 1, 2)
-    )
-    found = metrics.responsiveness(codes, position=2)
-    assert (found.across, found.n_splices) == (0.0, 2)
-    assert found.within == pytest.approx(0.5)  # (0, 1) overlap fully, (2, 3) are both empty
-    with pytest.raises(ValueError, match="across a seam"):
-        metrics.responsiveness(codes, position=9)
+# ---------------------------------------------------------------- splices and smoothness
 
 
 @given(st.data(), st.integers(1, 6), st.integers(2, 5))

@@ -28,7 +28,7 @@ from tsae_lab import definitions
 from tsae_lab.data import language_model
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.jobs import checkpoint, study
-from tsae_lab.measures import lifetimes, transitions
+from tsae_lab.measures import lifetimes, splices, transitions
 from tsae_lab.sections import context, figures, stability
 from tsae_lab.sections import transitions as transitions_in_words
 from tsae_lab.sections.context import Context, Subject, top_words
@@ -228,23 +228,29 @@ def test_a_context_has_the_words_of_its_text_and_its_ids_without_the_prefix(lm):
 def test_spliced_codes_of_a_static_sae_are_the_codes_of_the_two_documents():
     store = a_store(lengths=[20] * 11 + [9])  # the last chunk is padded and takes no part
     one = two_subjects(store)[1]
-    spliced = stability.spliced_codes(one, store, 10)
-    assert spliced is not None
+    spliced, begins, continues = stability.spliced_codes(one, store, 10) or pytest.fail("no splice")
     whole = metrics.token_matrix(one.codes).toarray().reshape(12, 20, D_SAE)
     mixed = metrics.token_matrix(spliced).toarray().reshape(-1, 20, D_SAE)
     document = store.tokens.document.numpy()
-    for row in mixed:
+    for row, first, second in zip(mixed, begins.tolist(), continues.tolist(), strict=True):
         begun = [c for c in range(11) if np.allclose(whole[c, :10], row[:10], atol=1e-5)]
         continued = [c for c in range(11) if np.allclose(whole[c, 10:], row[10:], atol=1e-5)]
-        assert len(begun) == len(continued) == 1
+        assert (begun, continued) == ([first], [second])
         assert document[begun[0]] != document[continued[0]]
+
+
+def test_a_static_sae_keeps_nothing_over_a_splice_and_a_memory_something():
+    numbers = stability.stability_section(a_context()).numbers
+    for after in (0, 1, 2, 4, 8):
+        assert numbers[f"static_splice_kept_{after}"] == pytest.approx(0, abs=1e-5)
+    assert numbers["splice_kept_0"] > 0.05
+    assert numbers["similarity_across"] > numbers["similarity_chance"]
 
 
 def test_a_memory_is_carried_over_the_splice():
     store = a_store()
     ours, static = two_subjects(store)
-    spliced = stability.spliced_codes(ours, store, 10)
-    assert spliced is not None
+    spliced, *_ = stability.spliced_codes(ours, store, 10) or pytest.fail("no splice")
     alone = {tuple(row) for row in metrics.token_matrix(ours.codes).toarray().round(3).tolist()}
     after = metrics.token_matrix(spliced).toarray().reshape(-1, 20, D_SAE)[:, 10].round(3).tolist()
     assert any(tuple(row) not in alone for row in after)
@@ -285,7 +291,7 @@ def degenerate(name):
 )  # fmt: skip
 def test_every_section_of_degenerate_codes_is_finite_and_can_be_written(name, section, tmp_path):
     made = study.SECTIONS[section](degenerate(name))
-    assert all(math.isfinite(value) for value in made.numbers.values())
+    assert all(value is None or math.isfinite(value) for value in made.numbers.values())
     for row in made.tables.get("intervals", []):
         assert row["low"] <= row["value"] <= row["high"] or row["value"] == 0.0
     study.write_section(tmp_path, section, made)
@@ -307,7 +313,8 @@ def test_one_document_leaves_nothing_known_of_a_measure():
     section = stability.stability_section(degenerate("one document"))
     rows = {(r["model"], r["measure"]): r for r in section.tables["intervals"]}
     assert (rows["TSAE", "jaccard"]["low"], rows["TSAE", "jaccard"]["high"]) == (0.0, 1.0)
-    assert section.numbers["responsiveness"] == 0.0
+    assert section.numbers["splice_kept_0"] is None
+    assert section.numbers["difference_similarity_within"] is None
     assert (
         transitions_in_words.transitions_section(degenerate("one document")).numbers[
             "transitions_significant"
@@ -325,7 +332,7 @@ MEASURES = {
         metrics.jaccard_by_document(c),
         metrics.jaccard_kappa(c),
     ),
-    "responsiveness": metrics.responsiveness,
+    "splice": lambda c: splices.splice_kept(c, c, torch.arange(1), torch.arange(1, 2), 2).across,
     "smoothness": lambda c: metrics.smoothness(c, torch.ones(*c.valid.shape, 3)),
     "rates": lambda c: (metrics.alive_frac(c), metrics.l0(c.vals, c.valid)),
     "survival": lambda c: lifetimes.survival(lifetimes.runs(c)),
@@ -563,7 +570,7 @@ def test_run_3_trains_run_2_beside_it_and_writes_its_measures_tables_and_figures
     for key in (
         "tss_lag_16",
         "tss_weighted_lag_1",
-        "responsiveness",
+        "splice_kept_8",
         "restricted_mean_128",
         "persistence",
         "shuffled_restricted_mean_64",

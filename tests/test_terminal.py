@@ -142,7 +142,7 @@ def test_the_studys_table_has_differences_and_the_interval_of_seed_0(capsys):
     overlap = cells(out, "Jaccard overlap of neighbours")
     assert overlap == ["0.125 ± 0.001", "1.125 ± 0.009", "+1", "+0.2500 to +0.7500"]
     assert cells(out, definitions.label("l0")) == ["0.375 ± 0.003", "1.375 ± 0.011", "+1", ""]
-    assert "responsiveness" not in out
+    assert definitions.label("splice_kept_0") not in out
     terminal.show_study(info(1))
     assert cells(capsys.readouterr().out, definitions.label("l0")) == ["0.375", "1.375", "+1", ""]
 

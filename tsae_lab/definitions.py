@@ -41,6 +41,7 @@ PREFIXES = {
 
 _VALUES = {
     "lag": r"\d+",
+    "after": r"\d+",
     "tau": r"\d+",
     "k": r"\d+",
     "average": "pooled|feature",
@@ -162,20 +163,25 @@ DEFINITIONS = {
         "Share of the features that are active at 20 tokens or more in 5 documents or more and "
         "have a chance level of at most 0.95 at all lags.",
         "#{f eligible} / d_sae", "[0, 1]", "neither", "metrics.tss"),
-    "responsiveness": Measure(
-        "stability", "responsiveness at a splice", "",
-        "Drop of the similarity of neighbours across a splice of two documents, the state "
-        "carried over it; 0 for a code that never changes.",
-        "similarity_within - similarity_across", "[-1, 1]", "higher", "metrics.responsiveness"),
+    "splice_kept_{after}": Measure(
+        "stability", "similarity kept {after} tokens after a splice", "",
+        "Share of the similarity above chance to the last code before a splice of two documents, "
+        "the state carried over it, that the code {after} tokens after the first one still has; "
+        "0 for a static code, 1 for {after} tokens and more of lag.",
+        "(across - chance) / (within - chance)", "(-inf, about 1]", "lower",
+        "splices.splice_kept"),
     "similarity_within": Measure(
         "stability", "similarity of neighbours", "",
-        "Mean similarity of the contributions of neighbouring tokens away from the splice.",
-        "mean of sum_f min(a, b) / sum_f max(a, b)", "[0, 1]", "neither",
-        "metrics.responsiveness"),
+        "Mean similarity of the contributions of two neighbouring tokens, where a splice would be.",
+        "mean of sum_f min(a, b) / sum_f max(a, b)", "[0, 1]", "neither", "splices.splice_kept"),
     "similarity_across": Measure(
         "stability", "similarity across a splice", "",
         "The same of the two tokens at the splice.",
-        "mean of sum_f min(a, b) / sum_f max(a, b)", "[0, 1]", "lower", "metrics.responsiveness"),
+        "mean of sum_f min(a, b) / sum_f max(a, b)", "[0, 1]", "lower", "splices.splice_kept"),
+    "similarity_chance": Measure(
+        "stability", "similarity of two documents", "",
+        "The same where the second token is coded in its own document, without a splice.",
+        "mean of sum_f min(a, b) / sum_f max(a, b)", "[0, 1]", "neither", "splices.splice_kept"),
     "smoothness": Measure(
         "stability", "smoothness of T-SAE", "activation per norm of x",
         "Mean steepest slope of the features active in a chunk; depends on the scale of the "

@@ -92,7 +92,7 @@ def show(info: dict[str, Any], plan: str) -> None:
 
 STUDY_MEASURES = (
     "fve", "l0", "delta_ce", "kl", "jaccard", "jaccard_kappa", "tss_mean",
-    "tss_weighted_mean", "tss_in_document_mean", "tss_eligible_frac", "responsiveness",
+    "tss_weighted_mean", "tss_in_document_mean", "tss_eligible_frac", "splice_kept_0",
     "restricted_mean_16", "restricted_mean_64", "shuffled_restricted_mean_64",
     "feature_restricted_mean_64", "persistence", "transitions_significant",
     "transitions_replication", "transitions_beyond_token_pairs", "transitions_chains",

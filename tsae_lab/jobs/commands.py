@@ -185,13 +185,15 @@ def _print_numbers(context: Context, section: Section, keys: Sequence[str]) -> N
     for key in keys:
         row = bounds.get(key)
         interval = f"{row['low']:.4f} to {row['high']:.4f}" if row else ""
-        rows.append((definitions.label(key), f"{section.numbers[key]:.4f}", interval))
+        value = section.numbers.get(key)
+        rows.append((definitions.label(key), "-" if value is None else f"{value:.4f}", interval))
     print_table(_heading(context), ("measure", "value", "95 % interval (documents)"), rows)
 
 
 STABILITY_MEASURES = (
     "tss_mean", "tss_weighted_mean", "tss_in_document_mean", "tss_eligible_frac", "jaccard",
-    "jaccard_kappa", "responsiveness", "similarity_within", "similarity_across", "smoothness",
+    "jaccard_kappa", "splice_kept_0", "splice_kept_4", "similarity_within", "similarity_across",
+    "smoothness",
 )  # fmt: skip
 LIFETIME_MEASURES = (
     "restricted_mean_16", "restricted_mean_64", "restricted_mean_128",
@@ -202,7 +204,7 @@ LIFETIME_MEASURES = (
 
 @_on_text
 def stability_command(context: Context) -> Report:
-    """Temporal stability of a model's codes: TSS by lag, overlap, responsiveness."""
+    """Temporal stability of a model's codes: TSS by lag, overlap, what a splice leaves."""
     section = stability_section(context)
     _print_numbers(context, section, STABILITY_MEASURES)
     if not section.numbers["tss_eligible_frac"]:

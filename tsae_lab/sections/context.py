@@ -24,13 +24,15 @@ from tsae_lab.measures import evaluation
 from tsae_lab.sections import figures
 
 N_BOOT = 200
+Numbers = dict[str, float | None]
+"""Measures by key; None: could not be computed, which is null in JSON and "-" in a table."""
 
 
 @dataclass(frozen=True, eq=False)
 class Section:
     """Results of one part of an analysis; a table is a list of rows."""
 
-    numbers: dict[str, float] = field(default_factory=dict)
+    numbers: Numbers = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """the table "intervals" has the columns measure, model, value, low and high"""
     figures: dict[str, Figure] = field(default_factory=dict)
@@ -134,14 +136,23 @@ def _row(measure: str, model: str, estimate: Estimate, n_doc: int) -> dict[str, 
     return {"measure": measure, "model": model, "value": estimate.value, "low": low, "high": high}
 
 
-def named(context: Context, values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Numbers of each subject under its prefix; of two also `difference_...`: first - second."""
-    numbers = {}
+def named(context: Context, values: Sequence[Mapping[str, float | None]]) -> Numbers:
+    """The numbers of each subject under its prefix; of two, also `difference_...`: first - second.
+
+    A difference of what could not be computed is None too.
+    """
+    numbers: Numbers = {}
     for subject, own in zip(context.subjects, values, strict=True):
-        numbers |= {f"{subject.prefix}{name}": float(value) for name, value in own.items()}
+        numbers |= {
+            f"{subject.prefix}{name}": None if value is None else float(value)
+            for name, value in own.items()
+        }
     if len(values) == 2:
         first, second = values
-        numbers |= {f"difference_{k}": float(first[k] - second[k]) for k in first if k in second}
+        for name in [name for name in first if name in second]:
+            one, other = first[name], second[name]
+            absent = one is None or other is None
+            numbers[f"difference_{name}"] = None if absent else float(one - other)
     return numbers
 
 

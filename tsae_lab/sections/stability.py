@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 import metrics
 import tsae
 from metrics import CodedText
 from tsae_lab.data.store import Store
-from tsae_lab.measures import evaluation, lifetimes
+from tsae_lab.measures import evaluation, lifetimes, splices
 from tsae_lab.measures.lifetimes import Runs, mean_where
 from tsae_lab.sections.context import (
     N_BOOT,
@@ -28,6 +28,7 @@ from tsae_lab.sections.figures import stability_figure, survival_figure
 
 TAUS = (16, 64, 128)  # tokens to which lifetimes are restricted
 LAGS = range(1, 17)
+AFTER_SPLICE = (0, 1, 2, 4, 8)  # tokens
 
 
 def _generator(context: Context) -> torch.Generator:
@@ -44,7 +45,7 @@ def _longest(codes: CodedText) -> int:
 
 
 def stability_section(context: Context) -> Section:
-    """TSS by lag against both nulls, overlap of neighbours, responsiveness, smoothness."""
+    """TSS by lag against both nulls, overlap of neighbours, what a splice leaves, smoothness."""
     scores = [_scores(s.codes, s.dec_norm, _generator(context)) for s in context.subjects]
     overlaps = [_overlap(s.codes, _generator(context)) for s in context.subjects]
     numbers, estimates = [], []
@@ -53,7 +54,7 @@ def stability_section(context: Context) -> Section:
         numbers.append(
             {"jaccard": overlap.value, "jaccard_kappa": _jaccard_kappa(subject.codes)}
             | _score_numbers(by_null)
-            | _responsiveness(subject, context.store)
+            | _splice_numbers(subject, context.store)
             | {"smoothness": _smoothness(subject.codes, context.store)}
         )
     tables = {"intervals": interval_rows(context, estimates)}
@@ -134,20 +135,28 @@ def _smoothness(codes: CodedText, store: Store) -> float:
     return metrics.smoothness(codes, x) if bool((moves > metrics.EPS_DISTANCE).any()) else 0.0
 
 
-def _responsiveness(subject: Subject, store: Store) -> dict[str, float]:
-    """Similarity of neighbours in documents and over splices, the state carried; 0 without one."""
+def _splice_numbers(subject: Subject, store: Store) -> dict[str, float | None]:
+    """Similarity to the last code before a splice, and the share kept; None without a splice."""
     middle = store.tokens.valid.shape[1] // 2
-    names = ("responsiveness", "similarity_within", "similarity_across")
-    codes = spliced_codes(subject, store, middle)
-    if codes is None:
-        return dict.fromkeys(names, 0.0)
-    response = metrics.responsiveness(codes, middle, subject.dec_norm)
-    return dict(zip(names, (response.value, response.within, response.across), strict=True))
+    after = [n for n in AFTER_SPLICE if middle + n < store.tokens.valid.shape[1]]
+    spliced = spliced_codes(subject, store, middle)
+    names = [f"splice_kept_{n}" for n in after]
+    names += ["similarity_within", "similarity_across", "similarity_chance"]
+    if spliced is None:
+        return dict.fromkeys(names)
+    splice = splices.splice_kept(subject.codes, *spliced, middle, subject.dec_norm, after)
+    values = [*splice.kept, splice.within[0], splice.across[0], splice.chance[0]]
+    return {
+        name: float(value) if np.isfinite(value) else None
+        for name, value in zip(names, values, strict=True)
+    }
 
 
 @torch.inference_mode()
-def spliced_codes(subject: Subject, store: Store, begin: int) -> CodedText | None:
-    """Codes of chunks that from position `begin` on are another document's.
+def spliced_codes(
+    subject: Subject, store: Store, begin: int
+) -> tuple[CodedText, Int[Tensor, " n_spliced"], Int[Tensor, " n_spliced"]] | None:
+    """Codes of chunks that from position `begin` on are another's, and the rows of both chunks.
 
     None if no two full chunks of different documents can be joined.
     """
@@ -159,13 +168,15 @@ def spliced_codes(subject: Subject, store: Store, begin: int) -> CodedText | Non
     mixed, _ = metrics.splice_documents(index, document, begin)
     sae, device = subject.sae, subject.sae.params.static.W_dec.device
     vals, idx = [], []
-    for pairs in mixed[:, [0, -1], 0].long().split(evaluation.EVAL_ROWS):
+    joined = mixed[:, [0, -1], 0].long()
+    for pairs in joined.split(evaluation.EVAL_ROWS):
         first, second = pairs.unbind(1)
         x = torch.cat([store.x(first)[:, :begin], store.x(second)[:, begin:]], dim=1)
         codes, _ = tsae.encode(sae.params, x.to(device), sae.dials)
         vals.append(codes.vals.cpu())
         idx.append(codes.idx.cpu())
-    return metrics.codes_from_topk(torch.cat(vals), torch.cat(idx), sae.d_sae)
+    spliced = metrics.codes_from_topk(torch.cat(vals), torch.cat(idx), sae.d_sae)
+    return spliced, *joined.unbind(1)
 
 
 # ---------------------------------------------------------------------------------------- lifetimes

@@ -1,0 +1,62 @@
+"""How long a code is still that of the text before, where a text goes on as another document."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import sparse
+from torch import Tensor
+
+from metrics import CodedText, ratio, similarity, token_matrix
+
+EPS = 1e-9  # a similarity that is above chance by less has nothing to keep
+
+
+@dataclass(frozen=True, eq=False)
+class Splice:
+    """Similarity to the last code before a splice, by tokens after it (0: the first one)."""
+
+    after: tuple[int, ...]
+    within: Float[np.ndarray, " after"]  # of the codes of the same document, had it gone on
+    across: Float[np.ndarray, " after"]  # of the codes after the splice
+    chance: Float[np.ndarray, " after"]  # of the other document's codes where nothing was spliced
+    kept: Float[
+        np.ndarray, " after"
+    ]  # (across - chance) / (within - chance); NaN if within is not above
+    n_splices: int
+
+
+def splice_kept(
+    codes: CodedText,
+    spliced: CodedText,
+    begun: Int[Tensor, " n_spliced"],
+    continued: Int[Tensor, " n_spliced"],
+    position: int,
+    dec_norm: Float[Tensor, " d_sae"] | None = None,
+    after: Iterable[int] = (0, 1, 2, 4, 8),
+) -> Splice:
+    """Share of a code's similarity above chance that survives a splice of two documents.
+
+    1 = the code is still the old document's, 0 = it is what it would be without that document (a
+    static code); a code that lags by L tokens keeps 1 for L tokens. `spliced` are the codes of the
+    chunks that begin as chunks `begun` of `codes` and go on, from `position`, as chunks `continued`,
+    the state carried over. Similarity: `sum_f min(a, b) / sum_f max(a, b)` of contributions.
+    Raises ValueError for no splice, or one whose chunks end before the last token asked for.
+    """
+    after, seq = tuple(after), codes.valid.shape[1]
+    whole = position + max(after) < seq and bool(codes.valid[begun].all())
+    if not (whole and len(begun) and position > 0 and min(after) >= 0):
+        raise ValueError(
+            f"splice needs whole chunks of over {position} + {after} tokens; got {seq}"
+        )
+    tokens = [token_matrix(part, dec_norm) for part in (codes, spliced)]
+    matrix = sparse.csr_array(sparse.vstack(tokens))
+    seam = tokens[0].shape[0] + np.arange(len(begun)) * seq + position
+    goes_on = begun.numpy() * seq + position, seam, continued.numpy() * seq + position
+    within, across, chance = (
+        np.array([similarity(matrix, (seam - 1, rows + d)).mean() for d in after])
+        for rows in goes_on
+    )
+    kept = np.where(within - chance > EPS, ratio(across - chance, within - chance), np.nan)
+    return Splice(after, within, across, chance, kept, len(begun))
