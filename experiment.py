@@ -262,7 +262,9 @@ def save_model(unit: Unit, lm: LanguageModel, name: str, sae: tsae.Sae) -> None:
     checkpoint.save_sae(unit.folder / name, sae, metadata=about, **names)
 
 
-def measure_models(unit: Unit, lm: LanguageModel, models: dict[str, tsae.Sae]) -> dict[str, float]:
+def measure_models(
+    unit: Unit, lm: LanguageModel, models: dict[str, tsae.Sae]
+) -> dict[str, float | None]:
     """All measures of the models on the same validation tokens; the last model is the run's own."""
     val, (*_, own), measures = unit.data.val, models, {}
     label, batches = f"{unit.data.name}, seed {unit.seed}", math.ceil(len(val) / EVAL_ROWS)
@@ -280,7 +282,7 @@ def measure_models(unit: Unit, lm: LanguageModel, models: dict[str, tsae.Sae]) -
 
 def _losses(
     unit: Unit, lm: LanguageModel, models: dict[str, tsae.Sae], own: str
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """What each code does to the language model's loss, in nats per token and per character."""
     config, train, val = unit.config, unit.data.train, unit.data.val
     spliced = {name: evaluation.replacement(sae) for name, sae in models.items()}
@@ -297,7 +299,7 @@ def _losses(
         measures[f"{prefix}kl"] = loss[name]["kl"]
         hurts = ablated > clean
         measures[f"{prefix}ce_recovered"] = (
-            metrics.ce_recovered(clean, nats, ablated) if hurts else 0.0
+            metrics.ce_recovered(clean, nats, ablated) if hurts else None
         )
     return measures | {
         "clean_nats_per_char": loss["clean"]["char"],
@@ -309,7 +311,7 @@ def _losses(
 # -------------------------------------------------------------------------------------- the run
 
 
-def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float]:
+def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float | None]:
     """Train, save and measure one text with one seed; what is there already is read."""
     done = unit.folder / "measures.json"
     if done.exists():

@@ -219,3 +219,16 @@ def test_the_standard_error_is_s_over_root_n():
     s = ((4 + 1 + 9) / 2) ** 0.5
     assert out["stderrs"]["fve_stderr"] == pytest.approx(s / 3**0.5)
     assert out["final_info_dict"]["fve"] == [1.0, 2.0, 6.0]
+
+
+def test_a_measure_that_seeds_lack_is_the_mean_of_the_others_and_absent_where_all_lack_it():
+    out = plan.summary(
+        [{"a": 1.0, "b": None}, {"a": None, "b": None}, {"a": 4.0, "b": None, "c": 2.0}]
+    )
+    assert out["means"] == {"a_mean": 2.5, "b_mean": None, "c_mean": 2.0}
+    assert out["stderrs"] == {"a_stderr": pytest.approx(1.5), "b_stderr": None, "c_stderr": 0.0}
+    assert out["final_info_dict"] == {
+        "a": [1.0, None, 4.0],
+        "b": [None] * 3,
+        "c": [None, None, 2.0],
+    }

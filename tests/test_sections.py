@@ -126,9 +126,9 @@ def test_stability_reports_both_models_and_their_difference_as_the_measures_them
         )
     assert numbers["jaccard"] > numbers["static_jaccard"]  # the memory prefers what was on
     for name in [n.removeprefix("static_") for n in numbers if n.startswith("static_")]:
-        assert numbers[f"difference_{name}"] == pytest.approx(
-            numbers[name] - numbers[f"static_{name}"]
-        )
+        own, theirs = numbers[name], numbers[f"static_{name}"]
+        absent = own is None or theirs is None
+        assert numbers[f"difference_{name}"] == (None if absent else pytest.approx(own - theirs))
 
 
 def test_the_interval_of_the_difference_in_lifetime_is_that_of_paired_samples():
@@ -239,12 +239,18 @@ def test_spliced_codes_of_a_static_sae_are_the_codes_of_the_two_documents():
         assert document[begun[0]] != document[continued[0]]
 
 
-def test_a_static_sae_keeps_nothing_over_a_splice_and_a_memory_something():
+def test_over_a_splice_a_static_sae_has_chance_similarity_and_a_memory_more():
     numbers = stability.stability_section(a_context()).numbers
-    for after in (0, 1, 2, 4, 8):
-        assert numbers[f"static_splice_kept_{after}"] == pytest.approx(0, abs=1e-5)
-    assert numbers["splice_kept_0"] > 0.05
-    assert numbers["similarity_across"] > numbers["similarity_chance"]
+    assert numbers["static_similarity_across"] == pytest.approx(numbers["static_similarity_chance"])
+    assert numbers["similarity_across"] > 1.1 * numbers["similarity_chance"]
+    for after in (
+        0,
+        1,
+        2,
+        4,
+        8,
+    ):  # x is noise: neighbours are hardly alike, and some less than chance
+        assert numbers[f"static_splice_kept_{after}"] in (None, pytest.approx(0, abs=1e-5))
 
 
 def test_a_memory_is_carried_over_the_splice():

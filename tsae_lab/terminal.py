@@ -83,7 +83,7 @@ def show(info: dict[str, Any], plan: str) -> None:
         rows = []
         for key in RUN_MEASURES:
             keys = [f"{prefix}{key}" for prefix in models.values()]
-            cells = [f"{means[f'{k}_mean']:.4f} ± {errors[f'{k}_stderr']:.4f}" for k in keys]
+            cells = [_cell(means[f"{k}_mean"], ".4f", errors[f"{k}_stderr"]) for k in keys]
             rows.append([definitions.label(key), *cells])
         n_seeds = len(text["final_info_dict"]["clean_ce"])
         title = f"{name}, {plan}: mean and standard error over {n_seeds} seeds"
@@ -120,13 +120,25 @@ def show_study(info: dict[str, Any]) -> None:
 
 def _study_row(key: str, text: dict[str, Any], n_seeds: int) -> list[str]:
     values = [text["means"][f"{prefix}{key}_mean"] for prefix in ("static_", "")]
-    cells = [f"{value:.4g}" for value in values]
-    if n_seeds > 1:
-        errors = [text["stderrs"][f"{prefix}{key}_stderr"] for prefix in ("static_", "")]
-        cells = [f"{cell} ± {error:.2g}" for cell, error in zip(cells, errors, strict=True)]
+    errors = [text["stderrs"][f"{prefix}{key}_stderr"] for prefix in ("static_", "")]
+    cells = [
+        _cell(value, ".4g", error if n_seeds > 1 else None, ".2g")
+        for value, error in zip(values, errors, strict=True)
+    ]
     bounds = text["intervals"].get(f"TSAE - static SAE: {key}")
     interval = f"{bounds[0][1]:+.4f} to {bounds[0][2]:+.4f}" if bounds else ""
-    return [definitions.label(key), *cells, f"{values[1] - values[0]:+.4g}", interval]
+    return [definitions.label(key), *cells, _cell(_minus(*reversed(values)), "+.4g"), interval]
+
+
+def _minus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def _cell(value: float | None, form: str, error: float | None = None, error_form: str = "") -> str:
+    """A number and its standard error; "-" for what could not be computed."""
+    if value is None:
+        return "-"
+    return f"{value:{form}}" + ("" if error is None else f" ± {error:{error_form or form}}")
 
 
 def show_tradeoff(curve: dict[str, Any]) -> None:

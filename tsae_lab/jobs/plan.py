@@ -6,7 +6,7 @@ import math
 import os
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -380,16 +380,18 @@ def split_store(config: Config, lm: LanguageModel, name: str, split: str) -> Sto
     return store.activation_store(lm, tokens, hook=config.hook, cache_dir=cache)
 
 
-def summary(by_seed: list[dict[str, float]]) -> dict[str, Any]:
-    """Per measure: mean, standard error (s / sqrt(n); 0 with one seed) and every seed's value."""
-    keys = list(by_seed[0])
-    values = {key: [measures[key] for measures in by_seed] for key in keys}
-    n = len(by_seed)
-    spread = {
-        key: float(np.std(v, ddof=1) / math.sqrt(n)) if n > 1 else 0.0 for key, v in values.items()
-    }
-    return {
-        "means": {f"{key}_mean": float(np.mean(v)) for key, v in values.items()},
-        "stderrs": {f"{key}_stderr": spread[key] for key in keys},
-        "final_info_dict": values,
-    }
+def summary(by_seed: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+    """Per measure: mean, standard error (s / sqrt(n); 0 with one seed) and every seed's value.
+
+    The mean is over the n seeds that have the measure, and None where none has it.
+    """
+    keys = list(dict.fromkeys(key for measures in by_seed for key in measures))
+    values = {key: [measures.get(key) for measures in by_seed] for key in keys}
+    means, errors = {}, {}
+    for key, of_seeds in values.items():
+        present = [value for value in of_seeds if value is not None]
+        n = len(present)
+        spread = float(np.std(present, ddof=1) / math.sqrt(n)) if n > 1 else 0.0
+        means[f"{key}_mean"] = float(np.mean(present)) if present else None
+        errors[f"{key}_stderr"] = spread if present else None
+    return {"means": means, "stderrs": errors, "final_info_dict": values}

@@ -95,7 +95,9 @@ def _dataset(
         for section in sections:
             numbers |= section["numbers"]
         pairs = [key for key in numbers if f"static_{key}" in numbers]
-        differences = {f"difference_{k}": numbers[k] - numbers[f"static_{k}"] for k in pairs}
+        both = [k for k in pairs if None not in (numbers[k], numbers[f"static_{k}"])]
+        differences = dict.fromkeys(f"difference_{k}" for k in pairs)
+        differences |= {f"difference_{k}": numbers[k] - numbers[f"static_{k}"] for k in both}
         measured.append(differences | numbers)
         intervals.append([row for section in sections for row in section["intervals"]])
     by_measure = {f"{row['model']}: {row['measure']}": [] for row in intervals[0]}
