@@ -292,7 +292,7 @@ def _losses(
     rows = evaluation.pick_rows(train, max(config.splice_tokens // 4, config.seq))
     train_loss = evaluation.splice_losses(lm, train, rows, {own: spliced[own]})
     clean, ablated = loss["clean"]["token"], loss["mean"]["token"]
-    measures = {"clean_ce": clean, "ablated_ce": ablated}
+    measures: dict[str, float | None] = {"clean_ce": clean, "ablated_ce": ablated}
     for name in models:
         nats, prefix = loss[name]["token"], MODEL_PREFIX[name]
         measures[f"{prefix}delta_ce"] = nats - clean

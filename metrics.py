@@ -516,7 +516,7 @@ def splice_documents(
 ) -> tuple[Float[Tensor, "n_spliced seq d_in"], Int[Tensor, " n_spliced"]]:
     """Chunks that go on, from `position`, as another document, and the chunk each begins as.
 
-    Encode the result and give it to `splices.splice_kept`. Each chunk is continued by one of another
+    Encode the result for `splices.splice_kept`. Each chunk is continued by one of another
     document, or left out. `x` may be anything per token. Raises ValueError for a position outside
     the chunk or a single document.
     """

@@ -40,8 +40,8 @@ def splice_kept(
 
     1 = the code is still the old document's, 0 = it is what it would be without that document (a
     static code); a code that lags by L tokens keeps 1 for L tokens. `spliced` are the codes of the
-    chunks that begin as chunks `begun` of `codes` and go on, from `position`, as chunks `continued`,
-    the state carried over. Similarity: `sum_f min(a, b) / sum_f max(a, b)` of contributions.
+    chunks that begin as chunks `begun` of `codes` and go on, from `position`, as `continued`, the
+    state carried over. Similarity: `sum_f min(a, b) / sum_f max(a, b)` of contributions.
     Raises ValueError for no splice, or one whose chunks end before the last token asked for.
     """
     after, seq = tuple(after), codes.valid.shape[1]
@@ -52,7 +52,7 @@ def splice_kept(
         )
     tokens = [token_matrix(part, dec_norm) for part in (codes, spliced)]
     matrix = sparse.csr_array(sparse.vstack(tokens))
-    seam = tokens[0].shape[0] + np.arange(len(begun)) * seq + position
+    seam = codes.valid.numel() + np.arange(len(begun)) * seq + position
     goes_on = begun.numpy() * seq + position, seam, continued.numpy() * seq + position
     within, across, chance = (
         np.array([similarity(matrix, (seam - 1, rows + d)).mean() for d in after])

@@ -151,8 +151,8 @@ def named(context: Context, values: Sequence[Mapping[str, float | None]]) -> Num
         first, second = values
         for name in [name for name in first if name in second]:
             one, other = first[name], second[name]
-            absent = one is None or other is None
-            numbers[f"difference_{name}"] = None if absent else float(one - other)
+            difference = None if one is None or other is None else float(one - other)
+            numbers[f"difference_{name}"] = difference
     return numbers
 
 

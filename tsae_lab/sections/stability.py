@@ -176,7 +176,7 @@ def spliced_codes(
         vals.append(codes.vals.cpu())
         idx.append(codes.idx.cpu())
     spliced = metrics.codes_from_topk(torch.cat(vals), torch.cat(idx), sae.d_sae)
-    return spliced, *joined.unbind(1)
+    return spliced, joined[:, 0], joined[:, 1]
 
 
 # ---------------------------------------------------------------------------------------- lifetimes
