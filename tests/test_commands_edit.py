@@ -37,7 +37,7 @@ TEXT = ["--text=the quick fox", "--good=s", "--bad=t"]
 
 @pytest.mark.parametrize("edit", ["ablate", "clamp", "swap", "steer"])
 def test_intervene_prints_the_effect_on_a_text(folders, edit):
-    for folder, modes in zip(folders, (("local", "propagated"), ("static",)), strict=True):
+    for folder, modes in zip(folders, (("local", "propagated"), ("local",)), strict=True):
         extra = ["--twin=the quick dog"] if edit == "swap" else []
         options = [f"--edit={edit}", "--feature=3", "--feature=7", "--value=2", "--position=-2"]
         result = run(experiment.app, ["intervene", str(folder), *TEXT, *options, *extra])
@@ -69,7 +69,7 @@ def test_intervene_on_a_text_writes_the_logits_of_the_edited_stream(folders, lm,
     modes = {"none": (no_edit, False)} | (
         {"local": (edit, False), "propagated": (edit, True)}
         if name == "tsae"
-        else {"static": (edit, False)}
+        else {"local": (edit, False)}
     )
     rows = {row["edit"]: row for row in content["rows"]}
     assert list(rows) == [*modes, "full patch"]

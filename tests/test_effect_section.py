@@ -9,7 +9,7 @@ from toys import HOOK, load_toy, random_model, save_model
 
 import metrics
 import tsae
-from tsae_lab.data import language_model, store, tasks
+from tsae_lab.data import language_model, public_sets, store, tasks
 from tsae_lab.measures import effects, interventions, text_effects
 from tsae_lab.sections import effects as effect_section
 from tsae_lab.sections.context import Context, Subject
@@ -282,10 +282,43 @@ def test_the_section_of_a_context_measures_its_subjects_in_float32(
     assert str(ids[0]) != str(ids[1])  # another seed, other cases
 
 
+def test_texts_share_one_float32_model_and_each_seeds_cases(
+    folder, tokens, subjects, data_dir, tmp_path, monkeypatch
+):
+    half = language_model.load_lm(folder, device="cpu", dtype=torch.bfloat16)
+    calls = {"load_lm": 0, "batches": 0, "find_sets": 0}
+
+    def count(module, name):
+        function = getattr(module, name)
+
+        def counted(*args, **options):
+            calls[name] += 1
+            return function(*args, **options)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(language_model, "load_lm")
+    count(effects, "batches")
+    count(public_sets, "find_sets")
+    unread = np.zeros((len(tokens.ids), 1, half.d_in), np.int16)
+    held = store.Store(path=tmp_path, hook=HOOK, tokens=tokens, data=unread)
+    made = {}
+    for text in ("first", "second"):  # run_3's order: each text, and of it each seed
+        for seed in range(3):
+            context = Context(
+                dataset=text, seed=seed, long=False, lm=half, store=held, words={}, share=0.05,
+                subjects=tuple(subjects[:1]), data_dir=data_dir,
+            )  # fmt: skip
+            made[text, seed] = effect_section.interventions_section(context).numbers
+    assert calls == {"load_lm": 1, "batches": 6, "find_sets": 3}  # two halves
+    assert all(made["first", seed] == made["second", seed] for seed in range(3))
+    assert made["first", 0] != made["first", 1]
+
+
 def test_a_share_of_the_counts_is_never_below_four_and_keeps_what_is_no_count_of_cases():
     full, some, least = Counts(), effect_section.scaled(0.5), effect_section.scaled(0.001)
     assert effect_section.scaled(1.0) == full
-    assert (some.train_cases, some.controls, some.text_rows) == (120, 50, 5)
+    assert (some.train_cases, some.controls, some.text_rows) == (120, 12, 5)
     assert (least.train_cases, least.control_cases, least.pairs_each) == (4, 4, 4)
     for name in ("features", "duration_each", "offsets", "strengths"):
         assert getattr(least, name) == getattr(full, name)

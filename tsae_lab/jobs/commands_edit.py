@@ -159,11 +159,6 @@ def _check_request(request: Request, png: Path | None) -> None:
         raise ValueError("--png draws the effect on generated sentences: not with --text")
 
 
-def _modes(saved: Saved) -> dict[str, bool]:
-    """Name and `propagated` of the ways to apply an edit."""
-    return interventions.modes(saved.sae) if saved.sae.temporal else {"static": False}
-
-
 def _change(saved: Saved, request: Request, *, propagated: bool) -> Change:
     def make(batch: Batch, mask: torch.Tensor) -> Edit:
         if request.edit == "ablate":
@@ -186,7 +181,7 @@ def _one_text(lm: LanguageModel, saved: Saved, request: Request) -> tuple[dict[s
     batch = effects.batches(lm, saved.hook, [case], need_twin=patched)[0][0]
     mask = interventions.positions(batch.seq, request.positions or (-1,)).to(lm.device)
     deltas = {"none": torch.zeros_like(batch.twin)}
-    for mode, propagated in _modes(saved).items():
+    for mode, propagated in interventions.modes(saved.sae).items():
         deltas[mode] = _change(saved, request, propagated=propagated)(batch, mask[None])[0]
     if patched:
         deltas["full patch"] = effects.full_patch(batch, mask[None])[0]
@@ -241,7 +236,7 @@ def _profiles(
 ) -> dict[str, Float[np.ndarray, "offsets cases"]]:
     """Change of logit(good) - logit(bad) by the full patch and by the edit in each of its modes."""
     changes: dict[str, Change] = {"full patch": effects.full_patch}
-    for mode, propagated in _modes(saved).items():
+    for mode, propagated in interventions.modes(saved.sae).items():
         changes[mode] = _change(saved, request, propagated=propagated)
     above, profiles = layers_above(lm, saved.hook), {}
     for name, change in changes.items():

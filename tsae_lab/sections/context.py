@@ -1,7 +1,8 @@
 """What every section shares: the text with the codes of its SAEs, estimates, intervals, words.
 
-A section gives numbers, tables and figures; it reads and writes no file. `run_3` calls each with
-the TSAE and the static SAE side by side, a command with one of them. A measure that is not defined
+A section gives numbers, tables and figures; it writes no file, and reads none but a language model
+and public sets of minimal pairs. `run_3` calls each with the TSAE and the static SAE side by side,
+a command with one of them. A measure that is not defined
 for the codes it gets (no active feature, one document, one token per chunk) is 0, so that a mean
 over seeds stays finite; where no interval can be estimated, the range of the measure is returned.
 """

@@ -37,7 +37,9 @@ def probing_section(context: Context) -> Section:
     return Section(row_numbers(rows), {"probes": [dict(row) for row in rows]}, figures)
 
 
-@functools.lru_cache(maxsize=1)
+# all seeds of a run, which each text asks for anew; one entry holds the float32 residual stream of
+# every task's texts
+@functools.lru_cache(maxsize=8)
 def _probed_residual(
     lm: LanguageModel, hook: str, share: float, seed: int
 ) -> tuple[Sequence[Task], Mapping[str, Reading], list[dict[str, Any]]]:
