@@ -188,7 +188,7 @@ def effect_measures(
     tables["intervals"] += _differences(shared, subjects, parts)
     pair_numbers, tables["minimal_pairs"] = _pair_accuracies(shared, subjects)
     filled = {name: rows for name, rows in tables.items() if rows}
-    return Section(numbers | pair_numbers, filled, _draw_all(shared, parts) if draw else {})
+    return Section({**numbers, **pair_numbers}, filled, _draw_all(shared, parts) if draw else {})
 
 
 def _parts(

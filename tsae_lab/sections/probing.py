@@ -34,7 +34,7 @@ def probing_section(context: Context) -> Section:
     figures = {"probes_by_features": accuracy_figure(rows)}
     if any(row["items"].startswith("distance") for row in rows):
         figures["probes_by_distance"] = distance_figure(rows, 5)
-    return Section(row_numbers(rows), {"probes": [dict(row) for row in rows]}, figures)
+    return Section({**row_numbers(rows)}, {"probes": [dict(row) for row in rows]}, figures)
 
 
 # all seeds of a run, which each text asks for anew; one entry holds the float32 residual stream of
