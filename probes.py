@@ -287,11 +287,18 @@ def _strength(features: Any, labels: np.ndarray, groups: Sequence[str], seed: in
 
 
 def _predicted(probe: LogisticRegression, features: Any) -> Int[np.ndarray, " items"]:
-    return np.asarray(probe.predict(features))
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # as in `_regression`
+        return np.asarray(probe.predict(features))
 
 
 def _regression(features: Any, labels: np.ndarray, strength: float) -> LogisticRegression:
-    return LogisticRegression(C=strength, tol=1e-3, max_iter=1_000).fit(features, labels)
+    probe = LogisticRegression(C=strength, tol=1e-3, max_iter=1_000)
+    # some BLAS kernels raise floating-point flags on lanes that they mask out
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        probe.fit(features, labels)
+    if not np.isfinite(probe.coef_).all():
+        raise ValueError("a probe's coefficients are not finite: the features are too large")
+    return probe
 
 
 # ----------------------------------------------------------------------------------------- accuracy

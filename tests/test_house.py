@@ -85,9 +85,6 @@ def n_lines(first: ast.stmt, last: ast.stmt) -> int:
     return (last.end_lineno or last.lineno) - first.lineno + 1
 
 
-later = pytest.mark.xfail(strict=False, reason="the house is being put in order")
-
-
 def test_the_root_holds_the_owners_files_and_the_kernels():
     assert {name for name in FILES if "." not in name} == AT_THE_ROOT | {"tsae_lab"}
 
@@ -138,7 +135,6 @@ def test_no_module_takes_a_private_name_of_another():
     assert taken == []
 
 
-@later
 def test_no_file_is_long():
     lengths = {module: len(path.read_text().splitlines()) for module, path in FILES.items()}
     assert {module: n for module, n in lengths.items() if n > MOST_LINES} == {}
