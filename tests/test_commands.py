@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from toys import HOOK, linzen, random_model, save_saes, write
+from toys import HOOK, error_line, linzen, random_model, save_saes, write
 from typer.testing import CliRunner
 
 import experiment
@@ -39,9 +39,7 @@ def call(*words: object):
 def told(done) -> str:
     """The one line of an error."""
     assert done.exit_code == 1, done.output
-    assert "Traceback" not in done.output
-    [line] = [line for line in done.output.splitlines() if line.startswith("error:")]
-    return line
+    return error_line(done.output)
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,18 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import toys
 import typer
 from toys import ROOT, TINY
 from typer.testing import CliRunner
 
 import experiment
 import tsae
+from tsae_lab.data import texts
 from tsae_lab.jobs import checkpoint, plan
 from tsae_lab.jobs.plan import Config
 
@@ -150,8 +153,7 @@ def test_another_configuration_in_the_same_directory_is_refused_and_nothing_is_l
     before = {path: path.read_bytes() for path in tiny.rglob("*") if path.is_file()}
     done = run(tiny, *TINY, "--k=9")
     assert done.returncode == 1
-    assert "another configuration" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert "another configuration" in toys.error_line(done.stderr)
     assert {path: path.read_bytes() for path in tiny.rglob("*") if path.is_file()} == before
 
 
@@ -177,9 +179,15 @@ def test_bad_options_end_in_one_line_and_leave_no_directory(tmp_path, options, n
     out = tmp_path / "run_2"
     done = CliRunner().invoke(experiment.app, [f"--out_dir={out}", *options])
     assert done.exit_code == 1
-    assert needle in done.output
-    assert len(done.output.strip().splitlines()) == 1
+    assert needle in toys.error_line(done.output)
     assert not out.exists()
+
+
+def test_an_unknown_text_is_refused_before_another_is_fetched(monkeypatch):
+    monkeypatch.setattr(texts, "CORPORA", {"sotu": lambda _: pytest.fail("fetched")})
+    texts.check_name("sotu")
+    with pytest.raises(ValueError, match="unknown corpus 'nonsense'"):
+        plan.checked(Config(datasets="sotu,nonsense"), "run_2")
 
 
 def test_the_run_that_is_not_built_yet_says_so(tmp_path):
@@ -196,7 +204,7 @@ def test_a_directory_with_other_files_is_not_taken_over(tmp_path):
 
 
 def test_every_config_field_is_an_option_with_a_help_text_and_its_own_name():
-    options = {p.name: p for p in typer.main.get_command(experiment.app).params}
+    options: dict[str, Any] = {p.name: p for p in typer.main.get_command(experiment.app).params}
     for field in fields(Config):
         option = options[field.name]
         assert f"--{field.name}" in option.opts

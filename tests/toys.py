@@ -106,6 +106,17 @@ def load_toy(folder: Path) -> LanguageModel:
     return language_model.load_lm(folder, device="cpu", dtype=torch.float32)
 
 
+# ---------------------------------------------------------------------------------------- commands
+
+
+def error_line(output: str) -> str:
+    """The one line of an error; notices, such as of what is fetched, may come before it."""
+    assert "Traceback" not in output
+    [line] = [line for line in output.splitlines() if line.startswith("error:")]
+    assert output.rstrip().endswith(line)
+    return line
+
+
 # -------------------------------------------------------------------------------------------- SAEs
 
 

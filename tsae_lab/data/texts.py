@@ -227,14 +227,17 @@ def load_corpus(name: str | Path, *, data_dir: str | Path | None = None) -> Corp
     page) and `text8` 90/5/5 by bytes. The last three are looked for in `data_dir` (or the
     environment variable `TSAE_DATA`) before they are downloaded.
     """
+    check_name(name)
     if str(name) in CORPORA:
         return CORPORA[str(name)](Path(data_dir) if data_dir else None)
-    path = Path(name).expanduser()
-    if not path.exists():
-        raise ValueError(
-            f"unknown corpus {str(name)!r}: not one of {', '.join(CORPORA)}, and no file or folder"
-        )
-    return _load_path(path)
+    return _load_path(Path(name).expanduser())
+
+
+def check_name(name: str | Path) -> None:
+    """ValueError unless it is a named corpus, or the path of a file or folder; fetches nothing."""
+    if str(name) not in CORPORA and not Path(name).expanduser().exists():
+        known = f"not one of {', '.join(CORPORA)}, and no file or folder"
+        raise ValueError(f"unknown corpus {str(name)!r}: {known}")
 
 
 # ---------------------------------------------------------------- tokens

@@ -241,6 +241,8 @@ def checked(config: Config, plan: str) -> Config:
         config = replace(config, **_brought(config.static_sae))
     check_config(config, plan)
     for name in names_of(config):
+        texts.check_name(name)
+    for name in names_of(config):
         texts.load_corpus(name, data_dir=config.data_dir or None)
     return config
 
