@@ -7,6 +7,9 @@ g_t     = clip(W_gate h_t + b_gate, 0, 1)               a soft gate per feature,
 sel_t   = pre_t + mix * beta * bridge * m_t             memory biases which features fire
 acts_t  = k largest of sel_t, valued relu(pre_t) * g_t  never more than k
 x_hat_t = acts_t W_dec + b_dec + mix * scale * LSTM_dec(acts_{<=t} W_dec / scale) W_out
+
+Gradients are those of finite differences in every tensor, the choice of features held; the bridge,
+which acts on that choice alone, gets a straight-through gradient.
 """
 
 import math
@@ -18,8 +21,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 import tsae_kernels as kernels
+from tsae_kernels import read_weights as read_weights
+from tsae_kernels import to as to
 
 Number = float | int
+Activations = Float[Tensor, "batch seq d_in"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -69,7 +75,7 @@ class Dials:
     mix: float = 1.0  # share of the temporal parts: 0 is the static SAE
     gate: bool = True  # whether the encoder LSTM's gates act
     recur: bool = True  # whether the decoder LSTM acts
-    low: torch.dtype = torch.float32  # of the matrix products
+    low: torch.dtype = torch.float32  # of the matrix products; a model in float64 takes float64
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -138,22 +144,12 @@ def from_static(
     if not (scale > 0 and math.isfinite(scale)):
         raise ValueError(f"from_static needs a finite scale > 0 (rms of x - b_dec); got {scale}")
     ref, (d_in, d_sae) = static.W_enc, static.W_enc.shape
-
-    def lstm(name: str, hidden: int) -> dict[str, Tensor]:
-        """Weights uniform in +-1 / sqrt(fan in); forget gates open (Jozefowicz et al. 2015)."""
-        W_x, W_h = (
-            (torch.rand(fan, 4 * hidden, generator=generator) * 2 - 1) / math.sqrt(fan)
-            for fan in (d_in, hidden)
-        )
-        b = torch.cat([torch.zeros(2 * hidden), torch.ones(hidden), torch.zeros(hidden)])
-        return {f"{name}_W_x": W_x.to(ref), f"{name}_W_h": W_h.to(ref), f"{name}_b": b.to(ref)}
-
     temporal = Temporal(
         bridge=ref.new_ones(d_sae),
-        **lstm("enc", hidden_enc),
+        **kernels.init_lstm("enc", ref, hidden_enc, generator),
         W_gate=ref.new_zeros(d_sae, hidden_enc),
         b_gate=ref.new_ones(d_sae),
-        **lstm("dec", hidden_dec),
+        **kernels.init_lstm("dec", ref, hidden_dec, generator),
         W_out=ref.new_zeros(hidden_dec, d_in),
         scale=ref.new_tensor(scale),
     )
@@ -211,10 +207,10 @@ def _begun(state: State | None, params: Params, batch: int, dials: Dials) -> Sta
     """A start for None, else the state; ValueError if it is of other streams, window or model."""
     if state is None:
         return start_state(params, batch, dials)
-    t, ring = params.temporal, state.memory.vals.shape
-    form = "streams={}, window={}, hidden_enc={}, hidden_dec={}".format
-    needed = form(batch, dials.window, len(t.enc_W_h), len(t.dec_W_h))
-    held = form(*ring[:2], state.enc_h.shape[1], state.dec_h.shape[1])
+    t, ring = params.temporal, state.memory.vals
+    form = "streams={}, window={}, hidden_enc={}, hidden_dec={}, {}".format
+    needed = form(batch, dials.window, len(t.enc_W_h), len(t.dec_W_h), t.W_gate.dtype)
+    held = form(*ring.shape[:2], state.enc_h.shape[1], state.dec_h.shape[1], ring.dtype)
     if held != needed:
         raise ValueError(f"this call needs a state of {needed}; got {held}")
     return state
@@ -251,13 +247,6 @@ def _widen(slots: Tensor, k: int) -> Tensor:
     return torch.nn.functional.pad(slots, (0, k - slots.shape[-1]))
 
 
-def read_weights(window: int, tau: float) -> Float[Tensor, " window"]:
-    """Weights of the codes 1..window tokens back, `exp(-j / tau)` scaled to sum 1."""
-    # from lag 0: a small tau leaves no 0 / 0
-    weights = torch.exp(-torch.arange(window, dtype=torch.float64) / tau)
-    return (weights / weights.sum()).float()
-
-
 def remember(
     memory: Memory, static: Codes, weights: Float[Tensor, " window"], d_sae: int
 ) -> Float[Tensor, "batch seq d_sae"]:
@@ -275,29 +264,31 @@ def _add_memory(base: Tensor, memory: Memory, static: Codes, weights: Tensor) ->
 
 
 # -------------------------------------------------------------------------------- encode and decode
+@kernels.exact
 def pre_acts(
-    x: Float[Tensor, "batch seq d_in"], static: Static, low: torch.dtype = torch.float32
+    x: Activations, static: Static, low: torch.dtype = torch.float32
 ) -> Float[Tensor, "batch seq d_sae"]:
     """Pre-activations `(x - b_dec) W_enc + b_enc`, in `low`. ValueError on a foreign width."""
-    d_in, width = len(static.b_dec), x.shape[-1]
-    if width != d_in:
-        raise ValueError(f"the encoder needs d_in={d_in}; got activations of width {width}")
-    return (x - static.b_dec).to(low) @ static.W_enc.to(low) + static.b_enc.to(low)
+    low = kernels.product_dtype(static.W_enc, low)
+    centred = (kernels.fitted(x, vars(static)) - static.b_dec).to(low)
+    return centred @ static.W_enc.to(low) + static.b_enc.to(low)
 
 
 def encode_static(
-    x: Float[Tensor, "batch seq d_in"], static: Static, k: int, low: torch.dtype = torch.float32
+    x: Activations, static: Static, k: int, low: torch.dtype = torch.float32
 ) -> Codes:
     """`relu(k largest of pre)`: the code of a static top-k SAE; each token by itself."""
+    x = kernels.fitted(x, vars(static))
     pre = pre_acts(x, static, low).flatten(0, 1)
     idx = kernels.topk_idx(pre.detach(), k)
     vals = kernels.kept_values(pre, idx, x.flatten(0, 1) - static.b_dec, static.W_enc, static.b_enc)
     return Codes(vals.view(*x.shape[:2], k), idx.view(*x.shape[:2], k))
 
 
-def decode_static(codes: Codes, static: Static) -> Float[Tensor, "batch seq d_in"]:
+def decode_static(codes: Codes, static: Static) -> Activations:
     """`acts W_dec + b_dec`."""
-    flat = kernels.decode_codes(codes.vals.flatten(0, 1), codes.idx.flatten(0, 1), static.W_dec)
+    vals = codes.vals.to(static.W_dec.dtype).flatten(0, 1)
+    flat = kernels.decode_codes(vals, codes.idx.flatten(0, 1), static.W_dec)
     return flat.view(*codes.vals.shape[:2], len(static.b_dec)) + static.b_dec
 
 
@@ -305,7 +296,7 @@ def decode_static(codes: Codes, static: Static) -> Float[Tensor, "batch seq d_in
 class Seen:
     """What an encoder makes of activations alone; the memory has no part in it."""
 
-    centred: Float[Tensor, "batch seq d_in"]
+    centred: Activations
     pre: Float[Tensor, "batch seq d_sae"]
     static: Codes  # detached: what the memory will hold
     hs: Float[Tensor, "batch seq hidden_enc"] | None  # what the gates read; None without gates
@@ -313,14 +304,15 @@ class Seen:
     enc_c: Float[Tensor, "batch hidden_enc"]
 
 
-def see(params: Params, x: Float[Tensor, "batch seq d_in"], dials: Dials, state: State) -> Seen:
+def see(params: Params, x: Activations, dials: Dials, state: State) -> Seen:
     """Pre-activations, static codes and the encoder LSTM's states."""
     static, t = params.static, params.temporal
     pre = pre_acts(x, static, dials.low)
-    centred = x - static.b_dec.detach()
+    centred = kernels.fitted(x, vars(static)) - static.b_dec
     flat = pre.detach().flatten(0, 1)
     idx, shape = kernels.topk_idx(flat, dials.k), (*x.shape[:2], dials.k)
-    codes = Codes(flat.gather(1, idx).float().relu().view(shape), idx.view(shape))
+    vals = flat.gather(1, idx).to(centred.dtype).relu()
+    codes = Codes(vals.view(shape), idx.view(shape))
     hs, h, c = None, state.enc_h, state.enc_c
     if dials.gate:
         hs, h, c = kernels.lstm(centred / t.scale, h, c, t.enc_W_x, t.enc_W_h, t.enc_b, dials.low)
@@ -343,7 +335,7 @@ def select(
     past = replace(memory, vals=_as_read(Codes(memory.vals, memory.idx), temporal, dials).vals)
     sel = _add_memory(flat.clone(), past, scaled, weights)
     idx = kernels.topk_idx(sel, dials.k)
-    added = (sel.gather(1, idx) - flat.gather(1, idx)).float()
+    added = (sel.gather(1, idx) - flat.gather(1, idx)).to(held.vals.dtype)
     return idx.view(shape), added.view(shape)
 
 
@@ -355,27 +347,37 @@ def _as_read(codes: Codes, temporal: Temporal, dials: Dials) -> Codes:
     """
     vals = codes.vals
     if dials.cap < math.inf:
-        vals = vals.clamp(max=dials.cap * temporal.scale.item())
+        vals = vals.clamp(max=(dials.cap * temporal.scale.detach().double()).to(vals.dtype))
     return Codes(vals * temporal.bridge.detach()[codes.idx], codes.idx)
 
 
 def encode(
-    params: Params, x: Float[Tensor, "batch seq d_in"], dials: Dials, state: State | None = None
+    params: Params, x: Activations, dials: Dials, state: State | None = None, *, train: bool = False
 ) -> tuple[Codes, State]:
     """Codes of `x`, and the state after it; `state` came before, None is the start of a document.
 
-    At most `k` values > 0 per token. Raises ValueError on dials out of range or a foreign width.
+    At most `k` values > 0 per token. With `train` the gradient is training's: b_dec gets none, a
+    saturated gate the one that brings it back. Raises ValueError on what does not fit.
     """
     check_dials(dials, d_sae=len(params.static.b_enc))
+    x = kernels.fitted(x, tensors(params))
     state = _begun(state, params, len(x), dials)
+    if train:
+        static = replace(params.static, b_dec=params.static.b_dec.detach())
+        params = replace(params, static=static)
     seen = see(params, x, dials, state)
-    codes = codes_with(params, seen, seen.static, state.memory, dials)
+    codes = codes_with(params, seen, seen.static, state.memory, dials, inward=train)
     memory = push(state.memory, seen.static)
     return codes, replace(state, memory=memory, enc_h=seen.enc_h, enc_c=seen.enc_c)
 
 
-def codes_with(params: Params, seen: Seen, held: Codes, memory: Memory, dials: Dials) -> Codes:
-    """The codes of what was seen when the memory holds `memory` and then, by token, `held`."""
+def codes_with(
+    params: Params, seen: Seen, held: Codes, memory: Memory, dials: Dials, *, inward: bool = False
+) -> Codes:
+    """The codes of what was seen when the memory holds `memory` and then, by token, `held`.
+
+    `inward` is that of `gate_values`.
+    """
     static, t = params.static, params.temporal
     idx, added = select(seen, held, memory, t, dials)
     pre, centred, flat_idx = (tensor.flatten(0, 1) for tensor in (seen.pre, seen.centred, idx))
@@ -387,20 +389,25 @@ def codes_with(params: Params, seen: Seen, held: Codes, memory: Memory, dials: D
         ghost = t.bridge[flat_idx] * share
         vals = vals + (ghost - ghost.detach())
     if seen.hs is not None:
-        vals = vals * kernels.gate_values(seen.hs.flatten(0, 1), t.W_gate, t.b_gate, flat_idx)
+        hs = seen.hs.flatten(0, 1)
+        vals = vals * kernels.gate_values(hs, t.W_gate, t.b_gate, flat_idx, inward=inward)
     return Codes(vals.view(idx.shape), idx)
 
 
 def decode(
-    params: Params, codes: Codes, dials: Dials, state: State | None = None
-) -> tuple[Float[Tensor, "batch seq d_in"], State]:
-    """Reconstruction from the codes alone, and the state after them (the decoder LSTM's part)."""
+    params: Params, codes: Codes, dials: Dials, state: State | None = None, *, train: bool = False
+) -> tuple[Activations, State]:
+    """Reconstruction from the codes alone, and the state after them (the decoder LSTM's part).
+
+    With `train` the LSTM sends no gradient into the codes.
+    """
     static, t = params.static, params.temporal
     state = _begun(state, params, len(codes.vals), dials)
     base = decode_static(codes, static)
     if not dials.recur or dials.mix == 0:
         return base, state
-    read = ((base - static.b_dec) / t.scale).detach()  # the LSTM sends no gradient into the codes
+    read = (base - static.b_dec) / t.scale
+    read = read.detach() if train else read
     h, c = state.dec_h, state.dec_c
     hs, h, c = kernels.lstm(read, h, c, t.dec_W_x, t.dec_W_h, t.dec_b, dials.low)
     out = kernels.product(hs.flatten(0, 1), t.W_out, dials.low).view_as(base)
@@ -408,11 +415,11 @@ def decode(
 
 
 def forward(
-    params: Params, x: Float[Tensor, "batch seq d_in"], dials: Dials, state: State | None = None
-) -> tuple[Float[Tensor, "batch seq d_in"], Codes, State]:
-    """`decode(encode(x))`, the codes, and the state after both."""
-    codes, state = encode(params, x, dials, state)
-    x_hat, state = decode(params, codes, dials, state)
+    params: Params, x: Activations, dials: Dials, state: State | None = None, *, train: bool = False
+) -> tuple[Activations, Codes, State]:
+    """`decode(encode(x))`, the codes, and the state after both; `train` as in either."""
+    codes, state = encode(params, x, dials, state, train=train)
+    x_hat, state = decode(params, codes, dials, state, train=train)
     return x_hat, codes, state
 
 
@@ -565,25 +572,12 @@ def _follow(life: Lifecycle, streams: Streams, idx: Tensor, on: Tensor, real: Te
     """`life` with what happened to the runs, token by token, all streams at once."""
     if len(streams.opens) != len(idx):
         raise ValueError(f"this lifecycle has {len(streams.opens)} streams; got {len(idx)} rows")
-    d_sae = len(life.idle)
-    position = streams.length[:, None] + real.long().cumsum(1) - 1
-    now, tables = position[..., None], (streams.last, streams.begun)
-    before, begin, last, begun = kernels.follow_runs(*tables, torch.where(on, idx, -1), position)
-    length = streams.length + real.sum(1)
-    fresh = on & (begin == now)
-    gap = torch.where(fresh & (before > NEVER), now - before - 1, 0)
-    age = torch.where(on, now - begin + 1, 0)
-    still = (last == length[:, None] - 1).sum(0)
-    open_before = (streams.last == streams.length[:, None] - 1).sum(0)
-    born = fresh & ((now > 0) | streams.opens[:, None, None])
+    tables = streams.last, streams.begun, streams.length, streams.opens
+    counts, oldest, (last, begun, length) = kernels.run_counts(*tables, idx, on, real)
     return replace(
         life,
-        births=life.births + kernels.feature_sums(born.long(), idx, d_sae),
-        deaths=life.deaths + open_before + kernels.feature_sums(fresh.long(), idx, d_sae) - still,
-        gaps=life.gaps + kernels.feature_sums((gap > 0).long(), idx, d_sae),
-        gap_tokens=life.gap_tokens + kernels.feature_sums(gap, idx, d_sae),
-        age_sum=life.age_sum + kernels.feature_sums(age, idx, d_sae),
-        oldest=life.oldest.scatter_reduce(0, idx.flatten(), age.flatten(), "amax"),
+        **{name: getattr(life, name) + count for name, count in counts.items()},
+        oldest=torch.maximum(life.oldest, oldest),
         streams=Streams(streams.opens, length, last, begun),
     )
 
@@ -597,3 +591,9 @@ def stage(life: Lifecycle, *, dead_after: int, dormant_after: int = 1) -> Int[Te
     out[life.fired == 0] = UNBORN
     out[life.idle >= dead_after] = DEAD
     return out
+
+
+for _cls in (Static, Temporal, Params, Codes, State, Seen, Streams, Lifecycle):
+    kernels.register_tree(_cls)
+kernels.register_tree(Sae, "dials")
+kernels.register_tree(Memory, "pushed")

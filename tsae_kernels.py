@@ -1,15 +1,118 @@
 """The products and recurrences that training spends its time in, on sparse codes.
 
 A code is `(vals, idx)`, both `(tokens k)`: values and the features they belong to. Products run in
-`low`, bfloat16 where the processor has it and float32 else; everything that is summed up over steps
-stays in float32.
+`low`, bfloat16 where the processor has it and float32 else (tensors in float64: in float64); what
+is summed up over steps stays in the dtype of the tensors. Autocast has no say in any of them.
+
+Gradients are those of finite differences, unless a function says another. They are written by hand
+and can be taken once; `torch.func` and `torch.compile` get the same functions in plain operations.
 """
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import fields
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Shaped
-from torch import Tensor
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Generator, Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import Function
+from torch.utils import _pytree
+
+Args = ParamSpec("Args")
+Result = TypeVar("Result")
+Tree = TypeVar("Tree")
+
+
+def exact(call: Callable[Args, Result]) -> Callable[Args, Result]:
+    """`call` with autocast off."""
+
+    @wraps(call)
+    def run(*args: Args.args, **kwargs: Args.kwargs) -> Result:
+        device = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)).device.type
+        cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if cast else nullcontext():
+            return call(*args, **kwargs)
+
+    return run
+
+
+def product_dtype(W: Tensor, low: torch.dtype) -> torch.dtype:
+    """`low`, but float64 for a `W` in float64."""
+    return torch.float64 if W.dtype == torch.float64 else low
+
+
+def _plain() -> bool:
+    """Whether `torch.func` or `torch.compile` asks, which see through plain operations alone."""
+    return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+
+
+def _once(backward: Callable[..., Result]) -> Callable[..., Result]:
+    """Raise where a hand-written gradient is to be differentiated or mapped over.
+
+    `once_differentiable` would raise in `backward()` alone: `grad` passes its error by.
+    """
+
+    @wraps(backward)
+    def run(ctx: Any, *grads: Tensor) -> Result:
+        mapped = any(is_legacy_batchedtensor(grad) for grad in grads)
+        if torch.is_grad_enabled() or mapped:
+            advice = "take higher or batched ones by torch.func (grad, jacrev, hessian)"
+            raise RuntimeError(f"gradients of tsae can be taken once, one by one; {advice}")
+        return backward(ctx, *grads)
+
+    return run
+
+
+def register_tree(cls: type, *constants: str) -> None:
+    """Make a dataclass a pytree (`torch.func`, `tree_map`); `constants` are not tensors."""
+    names = [field.name for field in fields(cls) if field.name not in constants]
+
+    def flatten(tree: Any) -> tuple[list[Any], list[Any]]:
+        return [getattr(tree, n) for n in names], [getattr(tree, n) for n in constants]
+
+    def unflatten(leaves: Any, context: list[Any]) -> Any:
+        tree = object.__new__(cls)  # leaves may be anything: no check of types or shapes
+        vars(tree).update(zip([*names, *constants], [*leaves, *context], strict=True))
+        return tree
+
+    _pytree.register_pytree_node(cls, flatten, unflatten)
+
+
+def to(
+    tree: Tree, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Tree:
+    """Parameters, codes or a state on `device`, floats in `dtype`; None: as they are.
+
+    Whole numbers stay whole. Raises ValueError on a `dtype` that is not floating.
+    """
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"parameters and codes need a floating dtype; got {dtype}")
+
+    def moved(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
+
+    return _pytree.tree_map(moved, tree)
+
+
+def fitted(x: Tensor, named: Mapping[str, Tensor]) -> Tensor:
+    """`x` in the dtype of the parameters; ValueError unless (batch, seq, d_in) and floating."""
+    dtypes, d_in, width = {t.dtype for t in named.values()}, len(named["b_dec"]), x.shape[-1:]
+    if len(dtypes) > 1 or not named["b_dec"].is_floating_point():
+        names = ", ".join(sorted(map(str, dtypes)))
+        raise ValueError(f"parameters need to be of one floating dtype; got {names}")
+    if x.ndim != 3 or not x.is_floating_point():
+        got = f"got shape {tuple(x.shape)} of {x.dtype}"
+        raise ValueError(f"activations need shape (batch, seq, d_in={d_in}) and floats; {got}")
+    if width[0] != d_in:
+        raise ValueError(f"the encoder needs d_in={d_in}; got activations of width {width[0]}")
+    return x.to(named["b_dec"].dtype)
 
 
 def topk_idx(pre: Float[Tensor, "tokens d_sae"], k: int) -> Int[Tensor, "tokens k"]:
@@ -35,7 +138,7 @@ def scatter_codes(
     vals: Float[Tensor, "tokens k"], idx: Int[Tensor, "tokens k"], d_sae: int
 ) -> Float[Tensor, "tokens d_sae"]:
     """The dense form of a code; a feature named twice gets the sum."""
-    return vals.new_zeros(len(idx), d_sae).scatter_add_(1, idx, vals)
+    return vals.new_zeros(len(idx), d_sae).scatter_add(1, idx, vals)
 
 
 def gather_dot(
@@ -73,6 +176,13 @@ def feature_sums(
 ) -> Shaped[Tensor, " d_sae"]:
     """Sum of the values of each feature; whole numbers stay whole."""
     return vals.new_zeros(d_sae).index_add_(0, idx.flatten(), vals.flatten())
+
+
+def read_weights(window: int, tau: float) -> Float[Tensor, " window"]:
+    """Weights of the codes 1..window tokens back, `exp(-j / tau)` scaled to sum 1."""
+    # from lag 0: a small tau leaves no 0 / 0
+    weights = torch.exp(-torch.arange(window, dtype=torch.float64) / tau)
+    return (weights / weights.sum()).float()
 
 
 def add_window(
@@ -126,21 +236,61 @@ def follow_runs(
     return before, begin, last[:, :-1], begun[:, :-1]
 
 
+def run_counts(
+    last: Int[Tensor, "streams d_sae"],
+    begun: Int[Tensor, "streams d_sae"],
+    length: Int[Tensor, " streams"],
+    opens: Bool[Tensor, " streams"],
+    idx: Int[Tensor, "streams seq k"],
+    on: Bool[Tensor, "streams seq k"],
+    real: Bool[Tensor, "streams seq"],
+) -> tuple[dict[str, Tensor], Int[Tensor, " d_sae"], tuple[Tensor, Tensor, Tensor]]:
+    """Births, deaths, gaps, gap tokens and summed ages by feature, largest ages, then the tables.
+
+    The tables are those of `follow_runs` and the `length` of each stream's chunk so far; `opens`
+    says whether it begins a document. Token by token, all streams at once.
+    """
+    d_sae = last.shape[1]
+    position = length[:, None] + real.long().cumsum(1) - 1
+    now = position[..., None]
+    before, begin, new_last, new_begun = follow_runs(
+        last, begun, torch.where(on, idx, -1), position
+    )
+    new_length = length + real.sum(1)
+    fresh = on & (begin == now)
+    gap = torch.where(fresh & (before >= 0), now - before - 1, 0)
+    age = torch.where(on, now - begin + 1, 0)
+    still = (new_last == new_length[:, None] - 1).sum(0)
+    open_before = (last == length[:, None] - 1).sum(0)
+    born = fresh & ((now > 0) | opens[:, None, None])
+    counts = {
+        "births": feature_sums(born.long(), idx, d_sae),
+        "deaths": open_before + feature_sums(fresh.long(), idx, d_sae) - still,
+        "gaps": feature_sums((gap > 0).long(), idx, d_sae),
+        "gap_tokens": feature_sums(gap, idx, d_sae),
+        "age_sum": feature_sums(age, idx, d_sae),
+    }
+    oldest = still.new_zeros(d_sae).scatter_reduce(0, idx.flatten(), age.flatten(), "amax")
+    return counts, oldest, (new_last, new_begun, new_length)
+
+
 class _Keep(Function):
     @staticmethod
-    def forward(ctx, pre, idx, x, W_enc, b_enc):  # noqa: ARG004 W_enc gets a gradient
-        vals = pre.gather(1, idx).float().relu()
-        ctx.save_for_backward(vals > 0, idx, x)
+    def forward(ctx, pre, idx, x, W_enc, b_enc):
+        vals = pre.gather(1, idx).to(x.dtype).relu()
+        ctx.save_for_backward(vals > 0, idx, x, W_enc)
         ctx.d_sae = len(b_enc)
         return vals
 
     @staticmethod
+    @_once
     def backward(ctx, *grads):
-        on, idx, x = ctx.saved_tensors
+        on, idx, x, W_enc = ctx.saved_tensors
         d_vals = grads[0] * on
+        d_x = decode_codes(d_vals, idx, W_enc.t()) if ctx.needs_input_grad[2] else None
         d_W = codes_t_product(d_vals, idx, x, ctx.d_sae).t() if ctx.needs_input_grad[3] else None
         d_b = feature_sums(d_vals, idx, ctx.d_sae) if ctx.needs_input_grad[4] else None
-        return None, None, None, d_W, d_b
+        return None, None, d_x, d_W, d_b
 
 
 def kept_values(
@@ -150,8 +300,10 @@ def kept_values(
     W_enc: Float[Tensor, "d_in d_sae"],
     b_enc: Float[Tensor, " d_sae"],
 ) -> Float[Tensor, "tokens k"]:
-    """`relu(x W_enc + b_enc)` at `idx`; differentiable in `W_enc` and `b_enc`, not in `x`."""
-    return _Keep.apply(pre.detach(), idx, x.detach(), W_enc, b_enc)  # type: ignore[no-any-return]
+    """`relu(pre)` at `idx`, where `pre` is `x W_enc + b_enc`: the gradient goes to the latter."""
+    if _plain():
+        return pre.gather(1, idx).to(x.dtype).relu()
+    return _Keep.apply(pre.detach(), idx, x, W_enc, b_enc)  # type: ignore[no-any-return]
 
 
 class _Decode(Function):
@@ -163,6 +315,7 @@ class _Decode(Function):
         )
 
     @staticmethod
+    @_once
     def backward(ctx, *grads):
         vals, idx, W_dec = ctx.saved_tensors
         grad = grads[0].contiguous()
@@ -171,28 +324,34 @@ class _Decode(Function):
         return d_vals, None, d_W
 
 
+@exact
 def decode_codes(
     vals: Float[Tensor, "tokens k"],
     idx: Int[Tensor, "tokens k"],
     W_dec: Float[Tensor, "d_sae d_in"],
 ) -> Float[Tensor, "tokens d_in"]:
     """`sum_j vals_j W_dec[idx_j]`: `k` rows per token, not `d_sae`, forward and backward."""
+    if _plain():
+        return scatter_codes(vals, idx, len(W_dec)) @ W_dec
     return _Decode.apply(vals, idx, W_dec)  # type: ignore[no-any-return]
 
 
 class _Gate(Function):
     @staticmethod
-    def forward(ctx, h, W_gate, b_gate, idx):
+    def forward(ctx, h, W_gate, b_gate, idx, inward):
         z = gather_dot(h, W_gate, idx) + b_gate[idx]
         ctx.save_for_backward(h, W_gate, idx, z)
+        ctx.inward = inward
         return z.clamp(0.0, 1.0)
 
     @staticmethod
+    @_once
     def backward(ctx, *grads):
         h, W_gate, idx, z = ctx.saved_tensors
-        # a saturated gate gets the gradient that brings it back
-        inward = ((z >= 0) | (grads[0] < 0)) & ((z <= 1) | (grads[0] > 0))
-        grad = grads[0] * inward
+        passes = (z >= 0) & (z <= 1)
+        if ctx.inward:  # a saturated gate gets the gradient that brings it back
+            passes |= torch.where(z < 0, grads[0] < 0, grads[0] > 0)
+        grad = grads[0] * passes
         d_h = F.embedding_bag(
             idx.contiguous(), W_gate, per_sample_weights=grad.contiguous(), mode="sum"
         )
@@ -201,21 +360,27 @@ class _Gate(Function):
             codes_t_product(grad, idx, h, len(W_gate)),
             feature_sums(grad, idx, len(W_gate)),
             None,
+            None,
         )
 
 
+@exact
 def gate_values(
     h: Float[Tensor, "tokens hidden"],
     W_gate: Float[Tensor, "d_sae hidden"],
     b_gate: Float[Tensor, " d_sae"],
     idx: Int[Tensor, "tokens k"],
+    *,
+    inward: bool = False,
 ) -> Float[Tensor, "tokens k"]:
     """`clip(W_gate h + b_gate, 0, 1)` at `idx`: exact zeros, exact ones.
 
-    Outside (0, 1) the gradient passes where a step along it leads back inside; else a gate that is
-    once open would stay so.
+    With `inward` the gradient passes outside (0, 1) too, where a step along it leads back inside,
+    so that a gate that is once open does not stay so; not under `torch.func`.
     """
-    return _Gate.apply(h.contiguous(), W_gate, b_gate, idx)  # type: ignore[no-any-return]
+    if _plain() and not inward:
+        return (h @ W_gate.t() + b_gate).gather(1, idx).clamp(0.0, 1.0)
+    return _Gate.apply(h.contiguous(), W_gate, b_gate, idx, inward)  # type: ignore[no-any-return]
 
 
 class _Product(Function):
@@ -223,22 +388,40 @@ class _Product(Function):
     def forward(ctx, x, W, low):
         ctx.save_for_backward(x, W)
         ctx.low = low
-        return (x.to(low) @ W.to(low)).float()
+        return (x.to(low) @ W.to(low)).to(x.dtype)
 
     @staticmethod
+    @_once
     def backward(ctx, *grads):
         x, W = ctx.saved_tensors
         grad = grads[0].to(ctx.low)
-        d_x = (grad @ W.to(ctx.low).t()).float() if ctx.needs_input_grad[0] else None
-        d_W = (x.to(ctx.low).t() @ grad).float() if ctx.needs_input_grad[1] else None
+        d_x = (grad @ W.to(ctx.low).t()).to(x.dtype) if ctx.needs_input_grad[0] else None
+        d_W = (x.to(ctx.low).t() @ grad).to(W.dtype) if ctx.needs_input_grad[1] else None
         return d_x, d_W, None
 
 
+@exact
 def product(
     x: Float[Tensor, "tokens d_a"], W: Float[Tensor, "d_a d_b"], low: torch.dtype = torch.float32
 ) -> Float[Tensor, "tokens d_b"]:
     """`x W`, and its gradients, with the products in `low`."""
+    low = product_dtype(W, low)
+    if _plain():
+        return (x.to(low) @ W.to(low)).to(x.dtype)
     return _Product.apply(x, W, low)  # type: ignore[no-any-return]
+
+
+def init_lstm(name: str, like: Tensor, hidden: int, generator: Generator) -> dict[str, Tensor]:
+    """Weights of an LSTM that reads as many inputs as `like` has rows; in its dtype.
+
+    Uniform in +-1 / sqrt(fan in); forget gates open (Jozefowicz et al. 2015).
+    """
+    W_x, W_h = (
+        (torch.rand(fan, 4 * hidden, generator=generator) * 2 - 1) / math.sqrt(fan)
+        for fan in (len(like), hidden)
+    )
+    b = torch.cat([torch.zeros(2 * hidden), torch.ones(hidden), torch.zeros(hidden)])
+    return {f"{name}_W_x": W_x.to(like), f"{name}_W_h": W_h.to(like), f"{name}_b": b.to(like)}
 
 
 class _Lstm(Function):
@@ -253,7 +436,7 @@ class _Lstm(Function):
         seq, batch, _ = x.shape
         hidden = len(W_h)
         x_low, W_x_low, W_h_low = x.to(low), W_x.to(low), W_h.to(low)
-        gates = (x_low.flatten(0, 1) @ W_x_low).view(seq, batch, 4 * hidden).float().add_(b)
+        gates = (x_low.flatten(0, 1) @ W_x_low).view(seq, batch, 4 * hidden).to(b.dtype).add_(b)
         hs, cs = x.new_empty(seq + 1, batch, hidden), x.new_empty(seq + 1, batch, hidden)
         tanh_c = x.new_empty(seq, batch, hidden)
         hs[0], cs[0] = h, c
@@ -272,6 +455,7 @@ class _Lstm(Function):
         return hs[1:], hs[seq].clone(), cs[seq].clone()
 
     @staticmethod
+    @_once
     def backward(ctx, *grads):
         x, W_x, W_h, gates, hs, cs, tanh_c = ctx.saved_tensors
         low, hidden, (o, i, f, g) = x.dtype, len(W_h), gates.split(len(W_h), 2)
@@ -290,12 +474,24 @@ class _Lstm(Function):
             d_c *= f[t]
             d_h = d[t].to(low) @ W_h.t()
         flat = d_gates.flatten(0, 1).to(low)
-        d_x = (flat @ W_x.t()).float().view(x.shape) if ctx.needs_input_grad[0] else None
-        d_W_x = (x.flatten(0, 1).t() @ flat).float()
-        d_W_h = (hs[:-1].flatten(0, 1).to(low).t() @ flat).float()
-        return d_x, d_h.float(), d_c, d_W_x, d_W_h, d_gates.sum((0, 1)), None
+        d_x = (flat @ W_x.t()).to(hs.dtype).view(x.shape) if ctx.needs_input_grad[0] else None
+        d_W_x = (x.flatten(0, 1).t() @ flat).to(hs.dtype)
+        d_W_h = (hs[:-1].flatten(0, 1).to(low).t() @ flat).to(hs.dtype)
+        return d_x, d_h.to(hs.dtype), d_c, d_W_x, d_W_h, d_gates.sum((0, 1)), None
 
 
+def _plain_lstm(x, h, c, W_x, W_h, b, low):
+    """`_Lstm.apply` in plain operations; `x` is (seq batch d_in)."""
+    gates, hs = product(x.flatten(0, 1), W_x, low).view(*x.shape[:2], -1) + b, []
+    for z in gates.unbind():
+        o, i, f, g = (z + product(h, W_h, low)).chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        hs.append(h)
+    return torch.stack(hs) if hs else x.new_empty(0, *h.shape), h, c
+
+
+@exact
 def lstm(
     x: Float[Tensor, "batch seq d_in"],
     h: Float[Tensor, "batch hidden"],
@@ -312,5 +508,6 @@ def lstm(
     `gates = 4 * hidden`: output, input, forget, candidate. `torch.nn.LSTM`, rows so ordered.
     """
     steps = x.transpose(0, 1).contiguous()
-    hs, h_last, c_last = _Lstm.apply(steps, h, c, W_x, W_h, b, low)  # type: ignore[misc]
+    run: Callable[..., Any] = _plain_lstm if _plain() else _Lstm.apply
+    hs, h_last, c_last = run(steps, h, c, W_x, W_h, b, product_dtype(W_x, low))
     return hs.transpose(0, 1), h_last, c_last

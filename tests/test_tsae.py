@@ -1,6 +1,7 @@
 import re
 from collections import deque
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,9 @@ from toys import random_model
 
 import tsae
 from tsae import Codes, Dials
-from tsae_lab.jobs import checkpoint
 
 quick = settings(deadline=None, max_examples=25)
-loose = {"rtol": 1e-4, "atol": 1e-4}
+loose: Any = {"rtol": 1e-4, "atol": 1e-4}
 
 
 @st.composite
@@ -86,7 +86,7 @@ def test_without_temporal_parts_that_act_an_sae_is_not_temporal_and_what_came_be
 
 def test_an_sae_on_a_device_has_all_its_tensors_there_and_its_dials():
     sae = tsae.Sae(params=random_model(), dials=Dials(k=3))
-    moved = checkpoint.on_device(sae, "meta")
+    moved = tsae.to(sae, "meta")
     assert {t.device.type for t in tsae.tensors(moved.params).values()} == {"meta"}
     assert moved.dials == sae.dials
 
@@ -141,7 +141,7 @@ def test_streaming_token_by_token_equals_one_call(window):
 @quick
 @given(cases(), st.integers(1, 3))
 def test_a_streams_state_is_of_one_size_however_long_it_runs(case, repeats):
-    state = None
+    state: Any = None
     for _ in range(repeats):
         _, _, state = tsae.forward(case.params, case.x, case.dials, state)
     memory = state.memory.vals.numel() + state.memory.idx.numel()

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -27,7 +29,7 @@ def dense(vals, idx, d_sae):
     return out
 
 
-def leaf(tensor):
+def leaf(tensor) -> Any:
     return tensor.clone().requires_grad_()
 
 
@@ -171,14 +173,9 @@ def test_kept_values_equal_relu_of_the_dense_encoder_at_the_features_and_its_gra
     out = tsae_kernels.kept_values(pre, idx, x, W, b)
     expected = pre.relu().gather(1, idx)
     assert torch.equal(out, expected)
-    got = torch.autograd.grad(out, (W, b), upstream)
-    for a, c in zip(
-        got, torch.autograd.grad(expected, (W, b), upstream, retain_graph=True), strict=True
-    ):
+    got = torch.autograd.grad(out, (x, W, b), upstream)
+    for a, c in zip(got, torch.autograd.grad(expected, (x, W, b), upstream), strict=True):
         assert torch.equal(a, c)
-    assert torch.autograd.grad(
-        tsae_kernels.kept_values(pre, idx, x, W, b), x, upstream, allow_unused=True
-    ) == (None,)
 
 
 def test_a_frozen_encoder_or_decoder_gets_no_gradient():
@@ -247,6 +244,18 @@ def test_follow_runs_finds_where_each_feature_was_on_before_and_where_its_run_be
             assert (new_last[s, f], new_begun[s, f]) == (at_last, at_begun)
 
 
+def test_run_counts_of_one_feature_that_goes_off_and_on_again():
+    on = torch.tensor([[[1], [1], [0], [0], [1]]]) > 0
+    never, opens = torch.full((1, 1), -2), torch.tensor([True])
+    real, idx, length = torch.ones(1, 5) > 0, torch.zeros(1, 5, 1, dtype=torch.int64), opens * 0
+    counts, oldest, (last, begun, read) = tsae_kernels.run_counts(
+        never, never, length, opens, idx, on, real
+    )
+    expected = {"births": 2, "deaths": 1, "gaps": 1, "gap_tokens": 2, "age_sum": 1 + 2 + 1}
+    assert {name: count.item() for name, count in counts.items()} == expected
+    assert (oldest.item(), last.item(), begun.item(), read.item()) == (2, 4, 4, 5)
+
+
 # -------------------------------------------------------------------------------------------- gates
 
 
@@ -260,21 +269,25 @@ def test_gate_values_equal_the_clipped_dense_gate_and_its_gradients_where_it_is_
     h, W, b = (leaf(data.draw(tensors(*s, elements=part))) for s in shapes)
     upstream, idx = data.draw(codes(n["tokens"], n["d_sae"]))
     z = (h @ W.t() + b).gather(1, idx)
-    out = tsae_kernels.gate_values(h, W, b, idx)
+    out = tsae_kernels.gate_values(h, W, b, idx, inward=True)
     assert torch.equal(out, z.clamp(0, 1))
     inward = ((z < 0) & (upstream < 0)) | (
         (z > 1) & (upstream > 0)
     )  # what leads a saturated gate back
     open_or_inward = ((z >= 0) & (z <= 1)) | inward
-    expected = torch.autograd.grad(z, (h, W, b), upstream * open_or_inward)
+    expected = torch.autograd.grad(z, (h, W, b), upstream * open_or_inward, retain_graph=True)
     for got, want in zip(torch.autograd.grad(out, (h, W, b), upstream), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+    expected = torch.autograd.grad(z.clamp(0, 1), (h, W, b), upstream)
+    true = torch.autograd.grad(tsae_kernels.gate_values(h, W, b, idx), (h, W, b), upstream)
+    for got, want in zip(true, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
 
 
 def test_a_saturated_gate_comes_back_and_goes_no_further_out():
     h, W, idx = torch.ones(1, 1), torch.zeros(4, 1), torch.arange(4)[None]
     b = leaf(torch.tensor([5.0, 5.0, -5.0, -5.0]))
-    out = tsae_kernels.gate_values(h, W, b, idx)
+    out = tsae_kernels.gate_values(h, W, b, idx, inward=True)
     assert out.tolist() == [[1.0, 1.0, 0.0, 0.0]]
     (out * torch.tensor([[1.0, -1.0, 1.0, -1.0]])).sum().backward()
     assert b.grad.tolist() == [
@@ -307,7 +320,7 @@ def test_product_equals_the_dense_product_and_its_gradients(data, n, low):
 def torch_lstm(W_x, W_h, b):
     """torch.nn.LSTM with our gates (output, input, forget, candidate) in its own order."""
     d_in, hidden = len(W_x), len(W_h)
-    model = torch.nn.LSTM(d_in, hidden, batch_first=True)
+    model: Any = torch.nn.LSTM(d_in, hidden, batch_first=True)
 
     def ordered(rows):
         o, i, f, g = rows.split(hidden)
@@ -358,11 +371,23 @@ def test_lstm_equals_torchs_lstm_and_its_gradients(data, n):
     assert all(torch.equal(a, e) for a, e in zip(before, given_, strict=True))
 
 
+def test_init_lstm_draws_within_the_fan_in_and_opens_the_forget_gates():
+    like, g = torch.zeros(9, 2, dtype=torch.float64), torch.Generator().manual_seed(0)
+    drawn = tsae_kernels.init_lstm("enc", like, 4, g)
+    assert {name: tuple(w.shape) for name, w in drawn.items()} == {
+        "enc_W_x": (9, 16), "enc_W_h": (4, 16), "enc_b": (16,)
+    }  # fmt: skip
+    assert {w.dtype for w in drawn.values()} == {torch.float64}
+    assert 0.9 / 3 < drawn["enc_W_x"].abs().max() <= 1 / 3
+    assert 0.8 / 2 < drawn["enc_W_h"].abs().max() <= 1 / 2
+    assert drawn["enc_b"].tolist() == [0.0] * 8 + [1.0] * 4 + [0.0] * 4
+
+
 def test_lstm_in_bf16_products_is_close_to_fp32():
     g = torch.Generator().manual_seed(0)
     shapes = (5, 9, 24), (5, 16), (5, 16), (24, 64), (16, 64), (64,)
     args = [(torch.randn(s, generator=g) / 4).requires_grad_() for s in shapes]
-    outs = {low: tsae_kernels.lstm(*args, low) for low in (torch.float32, torch.bfloat16)}
+    outs = {low: tsae_kernels.lstm(*args, low=low) for low in (torch.float32, torch.bfloat16)}
     grads = [
         torch.autograd.grad(out[0].square().sum() + out[2].sum(), args) for out in outs.values()
     ]

@@ -3,7 +3,6 @@
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +99,7 @@ def load_sae(
         temporal, meta = load_tensors(folder / TEMPORAL_WEIGHTS)
         params = tsae.params_from(weights | temporal)
         sae = tsae.Sae(params=params, dials=tsae.Dials(**meta["dials"], low=low))
-    return on_device(sae, device), cfg
-
-
-def on_device(sae: tsae.Sae, device: torch.device | str) -> tsae.Sae:
-    """The same SAE with its tensors on `device`."""
-    named = {name: tensor.to(device) for name, tensor in tsae.tensors(sae.params).items()}
-    return replace(sae, params=tsae.params_from(named))
+    return tsae.to(sae, device), cfg
 
 
 def load_saelens(

@@ -115,7 +115,7 @@ def with_lm(saved: Saved, *, exact: bool = False) -> tuple[LanguageModel, Saved]
         raise ValueError(f"{saved.folder} {width}")
     low = dtype or plan.products(saved.config, lm.device)
     sae, static = (
-        checkpoint.on_device(replace(model, dials=replace(model.dials, low=low)), lm.device)
+        tsae.to(replace(model, dials=replace(model.dials, low=low)), lm.device)
         for model in (saved.sae, saved.static)
     )
     return lm, replace(saved, sae=sae, static=static)

@@ -263,13 +263,14 @@ def _loss(
 ):
     if phase == "pretrain":
         static = Static(**{name: trainer.named[name] for name in STATIC})
-        codes = tsae.encode_static(x, static, dials.k, dials.low)
+        encoder = replace(static, b_dec=static.b_dec.detach())  # b_dec learns as the decoder's
+        codes = tsae.encode_static(x, encoder, dials.k, dials.low)
         x_hat = tsae.decode_static(codes, static)
         return squared_error(x, x_hat, weight), x_hat, codes, None
     params = tsae.params_from(trainer.named)
     if phase == "distil" and trainer.teacher is not None:
         return distillation_loss(params, x, trainer.teacher, dials, weight, state)
-    x_hat, codes, state = tsae.forward(params, x, dials, state)
+    x_hat, codes, state = tsae.forward(params, x, dials, state, train=True)
     return squared_error(x, x_hat, weight), x_hat, codes, state
 
 
@@ -315,7 +316,7 @@ def distillation_loss(
     state: State | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch seq d_in"], Codes, State]:
     """Squared distance to the frozen static SAE's reconstruction and codes; then as `forward`."""
-    x_hat, codes, state = tsae.forward(params, x, dials, state)
+    x_hat, codes, state = tsae.forward(params, x, dials, state, train=True)
     with torch.no_grad():
         goal = tsae.encode_static(x, teacher, dials.k, dials.low)
         x_goal = tsae.decode_static(goal, teacher)
