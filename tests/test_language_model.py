@@ -210,6 +210,16 @@ def test_libraries_of_language_models_are_imported_only_where_they_are_used(lm_f
 # ---------------------------------------------------------------- tokens
 
 
+def test_the_end_of_a_text_written_in_a_document_parts_it_and_is_no_token(any_lm):
+    end = any_lm.tokenizer.eos_token
+    cut = language_model.tokenize(any_lm, [f"the dog{end}a fox jumps", "lazy"], seq=9)
+    expected = language_model.tokenize(any_lm, ["the dog", "a fox jumps", "lazy"], seq=9)
+    assert all(map(torch.equal, vars(cut).values(), vars(expected).values()))
+    ids = language_model.token_ids(any_lm, f"the{end}")
+    assert any_lm.bos_id not in ids
+    assert any_lm.tokenizer.decode(ids) == f"the{end}"
+
+
 def test_the_token_ids_of_a_text_are_its_own_alone_and_spell_it(any_lm):
     ids = language_model.token_ids(any_lm, "the lazy xyzzy")
     assert any_lm.tokenizer.decode(ids) == "the lazy xyzzy"

@@ -1,7 +1,9 @@
+import copy
 import functools
 import hashlib
 import http.server
 import os
+import re
 import threading
 import zipfile
 from pathlib import Path
@@ -167,6 +169,48 @@ def test_windows_cover_the_document_in_order_and_split_no_word_that_has_a_blank_
         if any(not document[i + 1].isspace() for i in seams):
             assert document[cut].isspace()
             assert not document[cut - 1].isspace()
+
+
+@functools.cache
+def special_tokenizer(kind: str = "bpe") -> PreTrainedTokenizerFast:
+    """A tokenizer with control tokens, as bytes or as whole pieces of a vocabulary."""
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    tokenizer = copy.deepcopy(byte_tokenizer())
+    if kind == "unigram":
+        pieces = [(name, 0.0) for name in ("<unk>", *names.values())]
+        pieces += [(character, -9.0) for character in "abcd</s>p "]
+        model = Tokenizer(models.Unigram(pieces, unk_id=0))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>")
+    tokenizer.add_special_tokens({**names, "additional_special_tokens": ["<|endoftext|>"]})
+    return tokenizer
+
+
+@untimed
+@given(st.lists(st.sampled_from(["abc", " dcba", "é", "\n", "<", "s>", "|", "<s>", "<pad>"])))
+def test_a_special_tokens_spelling_is_read_as_plain_text_and_other_text_as_before(pieces):
+    tokenizer, text = special_tokenizer(), "".join(pieces)
+    ids, firsts = texts.plain_ids(tokenizer, text)
+    expected = byte_tokenizer()(text, add_special_tokens=False, return_offsets_mapping=True)
+    assert ids == expected["input_ids"]
+    assert firsts == [begin for begin, _ in expected["offset_mapping"]]
+    if not {"<s>", "<pad>"} & set(re.findall("<s>|<pad>", text)):
+        assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_a_tokenizer_that_has_control_tokens_among_its_pieces_is_refused_at_their_spelling():
+    tokenizer = special_tokenizer("unigram")
+    assert texts.plain_ids(tokenizer, "ab d")[1] == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"at character 3, '<pad> a' as its control token <pad>"):
+        texts.plain_ids(tokenizer, "ab <pad> a")
+
+
+def test_a_document_is_cut_where_the_end_of_a_text_is_written():
+    documents = ["", "one", "a</s>b<s> \n</s>c<pad>", "<|endoftext|>d"]
+    assert texts.parts(special_tokenizer(), documents) == ["", "one", "a", "b", "c<pad>", "d"]
+    assert texts.parts(byte_tokenizer(), documents) == documents
+    corpus = texts.Corpus("x", ("a</s>b", "c"), ("d</s>b", "c a"))
+    cut = texts.cut_corpus(special_tokenizer(), corpus)
+    assert (cut.train, cut.val) == (("a", "b", "c"), ("d", "c a"))
 
 
 def test_a_document_longer_than_a_window_has_the_tokens_of_the_whole():

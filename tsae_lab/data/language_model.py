@@ -273,8 +273,8 @@ def _identity(model: Any) -> str:
 
 
 def token_ids(lm: LanguageModel, text: str) -> list[int]:
-    """Token ids of a text, without the prefix; none for an empty text."""
-    return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+    """Token ids of a text as plain text, without the prefix; none for an empty text."""
+    return texts.plain_ids(lm.tokenizer, text)[0] if text else []
 
 
 def tokenize(
@@ -287,9 +287,10 @@ def tokenize(
 ) -> Tokens:
     """Sequences of `lm.prefix` and tokens of one document, `seq` positions in all, its last padded.
 
-    `n_tokens` takes at most that many tokens of text: whole documents in a random order given by
-    `seed`, the last one cut. ValueError unless len(lm.prefix) < seq <= lm.max_seq and when the text
-    does not fill one sequence.
+    A document is one of `texts.parts`: cut where the end of a text is written. `n_tokens` takes at
+    most that many tokens of text: whole documents in a random order given by `seed`, the last one
+    cut. ValueError unless len(lm.prefix) < seq <= lm.max_seq and when the text does not fill one
+    sequence.
     """
     n_kept = seq - len(lm.prefix)
     if not len(lm.prefix) < seq <= lm.max_seq:
@@ -301,6 +302,7 @@ def tokenize(
         raise ValueError(
             f"tokenize needs n_tokens >= {n_kept}, one sequence of text; got n_tokens={n_tokens}"
         )
+    documents = texts.parts(lm.tokenizer, documents)
     order = range(len(documents))
     if n_tokens is not None:
         generator = torch.Generator().manual_seed(seed)

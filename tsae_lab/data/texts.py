@@ -4,6 +4,7 @@ What is fetched is checked against a known checksum and kept in the cache direct
 default `~/.cache/tsae`). Bad input is a `ValueError` of one line.
 """
 
+import functools
 import hashlib
 import re
 import sys
@@ -31,6 +32,7 @@ from tsae_lab.files import (
 MIN_CHARS = 1_000  # shorter corpora are refused
 WINDOW_CHARS = 1 << 20  # longer documents are tokenized in windows of this many characters
 TEXT_SUFFIXES = (".txt", ".text", ".md")
+END_OF_TEXT = "<|endoftext|>"  # of many tokenizers; SmolLM2's calls it neither BOS nor EOS
 
 
 @dataclass(frozen=True)
@@ -243,24 +245,72 @@ def check_name(name: str | Path) -> None:
 # ---------------------------------------------------------------- tokens
 
 
+def parts(tokenizer: Any, documents: Sequence[str]) -> list[str]:
+    """The documents, cut wherever the end of a text is written in one; blank parts are left out.
+
+    The end is the spelling of the tokenizer's EOS, of its BOS, or `<|endoftext|>` where that is one
+    of its special tokens.
+    """
+    known = tokenizer.get_added_vocab()
+    named = {tokenizer.eos_token, tokenizer.bos_token, END_OF_TEXT} & known.keys()
+    if not named:
+        return list(documents)
+    end = re.compile("|".join(re.escape(spelling) for spelling in sorted(named)))
+    cut = ([d] if end.search(d) is None else end.split(d) for d in documents)
+    return [part for of_one in cut for part in of_one if len(of_one) == 1 or part.strip()]
+
+
+def cut_corpus(tokenizer: Any, corpus: Corpus) -> Corpus:
+    """The corpus in `parts`: of those in both splits, validation has none."""
+    train, val = (parts(tokenizer, documents) for documents in (corpus.train, corpus.val))
+    known = set(train)
+    return Corpus(corpus.name, tuple(train), tuple(d for d in val if d not in known))
+
+
+def plain_ids(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
+    """Token ids of a text, and the first character of each token.
+
+    A special token's spelling is read as plain text: as a control token it would be an attention
+    sink. ValueError where the tokenizer reads it as one nevertheless. `tokenizer` is a fast Hugging
+    Face tokenizer.
+    """
+    encoded = tokenizer(
+        text,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
+    ids, firsts = encoded["input_ids"], [first for first, _ in encoded["offset_mapping"]]
+    control = _control_ids(tokenizer)
+    if not control.isdisjoint(ids):
+        token, first = next(pair for pair in zip(ids, firsts, strict=True) if pair[0] in control)
+        name = tokenizer.convert_ids_to_tokens(token)
+        place = f"character {first:,}, {text[first : first + 20]!r}"
+        raise ValueError(f"the tokenizer reads the text at {place} as its control token {name}")
+    return ids, firsts
+
+
+@functools.lru_cache(maxsize=8)
+def _control_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids that no text has: of special tokens, less that of unknown characters alone."""
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ends = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    return frozenset((added | set(tokenizer.all_special_ids)) - ({tokenizer.unk_token_id} - ends))
+
+
 def document_tokens(tokenizer: Any, document: str, *, limit: int) -> tuple[np.ndarray, np.ndarray]:
     """At most `limit` token ids of the document, int32, and how many characters each stands for.
 
     A token's characters reach from its first character to the first one of the next token (one that
     several tokens share counts for the last of them), so that they sum to the length of the text.
-    `tokenizer` is a fast Hugging Face tokenizer.
     """
     ids: list[int] = []
     bounds: list[int] = []  # first character of each token, and the end
     for begin, end in windows(document):
-        encoded = tokenizer(
-            document[begin:end],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        bounds += [begin + start for start, _ in encoded["offset_mapping"]]
-        ids += encoded["input_ids"]
+        window_ids, firsts = plain_ids(tokenizer, document[begin:end])
+        bounds += [begin + first for first in firsts]
+        ids += window_ids
         if len(ids) > limit:
             break
     bounds.append(len(document))

@@ -128,7 +128,13 @@ def pieces(text: str) -> list[str]:
 def _store(ask: Ask, saved: Saved, lm: LanguageModel, documents: Sequence[str]) -> Store:
     seq = min(saved.config.seq, lm.max_seq - len(lm.prefix))
     if ask.document is not None:
-        n_tokens = len(texts.document_tokens(lm.tokenizer, documents[0], limit=ask.tokens)[0])
+        documents = texts.parts(lm.tokenizer, documents)
+        if len(documents) > 1:
+            said = "the end of a text is written in the document: its first part is read"
+            console.print(said, highlight=False, soft_wrap=True)
+        documents = documents[:1]
+        cut = [texts.document_tokens(lm.tokenizer, d, limit=ask.tokens)[0] for d in documents]
+        n_tokens = sum(map(len, cut))
         seq = min(seq, max(n_tokens, 1))
     tokens = language_model.tokenize(lm, documents, seq=seq + len(lm.prefix), n_tokens=ask.tokens)
     cache = Path(saved.config.cache_dir) / "activations" if saved.config.cache_dir else None

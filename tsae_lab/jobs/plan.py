@@ -373,6 +373,7 @@ def load_data(config: Config, lm: LanguageModel, name: str) -> Data:
 def split_store(config: Config, lm: LanguageModel, name: str, split: str) -> Store:
     """Tokens and activations of the "training" or "validation" split of a text."""
     corpus = texts.load_corpus(name, data_dir=config.data_dir or None)
+    corpus = texts.cut_corpus(lm.tokenizer, corpus)
     documents, n_tokens = corpus.val, config.val_tokens
     if split == "training":
         documents, n_tokens = corpus.train, config.train_tokens

@@ -150,7 +150,7 @@ def _read_all(texts: Texts, readers: Mapping[str, Reader]) -> dict[str, Features
 
 def _prefixed_ids(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of the prefix and each text."""
-    all_ids = lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    all_ids = [language_model.token_ids(lm, text) for text in texts]
     most = lm.max_seq - len(lm.prefix)
     for text, ids in zip(texts, all_ids, strict=True):
         if not 0 < len(ids) <= most:
