@@ -287,8 +287,8 @@ def encode_static(
 
 def decode_static(codes: Codes, static: Static) -> Activations:
     """`acts W_dec + b_dec`."""
-    vals = codes.vals.to(static.W_dec.dtype).flatten(0, 1)
-    flat = kernels.decode_codes(vals, codes.idx.flatten(0, 1), static.W_dec)
+    vals, idx = kernels.flat_codes(codes.vals, codes.idx, static.W_dec)
+    flat = kernels.decode_codes(vals, idx, static.W_dec)
     return flat.view(*codes.vals.shape[:2], len(static.b_dec)) + static.b_dec
 
 
@@ -325,6 +325,7 @@ def select(
     """The features that fire, `k` largest of `pre + mix * beta * bridge * m`, and what `m` added.
 
     The memory holds `memory` and then, token by token, `held`: the static codes, unless edited.
+    Neither has a gradient.
     """
     strength = dials.mix * dials.beta
     if strength == 0:

@@ -48,7 +48,7 @@ def product_dtype(W: Tensor, low: torch.dtype) -> torch.dtype:
 
 def _plain() -> bool:
     """Whether `torch.func` or `torch.compile` asks, which see through plain operations alone."""
-    return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _once(backward: Callable[..., Result]) -> Callable[..., Result]:
@@ -80,7 +80,12 @@ def register_tree(cls: type, *constants: str) -> None:
         vars(tree).update(zip([*names, *constants], [*leaves, *context], strict=True))
         return tree
 
-    _pytree.register_pytree_node(cls, flatten, unflatten)
+    def flatten_with_keys(tree: Any) -> tuple[list[Any], list[Any]]:
+        leaves, context = flatten(tree)
+        return list(zip(map(_pytree.GetAttrKey, names), leaves, strict=True)), context
+
+    register = _pytree.register_pytree_node
+    register(cls, flatten, unflatten, flatten_with_keys_fn=flatten_with_keys)
 
 
 def to(
@@ -115,6 +120,18 @@ def fitted(x: Tensor, named: Mapping[str, Tensor]) -> Tensor:
     return x.to(named["b_dec"].dtype)
 
 
+def flat_codes(
+    vals: Shaped[Tensor, "..."], idx: Shaped[Tensor, "..."], like: Tensor
+) -> tuple[Float[Tensor, "tokens k"], Int[Tensor, "tokens k"]]:
+    """Codes by token, `vals` in the dtype of `like`; ValueError unless both are (batch, seq, k)."""
+    if vals.shape != idx.shape or vals.ndim != 3:
+        got = f"got vals {tuple(vals.shape)} and idx {tuple(idx.shape)}"
+        raise ValueError(f"codes need vals and idx of one shape (batch, seq, k); {got}")
+    if not vals.is_floating_point() or idx.is_floating_point():
+        raise ValueError(f"codes need floats and whole idx; got {vals.dtype} and {idx.dtype}")
+    return vals.to(like.dtype).flatten(0, 1), idx.flatten(0, 1)
+
+
 def topk_idx(pre: Float[Tensor, "tokens d_sae"], k: int) -> Int[Tensor, "tokens k"]:
     """Where the `k` largest of each row are, in no order (of equal values, any).
 
@@ -144,7 +161,7 @@ def scatter_codes(
 def gather_dot(
     x: Float[Tensor, "tokens d"], W: Float[Tensor, "d_sae d"], idx: Int[Tensor, "tokens k"]
 ) -> Float[Tensor, "tokens k"]:
-    """`(x W^T)` at `idx`: `k` dot products per token in place of `d_sae`.
+    """`(x W^T)` at `idx`: `k` dot products per token in place of `d_sae`; no derivative.
 
     The gradient of `embedding_bag` in its weights per sample; ten times faster than gathering rows.
     """
@@ -482,7 +499,7 @@ class _Lstm(Function):
 
 def _plain_lstm(x, h, c, W_x, W_h, b, low):
     """`_Lstm.apply` in plain operations; `x` is (seq batch d_in)."""
-    gates, hs = product(x.flatten(0, 1), W_x, low).view(*x.shape[:2], -1) + b, []
+    gates, hs = product(x.flatten(0, 1), W_x, low).view(*x.shape[:2], len(b)) + b, []
     for z in gates.unbind():
         o, i, f, g = (z + product(h, W_h, low)).chunk(4, 1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()

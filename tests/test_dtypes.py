@@ -1,5 +1,6 @@
 """Dtypes and shapes that the model takes, and its dataclasses as trees of tensors."""
 
+import re
 import subprocess
 import sys
 from dataclasses import make_dataclass, replace
@@ -160,6 +161,24 @@ def test_every_encoder_refuses_them_where_no_checker_of_types_is_installed():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("vals", "idx", "message"),
+    [
+        (torch.ones(2, 3), torch.zeros(2, 3).long(), "got vals (2, 3) and idx (2, 3)"),
+        (torch.ones(2, 3, 4), torch.zeros(2, 3, 1).long(), "got vals (2, 3, 4) and idx (2, 3, 1)"),
+        (
+            torch.ones(2, 3, 4).long(),
+            torch.zeros(2, 3, 4).long(),
+            "got torch.int64 and torch.int64",
+        ),
+        (torch.ones(2, 3, 4), torch.zeros(2, 3, 4), "got torch.float32 and torch.float32"),
+    ],
+)
+def test_codes_that_do_not_fit_are_refused_with_what_is_needed(vals, idx, message):
+    with pytest.raises(ValueError, match=r"^codes need .*; " + re.escape(message) + "$"):
+        tsae_kernels.flat_codes(vals, idx, torch.zeros(1))
+
+
 def test_parameters_of_several_dtypes_and_a_state_of_another_are_refused():
     params, x = random_model(), activations(2, 5, 12)
     mixed = replace(params, static=tsae.to(params.static, dtype=torch.float64))
@@ -213,3 +232,5 @@ def test_register_tree_keeps_constants_apart_from_tensors(names):
     tsae_kernels.register_tree(pair, *names)
     doubled = pytree.tree_map(lambda leaf: 2 * leaf, pair(1, 3))
     assert (doubled.a, doubled.b) == (2, 3 if names else 6)
+    named = pytree.tree_map_with_path(lambda path, _: path[0].name, pair(1, 3))
+    assert (named.a, named.b) == ("a", 3 if names else "b")

@@ -148,6 +148,11 @@ def test_jacobians_and_second_derivatives_come_from_torch_func(params):
     torch.testing.assert_close((slopes[0] - slopes[1]) / 2, change, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 5), (2, 0, 5)])
+def test_torch_func_takes_the_gradient_of_no_stream_and_no_token(params, shape):
+    assert torch.func.grad(squared, argnums=1)(params, torch.zeros(shape).double()).shape == shape
+
+
 def test_vmap_runs_over_sequences_states_and_models(params):
     x = doubles(3, 4, 5)
     whole, _, state = tsae.forward(params, x, DIALS)

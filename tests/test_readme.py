@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from typing import Any
 
 import pytest
 import typer
@@ -50,19 +51,20 @@ def test_the_readme_names_two_commands_and_the_tests_are_the_second():
 def test_the_blocks_on_own_models_texts_saes_and_sets_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save_model(tmp_path / "my_model", "llama")
-    assert len(blocks("docs/OWN.md", "python")) == 5
+    assert len(blocks("docs/OWN.md", "python")) == 6
     run_blocks("docs/OWN.md")
-    shape, lengths, codes, overlap, *items = capsys.readouterr().out.splitlines()
+    shape, lengths, codes, slopes, overlap, *items = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"\(\d+, 24, 24\)", shape)
     assert sum(map(int, lengths.split())) == len("A line of text, and another.\n\n") * 200
     assert codes == "(2, 63, 8)"
+    assert re.match(r"tensor\(\[\[0\.0000, 0\.0000, 0\.0000, [1-9]", slopes)
     assert 0 < float(overlap) < 1
     assert items == ["it 1", " are"]
 
 
 @pytest.mark.parametrize(("name", "call"), CALLS)
 def test_a_command_in_a_document_exists_with_its_options(name, call):
-    app = typer.main.get_command(experiment.app)
+    app: Any = typer.main.get_command(experiment.app)
     arguments = shlex.split(call.removeprefix("python experiment.py").removeprefix("tsae"))
     command = next((word for word in arguments if word in app.commands), None)
     if command:
@@ -75,12 +77,13 @@ def test_a_command_in_a_document_exists_with_its_options(name, call):
 
 def test_the_readme_names_every_command():
     words = set(re.findall(r"[a-z-]+", DOCUMENTS["README.md"]))
-    assert typer.main.get_command(experiment.app).commands.keys() <= words
+    app: Any = typer.main.get_command(experiment.app)
+    assert app.commands.keys() <= words
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_option_that_a_document_names_exists(name):
-    app = typer.main.get_command(experiment.app)
+    app: Any = typer.main.get_command(experiment.app)
     parameters = [p for command in (app, *app.commands.values()) for p in command.params]
     options = {option for p in parameters for option in (*p.opts, *p.secondary_opts)}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", DOCUMENTS[name])) <= options | {"--help"}
