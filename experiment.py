@@ -32,20 +32,33 @@ import metrics
 import tsae
 from tsae_lab import files
 from tsae_lab.data.language_model import LanguageModel
-from tsae_lab.jobs import bench, checkpoint, commands, commands_edit, plan, study, training
+from tsae_lab.jobs import (
+    bench,
+    checkpoint,
+    commands,
+    commands_edit,
+    identity,
+    plan,
+    study,
+    training,
+)
 from tsae_lab.jobs.plan import (
     Config,
     Unit,
+    both_splits,
+    check_identity,
     checked,
     claim,
     config_options,
+    data_of,
     folder_name,
+    identity_now,
     lm_of,
-    load_data,
     names_of,
     phases_of,
     plan_of,
     products,
+    read_measures,
     refuse_other,
     scaled_config,
     summary,
@@ -150,7 +163,7 @@ def fit(
             advance(f"fve {info['fve']:.3f}  l0 {info['l0']:.1f}  {rate:,.0f} tokens/s")
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps.stop:
                 log.flush()
-                meta = {"step": step + 1, "seconds": seconds}
+                meta = {"step": step + 1, "seconds": seconds, "identity": unit.identity}
                 checkpoint.save_tensors(path, training.snapshot(trainer), meta)
     return trainer, seconds
 
@@ -166,13 +179,20 @@ def _resumed(
 ) -> tuple[training.Trainer, int, float]:
     """The trainer, its next step and the seconds so far: of the checkpoint, else of `start`."""
     if path.exists():
-        saved, meta = checkpoint.load_tensors(path, unit.device)
-        return training.restore(saved, unit.config), meta["step"], meta["seconds"]
+        trainer, meta = _restored(unit, path)
+        return trainer, meta["step"], meta["seconds"]
     began = time.perf_counter()
     trainer = start()
     seconds = time.perf_counter() - began
     release_memory()
     return trainer, begin, seconds
+
+
+def _restored(unit: Unit, path: Path) -> tuple[training.Trainer, dict[str, Any]]:
+    """The trainer that a file holds, and its meta; ValueError where it is of something else."""
+    saved, meta = checkpoint.load_tensors(path, unit.device)
+    identity.refuse_unequal(path, meta.get("identity", {}), unit.identity)
+    return training.restore(saved, unit.config), meta
 
 
 def trim_log(unit: Unit, model: str, step: int) -> None:
@@ -209,7 +229,8 @@ def train_static(unit: Unit) -> tuple[training.Trainer, tsae.Static, float]:
         else:
             first = range(phases.pretrain)
             trainer, _ = fit(unit, "static", lambda: start_static(unit), first, alone)
-        checkpoint.save_tensors(early, training.snapshot(trainer), {"steps": phases.pretrain})
+        meta = {"steps": phases.pretrain, "identity": unit.identity}
+        checkpoint.save_tensors(early, training.snapshot(trainer), meta)
     pretrained, rest = load_pretrained(unit), range(phases.pretrain, phases.total)
     trainer, seconds = fit(unit, "static", lambda: load_pretrained(unit), rest, alone)
     weights = {name: trainer.named[name].detach() for name in training.STATIC}
@@ -227,8 +248,7 @@ def given_static(unit: Unit, alone: tsae.Phases) -> training.Trainer:
 
 def load_pretrained(unit: Unit) -> training.Trainer:
     """The static SAE as its pretraining left it."""
-    saved, _ = checkpoint.load_tensors(unit.folder / "pretrained.safetensors", unit.device)
-    return training.restore(saved, unit.config)
+    return _restored(unit, unit.folder / "pretrained.safetensors")[0]
 
 
 def train_tsae(unit: Unit, pretrained: training.Trainer, plan: str) -> tuple[tsae.Params, float]:
@@ -258,6 +278,7 @@ def training_tokens(unit: Unit, plan: str) -> float:
 def save_model(unit: Unit, lm: LanguageModel, name: str, sae: tsae.Sae) -> None:
     """Save a model in the unit's folder, its static part in the SAELens format."""
     about = {"dataset": unit.data.name, "seed": unit.seed, "steps": unit.config.steps}
+    about["identity"] = unit.identity
     names = {"model_name": lm.name, "hook_name": unit.config.hook}
     checkpoint.save_sae(unit.folder / name, sae, metadata=about, **names)
 
@@ -315,7 +336,7 @@ def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float | None
     """Train, save and measure one text with one seed; what is there already is read."""
     done = unit.folder / "measures.json"
     if done.exists():
-        return json.loads(done.read_text())
+        return read_measures(done, unit.identity)
     unit.folder.mkdir(parents=True, exist_ok=True)
     pretrained, static, seconds = train_static(unit)
     models = {"static": tsae.static_sae(static, unit.config.k, unit.low)}
@@ -332,7 +353,7 @@ def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float | None
     measures = measure_models(unit, lm, models) | {"total_train_time": seconds}
     release_memory()
     measures["train_tokens_per_second"] = training_tokens(unit, plan) / max(seconds, 1e-9)
-    files.write_json(done, measures)
+    files.write_json(done, measures | {"identity": unit.identity})
     for path in unit.folder.glob("*.checkpoint.safetensors"):
         path.unlink()
     return measures
@@ -345,12 +366,16 @@ def run(out_dir: Path, config: Config) -> dict[str, Any]:
     began = time.perf_counter()
     refuse_other(out_dir, config, plan)
     lm = lm_of(config)
-    texts = [load_data(config, lm, name) for name in names_of(config)]
-    claim(out_dir, config, plan)  # not before every text was found good
+    tokens = {name: both_splits(config, lm, name) for name in names_of(config)}
+    now = identity_now(config, lm, tokens)
+    check_identity(out_dir, now)
+    texts = [data_of(config, lm, name, splits) for name, splits in tokens.items()]
+    claim(out_dir, config, plan, now)  # not before every text was found good
     log, low = out_dir / "log.jsonl", products(config, lm.device)
     info: dict[str, Any] = {}
     for data in texts:
         name, shared = data.name, {"config": config, "data": data, "log": log}
+        shared["identity"] = identity.of_text(now, name)
         measured = []
         for seed in range(config.seeds):
             folder = out_dir / folder_name(name) / f"seed_{seed}"

@@ -204,7 +204,10 @@ def test_measures_are_of_every_model_and_the_last_one_is_the_runs_own(unit, lm):
     both = experiment.measure_models(unit, lm, models)
     alone = experiment.measure_models(unit, lm, {"static": models["static"]})
     assert both["static_fve"] == alone["static_fve"] != both["fve"]
-    assert both["static_l0"] <= 4 < both["l0"] <= 9
+    static_l0, own_l0 = both["static_l0"], both["l0"]
+    assert static_l0 is not None
+    assert own_l0 is not None
+    assert static_l0 <= 4 < own_l0 <= 9
     assert both["clean_ce"] == alone["clean_ce"]
     assert both["best_val_loss"] != alone["best_val_loss"]
     assert "fve" not in alone
@@ -227,7 +230,7 @@ def test_the_trade_off_takes_the_runs_own_strength_from_the_run_and_trains_the_o
         return experiment.train_tsae(unit, pretrained, run)
 
     curve = study.tradeoff(out_dir, text, betas, 0, train=train)
-    measures = json.loads((seed_folder(out_dir, config) / "measures.json").read_text())
+    measures = plan.read_measures(seed_folder(out_dir, config) / "measures.json", {})
     assert trained == [0.0]
     assert [point["beta"] for point in curve["tsae"]] == list(betas)
     assert curve["tsae"][1] == {"beta": config.beta} | measures
@@ -282,8 +285,8 @@ def write_scaled(folder: Path, config: Config, norms: torch.Tensor) -> tsae.Stat
     """A saved SAE with decoder rows of these norms."""
     static = tsae.init_static(torch.zeros(24), 48, generator=torch.Generator().manual_seed(3))
     static = replace(static, W_dec=static.W_dec * norms[:, None])
-    names = {"model_name": config.lm, "hook_name": config.hook}
-    checkpoint.save_sae(folder, tsae.static_sae(static, 4), **names)
+    sae = tsae.static_sae(static, 4)
+    checkpoint.save_sae(folder, sae, model_name=config.lm, hook_name=config.hook)
     return static
 
 

@@ -115,7 +115,7 @@ def load_lm(
         max_seq=_max_seq(config),
         bos_id=int(bos_id),
         prefix=_prefix(tokenizer, int(bos_id)),
-        identity=_identity(model),
+        identity=model_identity(model),
         device=device,
         dtype=dtype,
     )
@@ -258,12 +258,14 @@ def _view_of(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
 
 
-def _identity(model: Any) -> str:
+def model_identity(model: Any, dtype: torch.dtype | None = None) -> str:
+    """sha256 over configuration and weights, these as they are or rounded to `dtype`."""
     config = model.config.to_dict()
     for volatile in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"):
         config.pop(volatile, None)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for key, tensor in model.named_parameters():
+    for key, parameter in model.named_parameters():
+        tensor = parameter.to(dtype or parameter.dtype)
         digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

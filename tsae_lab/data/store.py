@@ -100,18 +100,23 @@ def activation_store(
 
 
 def _store_key(lm: LanguageModel, tokens: Tokens, hook: str) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for array in _token_arrays(tokens).values():
-        digest.update(array.tobytes())
     return {
         "format": STORE_FORMAT,
         "model": lm.identity,
         "model_name": lm.name,
         "hook": hook,
-        "tokens": digest.hexdigest(),
+        "tokens": tokens_digest(tokens),
         "shape": [*tokens.valid.shape, lm.d_in],
         "dtype": "bfloat16",
     }
+
+
+def tokens_digest(tokens: Tokens) -> str:
+    """sha256 over the ids and where they come from, in hexadecimal."""
+    digest = hashlib.sha256()
+    for array in _token_arrays(tokens).values():
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _token_arrays(tokens: Tokens) -> dict[str, np.ndarray]:

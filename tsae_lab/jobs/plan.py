@@ -1,5 +1,6 @@
 """The planned runs: their configuration and its options, and what is checked before any work."""
 
+import dataclasses
 import inspect
 import json
 import math
@@ -27,7 +28,9 @@ from tsae_lab.data.language_model import (
     tokenize,
 )
 from tsae_lab.data.store import Store
-from tsae_lab.jobs import checkpoint, training
+from tsae_lab.data.texts import Tokens
+from tsae_lab.jobs import checkpoint, identity, training
+from tsae_lab.jobs.identity import Identity
 from tsae_lab.jobs.training import Recipe
 from tsae_lab.terminal import console
 
@@ -259,7 +262,7 @@ def refuse_other(out_dir: Path, config: Config, plan: str) -> None:
         saved = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); give another --out_dir") from error
-    saved = _without_retired(saved) if isinstance(saved, dict) else {}
+    saved = _options(saved) if isinstance(saved, dict) else {}
     wanted = {"plan": plan} | vars(config)
     other = sorted(key for key in wanted | saved if wanted.get(key) != saved.get(key))
     free = FREE if plan == "run_3" else (*FREE, "share")
@@ -269,11 +272,33 @@ def refuse_other(out_dir: Path, config: Config, plan: str) -> None:
         raise ValueError(f"{said}; give the same options or another --out_dir")
 
 
-def claim(out_dir: Path, config: Config, plan: str) -> None:
+def claim(out_dir: Path, config: Config, plan: str, now: Identity | None = None) -> None:
     """Write config.json into the run's directory; ValueError where another run lies there."""
     refuse_other(out_dir, config, plan)
     out_dir.mkdir(parents=True, exist_ok=True)
-    files.write_json(out_dir / "config.json", {"plan": plan} | vars(config))
+    about = {"identity": now} if now else {}
+    files.write_json(out_dir / "config.json", {"plan": plan} | vars(config) | about)
+
+
+def made_of(out_dir: Path) -> Identity | None:
+    """The identity in a run's config.json: {} where an earlier version wrote none; None: no run."""
+    path = out_dir / "config.json"
+    return json.loads(path.read_text()).get("identity", {}) if path.exists() else None
+
+
+def check_identity(out_dir: Path, now: Identity) -> None:
+    """ValueError where the run was made of something else; another surrounding is said."""
+    made = made_of(out_dir)
+    if made is not None:
+        identity.refuse_unequal(out_dir, made, now)
+        identity.say_others(out_dir, made, now)
+
+
+def read_measures(path: Path, now: Identity) -> dict[str, Any]:
+    """The numbers of a measures.json; ValueError where they are of another content than `now`."""
+    saved = json.loads(path.read_text())
+    identity.refuse_content(path, saved.pop("identity", {}), now)
+    return saved
 
 
 def run_config(out_dir: Path) -> tuple[Config, str]:
@@ -282,7 +307,7 @@ def run_config(out_dir: Path) -> tuple[Config, str]:
     if not path.exists():
         advice = f"there is no config.json; make one with --out_dir={out_dir}"
         raise ValueError(f"{out_dir} holds no run: {advice}")
-    saved = _without_retired(json.loads(path.read_text()))
+    saved = _options(json.loads(path.read_text()))
     other = ", ".join(f"{key}={saved[key]}" for key in RETIRED if key in saved)
     if other:
         raise ValueError(f"{path} sets {other}: options that this version does not have")
@@ -290,9 +315,10 @@ def run_config(out_dir: Path) -> tuple[Config, str]:
     return Config(**saved), plan
 
 
-def _without_retired(saved: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a config.json but for retired options that have their only value."""
-    return {key: value for key, value in saved.items() if RETIRED.get(key, ()) != value}
+def _options(saved: dict[str, Any]) -> dict[str, Any]:
+    """Plan and options in a config.json, without retired ones that have their only value."""
+    options = {key: value for key, value in saved.items() if key != "identity"}
+    return {key: value for key, value in options.items() if RETIRED.get(key, ()) != value}
 
 
 # ------------------------------------------------------------------- what follows from a config
@@ -358,20 +384,45 @@ class Unit:
     log: Path
     device: torch.device
     low: torch.dtype
+    identity: Identity = dataclasses.field(
+        default_factory=dict
+    )  # of the text, the language model, ...
 
 
 def load_data(config: Config, lm: LanguageModel, name: str) -> Data:
     """Tokens and activations of both splits of a text, from the cache where they are there."""
-    val = split_store(config, lm, name, "validation")
-    train = split_store(config, lm, name, "training")
-    if len(train) < config.batch:
-        short = f"{len(train)} training sequences do not fill a batch of {config.batch}"
-        raise ValueError(f"{name}: {short}")
+    return data_of(config, lm, name, both_splits(config, lm, name))
+
+
+def data_of(config: Config, lm: LanguageModel, name: str, tokens: Mapping[str, Tokens]) -> Data:
+    """Activations of both splits of a text."""
+    val, train = (open_store(config, lm, tokens[split]) for split in ("validation", "training"))
     return Data(name=name, train=train, val=val)
+
+
+def both_splits(config: Config, lm: LanguageModel, name: str) -> dict[str, Tokens]:
+    """Tokens of both splits of a text; ValueError where the training split fills no batch."""
+    tokens = {split: split_tokens(config, lm, name, split) for split in ("validation", "training")}
+    n_train = len(tokens["training"].ids)
+    if n_train < config.batch:
+        short = f"{n_train} training sequences do not fill a batch of {config.batch}"
+        raise ValueError(f"{name}: {short}")
+    return tokens
 
 
 def split_store(config: Config, lm: LanguageModel, name: str, split: str) -> Store:
     """Tokens and activations of the "training" or "validation" split of a text."""
+    return open_store(config, lm, split_tokens(config, lm, name, split))
+
+
+def open_store(config: Config, lm: LanguageModel, tokens: Tokens) -> Store:
+    """Activations of the tokens, from the cache where they are there."""
+    cache = Path(config.cache_dir) / "activations" if config.cache_dir else None
+    return store.activation_store(lm, tokens, hook=config.hook, cache_dir=cache)
+
+
+def split_tokens(config: Config, lm: LanguageModel, name: str, split: str) -> Tokens:
+    """Tokens of the "training" or "validation" split of a text."""
     corpus = texts.load_corpus(name, data_dir=config.data_dir or None)
     corpus = texts.cut_corpus(lm.tokenizer, corpus)
     documents, n_tokens = corpus.val, config.val_tokens
@@ -379,8 +430,15 @@ def split_store(config: Config, lm: LanguageModel, name: str, split: str) -> Sto
         documents, n_tokens = corpus.train, config.train_tokens
     tokens = tokenize(lm, documents, seq=config.seq + len(lm.prefix), n_tokens=n_tokens)
     console.print(f"{name}, {split}: {tokens.n_tokens:,} tokens in {len(tokens.ids):,} sequences")
-    cache = Path(config.cache_dir) / "activations" if config.cache_dir else None
-    return store.activation_store(lm, tokens, hook=config.hook, cache_dir=cache)
+    return tokens
+
+
+def identity_now(
+    config: Config, lm: LanguageModel, tokens: Mapping[str, Mapping[str, Tokens]]
+) -> Identity:
+    """The identity of what a run of `config` is made of, with the tokens of its texts by split."""
+    low = products(config, lm.device)
+    return identity.identity_of(lm, tokens, static_sae=config.static_sae, low=low)
 
 
 def summary(by_seed: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:

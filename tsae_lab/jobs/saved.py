@@ -18,7 +18,8 @@ import tsae
 from tsae_lab import files
 from tsae_lab.data import language_model
 from tsae_lab.data.language_model import LanguageModel
-from tsae_lab.jobs import checkpoint, plan
+from tsae_lab.jobs import checkpoint, identity, plan
+from tsae_lab.jobs.identity import Identity
 from tsae_lab.jobs.plan import Config
 from tsae_lab.sections import figures
 from tsae_lab.terminal import console, cpu_threads, fast_memory
@@ -55,6 +56,8 @@ class Saved:
     hook: str
     dataset: str  # that it was trained on; "" where cfg.json does not say
     config: Config  # of the run that the folder lies in, else the default
+    made: Identity  # what it was trained on; {} where cfg.json does not say
+    lm_given: bool  # another language model is taken on purpose
 
     @property
     def name(self) -> str:
@@ -75,13 +78,14 @@ def open_model(folder: Path, lm: str = "", hook: str = "") -> Saved:
     own = tsae.static_sae(sae.params.static, sae.dials.k)
     static = checkpoint.load_sae(inside[-1])[0] if in_seed else own
     named = cfg | (cfg.get("metadata") or {})  # at the top before SAELens 6
+    made, lm_given = named.get("identity") or {}, bool(lm)
     lm, hook = lm or named.get("model_name") or "", hook or named.get("hook_name") or ""
     if not lm or not hook:
         advice = "give --lm and --hook"
         raise ValueError(f"{folder} does not name its language model and hook; {advice}")
     dataset, config = named.get("dataset") or "", _config_of(place)
     return Saved(folder=folder, sae=sae, static=static, lm=lm, hook=hook, dataset=dataset,
-                 config=config)  # fmt: skip
+                 config=config, made=made, lm_given=lm_given)  # fmt: skip
 
 
 def _config_of(place: Path) -> Config:
@@ -108,6 +112,11 @@ def with_lm(saved: Saved, *, exact: bool = False) -> tuple[LanguageModel, Saved]
     dtype = torch.float32 if exact else None
     with console.status(f"loading {saved.lm}"):
         lm = language_model.load_lm(saved.lm, device=saved.config.device or None, dtype=dtype)
+    if identity.is_other_lm(saved.made, lm):
+        other = f"{saved.folder} was trained on another language model than {lm.name} is"
+        if not saved.lm_given:
+            raise ValueError(f"{other}; give --lm={lm.name} to take it all the same")
+        console.print(other, style="yellow", markup=False, highlight=False, soft_wrap=True)
     language_model.check_hook(lm, saved.hook)
     d_in = len(saved.sae.params.static.b_dec)
     if d_in != lm.d_in:

@@ -19,8 +19,10 @@ import tsae
 from tsae_lab import files
 from tsae_lab.data.language_model import LanguageModel, load_lm
 from tsae_lab.data.store import Store
-from tsae_lab.jobs import plan
+from tsae_lab.data.texts import Tokens
+from tsae_lab.jobs import identity, plan
 from tsae_lab.jobs.checkpoint import load_sae, load_tensors
+from tsae_lab.jobs.identity import Identity
 from tsae_lab.jobs.plan import Config, Unit
 from tsae_lab.jobs.training import Trainer, final_dials, restore
 from tsae_lab.measures import evaluation
@@ -72,8 +74,17 @@ def run_study(
         train(models, config)
     began = time.perf_counter()
     lm = plan.lm_of(config)
-    plan.claim(out_dir, config, "run_3")
-    info = {name: _dataset(out_dir, models, config, lm, name) for name in plan.names_of(config)}
+    names = plan.names_of(config)
+    tokens = {name: plan.split_tokens(config, lm, name, "validation") for name in names}
+    splits = {name: {"validation": of_text} for name, of_text in tokens.items()}
+    now = plan.identity_now(config, lm, splits)
+    _check_models(models, lm, now)
+    plan.check_identity(out_dir, now)
+    plan.claim(out_dir, config, "run_3", now)
+    info = {}
+    for name in names:
+        unit_now = identity.of_text(now, name)
+        info[name] = _dataset(out_dir, models, config, lm, name, tokens[name], unit_now)
     files.write_json(out_dir / "final_info.json", info)
     files.write_csv(out_dir / "summary.csv", summary_rows(info))
     files.write_csv(out_dir / "intervals.csv", _interval_table(info))
@@ -82,16 +93,32 @@ def run_study(
     return info
 
 
+def _check_models(models: Path, lm: LanguageModel, now: Identity) -> None:
+    """ValueError where run_2's models were trained on another text, language model or SAE."""
+    made = plan.made_of(models) or {}
+    identity.refuse_content(models, made, now)
+    if identity.is_other_lm(made, lm):
+        raise ValueError(f"{models} was made of another language model; {identity.ADVICE}")
+    identity.say_others(models, made, now)
+
+
 def _dataset(
-    out_dir: Path, models: Path, config: Config, lm: LanguageModel, name: str
+    out_dir: Path,
+    models: Path,
+    config: Config,
+    lm: LanguageModel,
+    name: str,
+    tokens: Tokens,
+    now: Identity,
 ) -> dict[str, Any]:
     """One text's share of final_info.json: run_2's measures and all sections' over the seeds."""
-    open_store = functools.cache(lambda: plan.split_store(config, lm, name, "validation"))
+    open_store = functools.cache(lambda: plan.open_store(config, lm, tokens))
     measured, intervals = [], []
     for seed in range(config.seeds):
         place = Path(plan.folder_name(name)) / f"seed_{seed}"
-        sections = study_unit(out_dir / place, models / place, config, lm, name, seed, open_store)
-        numbers = json.loads((models / place / "measures.json").read_text())
+        folders = out_dir / place, models / place
+        sections = study_unit(*folders, config, lm, name, seed, open_store, now)
+        numbers = plan.read_measures(models / place / "measures.json", now)
         for section in sections:
             numbers |= section["numbers"]
         pairs = [key for key in numbers if f"static_{key}" in numbers]
@@ -116,29 +143,37 @@ def study_unit(
     name: str,
     seed: int,
     open_store: Callable[[], Store],
+    now: Identity | None = None,
 ) -> list[dict[str, Any]]:
     """Numbers and intervals of all sections for one text and seed; sections that exist are read."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = sections_of(config)
-    missing = [section for section in wanted if read_section(folder / f"{section}.json") is None]
+    there = {section: read_section(folder / f"{section}.json", now) for section in wanted}
+    missing = [section for section in wanted if there[section] is None]
     if missing:
         label = f"{name}, seed {seed}"
         context = _context(models, config, lm, name, seed, open_store(), label)
         for i, section in enumerate(missing, 1):
             began = time.perf_counter()
-            write_section(folder, section, SECTIONS[section](context))
+            write_section(folder, section, SECTIONS[section](context), now)
             took = f"{time.perf_counter() - began:.0f} s ({i}/{len(missing)})"
             console.print(f"{label}: {section} took {took}", highlight=False)
     return [read_section(folder / f"{section}.json") or {} for section in wanted]
 
 
-def read_section(path: Path) -> dict[str, Any] | None:
-    """Numbers and intervals of a section; None where its file is missing or damaged: made again."""
+def read_section(path: Path, now: Identity | None = None) -> dict[str, Any] | None:
+    """Numbers and intervals of a section; None where its file is missing or damaged: made again.
+
+    ValueError where it was made of something else than `now`.
+    """
     try:
         saved = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return None
-    return saved if isinstance(saved, dict) and {"numbers", "intervals"} <= saved.keys() else None
+    if not isinstance(saved, dict) or not {"numbers", "intervals"} <= saved.keys():
+        return None
+    identity.refuse_unequal(path, saved.get("identity") or {}, now or {})
+    return saved
 
 
 def _context(
@@ -155,7 +190,7 @@ def _context(
     return replace(context, share=config.share, data_dir=config.data_dir)
 
 
-def write_section(folder: Path, name: str, section: Section) -> None:
+def write_section(folder: Path, name: str, section: Section, now: Identity | None = None) -> None:
     """Write tables and figures, then NAME.json, which says that the section is whole."""
     for table, rows in section.tables.items():
         file = f"{name}_{table}" if table == "intervals" else table
@@ -163,6 +198,7 @@ def write_section(folder: Path, name: str, section: Section) -> None:
     for figure, drawn in section.figures.items():
         figures.save_figure(drawn, folder / figure)
     content = {"numbers": section.numbers, "intervals": section.tables.get("intervals", [])}
+    content |= {"identity": now} if now else {}
     files.write_json(folder / f"{name}.json", content)
 
 
@@ -219,31 +255,40 @@ def tradeoff(
         raise ValueError(f"{base} has no finished model; {out_dir} has {names}")
     for beta in betas:
         tsae.check_dials(final_dials(replace(config, beta=beta)), d_sae=config.d_sae)
-    saved, _ = load_tensors(base / "pretrained.safetensors")
-    pretrained, measures = restore(saved, config), json.loads((base / "measures.json").read_text())
     lm = load_lm(config.lm, device=config.device or None)
-    data, low = plan.load_data(config, lm, dataset), plan.products(config, lm.device)
+    tokens = plan.both_splits(config, lm, dataset)
+    now = plan.identity_now(config, lm, {dataset: tokens})
+    plan.check_identity(out_dir, now)
+    measures = plan.read_measures(base / "measures.json", now)
+    saved, _ = load_tensors(base / "pretrained.safetensors")
+    pretrained = restore(saved, config)
+    data, low = plan.data_of(config, lm, dataset, tokens), plan.products(config, lm.device)
+    shared = {"data": data, "seed": seed, "device": lm.device, "low": low, "identity": now}
     points = []
     for beta in betas:
-        folder, own = base / f"beta_{beta:g}", replace(config, beta=beta)
+        folder = base / f"beta_{beta:g}"
+        own, done = replace(config, beta=beta), folder / "tradeoff.json"
         folder.mkdir(exist_ok=True)
-        done, log = folder / "tradeoff.json", folder / "log.jsonl"
         if beta == config.beta and run == "run_2" and not done.exists():
             files.write_json(done, {"beta": beta} | measures)
-        if not done.exists():
-            unit = Unit(
-                config=own, data=data, seed=seed, folder=folder, log=log, device=lm.device, low=low
-            )
-            sae = tsae.Sae(params=train(unit, pretrained, run)[0], dials=final_dials(own, low))
-            measured = evaluation.measure(sae, data.val)
-            codes = evaluation.code_measures(measured, sae.params.static.W_dec)
-            files.write_json(done, {"beta": beta} | codes)
-            (folder / "tsae.checkpoint.safetensors").unlink()
-        points.append(json.loads(done.read_text()))
+        unit = Unit(config=own, folder=folder, log=folder / "log.jsonl", **shared)
+        points.append(_point_of(done, unit, lambda unit: train(unit, pretrained, run)[0]))
     static = {k.removeprefix("static_"): v for k, v in measures.items() if k.startswith("static_")}
     return _write_curve(
         out_dir, {"dataset": dataset, "seed": seed, "static": static, "tsae": points}
     )
+
+
+def _point_of(done: Path, unit: Unit, train: Callable[[Unit], tsae.Params]) -> dict[str, float]:
+    """Measures of the code at the unit's bridge strength; trained unless `done` has them."""
+    if not done.exists():
+        sae = tsae.Sae(params=train(unit), dials=final_dials(unit.config, unit.low))
+        measured = evaluation.measure(sae, unit.data.val)
+        codes = evaluation.code_measures(measured, sae.params.static.W_dec)
+        files.write_json(done, {"beta": unit.config.beta} | codes)
+        for path in unit.folder.glob("*.checkpoint.safetensors"):
+            path.unlink()
+    return json.loads(done.read_text())
 
 
 def _write_curve(out_dir: Path, curve: dict[str, Any]) -> dict[str, Any]:

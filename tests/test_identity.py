@@ -1,0 +1,235 @@
+"""Another text, language model or SAE under the same path is another run."""
+
+import contextlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from toys import FOX, HOOK, load_toy
+
+import experiment
+import tsae
+from tsae_lab.data import language_model, store
+from tsae_lab.jobs import checkpoint, identity, plan, saved, study
+from tsae_lab.jobs.plan import Config
+
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "sleeps"]
+HERE = Config(
+    datasets="notes.txt", lm="model", static_sae="sae", cache_dir="cache", hook=HOOK, seeds=1,
+    device="cpu", precision="float32", seq=24, pieces=2, batch=4, steps=8, pretrain=0.4,
+    distil=0.1, introduce=0.1, warmup=2, checkpoint_every=2, k=4, d_sae=48, window=3, hidden_enc=3,
+    hidden_dec=5, dead_after=500, train_tokens=1_000, val_tokens=300, splice_tokens=100,
+    sections="lifetimes",
+)  # fmt: skip
+
+
+def write_text(path: Path, seed: int = 0) -> None:
+    order = torch.randint(len(WORDS), (200, 12), generator=torch.Generator().manual_seed(seed))
+    path.write_text("".join(" ".join(WORDS[i] for i in row) + ".\n" for row in order.tolist()))
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, lm_folder) -> Path:
+    """A folder with a text, a language model, a static SAE and a finished run_2 of them."""
+    folder = tmp_path_factory.mktemp("begun")
+    write_text(folder / "notes.txt")
+    shutil.copytree(lm_folder, folder / "model")
+    save_sae(folder / "sae", seed=3)
+    with contextlib.chdir(folder):
+        experiment.run(Path("run_2"), HERE)
+    return folder
+
+
+@pytest.fixture
+def here(begun, tmp_path, monkeypatch) -> Path:
+    """A copy of it as the working directory: the paths of a run are relative."""
+    shutil.copytree(begun, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def save_sae(folder: Path, seed: int) -> None:
+    static = tsae.init_static(torch.zeros(24), 48, generator=torch.Generator().manual_seed(seed))
+    sae = tsae.static_sae(static, 4)
+    checkpoint.save_sae(folder, sae, model_name="model", hook_name=HOOK)
+
+
+def weigh(folder: Path) -> None:
+    """Another weight in the language model under the same path."""
+    lm = load_toy(folder)
+    with torch.no_grad():
+        next(iter(lm.model.parameters()))[5] += 0.5
+    lm.model.save_pretrained(folder)
+
+
+CHANGES = {
+    "text": (lambda here: write_text(here / "notes.txt", seed=1), "other .* tokens of .*notes.txt"),
+    "model": (lambda here: weigh(here / "model"), "another language model"),
+    "sae": (lambda here: save_sae(here / "sae", seed=4), "another static SAE"),
+}
+
+
+def contents(out: Path) -> dict:
+    return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changed_under_the_same_path_is_refused_with_its_name(here, change):
+    before = contents(here / "run_2")
+    act, needle = CHANGES[change]
+    act(here)
+    for call in (experiment.run, run_3, trade):
+        with pytest.raises(ValueError, match=needle) as caught:
+            call(Path("run_2") if call != run_3 else Path("run_3"), HERE)
+        assert "another --out_dir" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert contents(here / "run_2") == before
+    assert not (here / "run_3").exists()
+    experiment.run(Path("again"), HERE)
+
+
+def run_3(out: Path, config: Config) -> dict:
+    return study.run_study(out, config, train=experiment.run)
+
+
+def trade(out: Path, config: Config) -> dict:
+    return study.tradeoff(out, config.datasets, [0.0], 0, train=experiment.train_tsae)
+
+
+def test_a_finished_run_that_did_not_change_is_read_and_says_what_it_was_made_of(here, capsys):
+    info = json.loads((here / "run_2" / "final_info.json").read_text())
+    assert experiment.run(Path("run_2"), HERE)["notes.txt"] == info["notes.txt"]
+    run_3(Path("run_3"), HERE)
+    assert "bits may differ" not in capsys.readouterr().err
+    made = plan.made_of(Path("run_2"))
+    assert made
+    assert made["texts"]["notes.txt"].keys() == {"training", "validation"}
+    of_text = identity.of_text(made, "notes.txt")
+    assert [made[key] for key in ("device", "products", "torch")] == [
+        "cpu", "float32", torch.__version__,
+    ]  # fmt: skip
+    seed = Path("run_2/notes.txt/seed_0")
+    assert json.loads((seed / "measures.json").read_text())["identity"] == of_text
+    _, cfg = checkpoint.load_sae(seed / "tsae")
+    assert cfg["metadata"]["identity"] == of_text
+    section = json.loads(Path("run_3/notes.txt/seed_0/lifetimes.json").read_text())
+    assert section["identity"]["lm"] == made["lm"]
+    assert "identity" not in info["notes.txt"]["final_info_dict"]
+
+
+def test_numbers_that_were_carried_in_from_another_run_are_refused(here):
+    path = here / "run_2" / "notes.txt" / "seed_0" / "measures.json"
+    other = json.loads(path.read_text())
+    other["identity"]["lm"] = "0" * 64
+    path.write_text(json.dumps(other))
+    for call in (lambda: experiment.run(Path("run_2"), HERE), lambda: run_3(Path("run_3"), HERE)):
+        with pytest.raises(ValueError, match=r"measures\.json was made of another language model"):
+            call()
+
+
+def test_a_half_finished_run_goes_on_with_the_same_alone(here):
+    seed = here / "run_2" / "notes.txt" / "seed_0"
+    (here / "run_2" / "final_info.json").unlink()
+    (seed / "measures.json").unlink()
+    saved_meta = checkpoint.load_tensors(seed / "pretrained.safetensors")
+    checkpoint.save_tensors(
+        seed / "pretrained.safetensors",
+        saved_meta[0],
+        saved_meta[1] | {"identity": saved_meta[1]["identity"] | {"static_sae": "0"}},
+    )
+    with pytest.raises(ValueError, match=r"pretrained\.safetensors was made of another static SAE"):
+        experiment.run(Path("run_2"), HERE)
+
+
+@pytest.mark.parametrize("name", identity.ARITHMETIC)
+def test_another_dtype_or_device_is_refused_and_other_surroundings_are_said(here, name, capsys):
+    path = here / "run_2" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"identity": config["identity"] | {name: "other"}}))
+    with pytest.raises(ValueError, match=f"run_2 was made with {name} other"):
+        experiment.run(Path("run_2"), HERE)
+    around = {"threads": 99, "torch": "1.0", "commit": "abc"}
+    path.write_text(json.dumps(config | {"identity": config["identity"] | around}))
+    capsys.readouterr()
+    experiment.run(Path("run_2"), HERE)
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "bits may differ" in line]
+    assert all(f"{key} {value}" in line for key, value in around.items())
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_says_that_it_is_not_checked(here, capsys):
+    for path in (here / "run_2").rglob("*.json"):
+        content = json.loads(path.read_text())
+        content.pop("identity", None)
+        path.write_text(json.dumps(content))
+    experiment.run(Path("run_2"), HERE)
+    assert capsys.readouterr().err.count("are not checked") == 1
+
+
+def test_a_command_refuses_another_model_under_the_saved_name_unless_it_is_given(here, capsys):
+    folder = Path("run_2/notes.txt/seed_0/tsae")
+    for exact in (False, True):  # in bfloat16, say, and in float32
+        saved.with_lm(saved.open_model(folder), exact=exact)
+    weigh(here / "model")
+    for exact in (False, True):
+        with pytest.raises(ValueError, match="another language model than model is; give --lm"):
+            saved.with_lm(saved.open_model(folder), exact=exact)
+        capsys.readouterr()
+        saved.with_lm(saved.open_model(folder, lm="model"), exact=exact)
+        assert "another language model" in capsys.readouterr().err
+
+
+def test_what_is_not_known_of_both_is_not_compared():
+    made = {"texts": {"a": {"validation": "1"}}, "lm": "1", "lm_dtype": "float32",
+            "static_sae": None}  # fmt: skip
+    other_split = made | {"texts": {"a": {"training": "2"}, "b": {"validation": "3"}}}
+    other_dtype = made | {"lm": "2", "lm_dtype": "bfloat16"}
+    for now in ({}, other_split, other_dtype):
+        identity.refuse_content(Path("x"), made, now)
+        identity.refuse_content(Path("x"), now, made)
+    with pytest.raises(ValueError, match="x was made with lm_dtype float32"):
+        identity.refuse_unequal(Path("x"), made, other_dtype)
+
+
+def test_a_digest_is_of_everything_that_tokens_and_weights_are(lm):
+    tokens = language_model.tokenize(lm, FOX, seq=12)
+    same, digest = language_model.tokenize(lm, FOX, seq=12), store.tokens_digest(tokens)
+    assert store.tokens_digest(same) == digest
+    for name, value in vars(tokens).items():
+        other = value.clone()
+        other[-1] = ~other[-1] if other.dtype == torch.bool else other[-1] + 1
+        assert store.tokens_digest(replace(tokens, **{name: other})) != digest
+    digest = language_model.model_identity(lm.model)
+    assert digest == lm.identity
+    assert digest != language_model.model_identity(lm.model, torch.bfloat16)
+
+
+def test_a_model_in_float32_is_compared_in_the_dtype_that_was_used(lm, lm_folder):
+    low = language_model.load_lm(lm_folder, device="cpu", dtype=torch.bfloat16)
+    in_low = identity.identity_of(low, {}, static_sae="", low=torch.float32)
+    in_full = identity.identity_of(lm, {}, static_sae="", low=torch.float32)
+    assert not identity.is_other_lm(in_low, lm)
+    assert not identity.is_other_lm(in_full, lm)
+    assert identity.is_other_lm(in_low | {"lm": "0"}, lm)
+    assert identity.is_other_lm(in_full | {"lm": "0"}, lm)
+    assert not identity.is_other_lm(in_full | {"lm": "0"}, low)  # cannot be known
+    assert not identity.is_other_lm({}, lm)
+
+
+def test_the_parts_of_a_run_are_read_from_tokens_that_were_made_once(here, capsys):
+    lm = plan.lm_of(HERE)
+    tokens = plan.both_splits(HERE, lm, "notes.txt")
+    assert torch.equal(
+        tokens["validation"].ids, plan.split_tokens(HERE, lm, "notes.txt", "validation").ids
+    )
+    data = plan.data_of(HERE, lm, "notes.txt", tokens)
+    assert data.train.tokens is tokens["training"]
+    assert plan.open_store(HERE, lm, tokens["validation"]).path == data.val.path
+    now = plan.identity_now(HERE, lm, {"notes.txt": tokens})
+    plan.check_identity(here / "run_2", now)
+    plan.check_identity(here / "none", now)
+    capsys.readouterr()
+    identity.say_others(Path("x"), now, now)
+    assert capsys.readouterr().err == ""
