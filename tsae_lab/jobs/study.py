@@ -69,6 +69,13 @@ def run_study(
     models = out_dir.parent / MODELS
     plan.refuse_other(out_dir, config, "run_3")
     plan.refuse_other(models, config, MODELS)
+    with files.sole(out_dir):
+        return _study(out_dir, models, config, train)
+
+
+def _study(
+    out_dir: Path, models: Path, config: Config, train: Callable[[Path, Config], object]
+) -> dict[str, Any]:
     if not (models / "final_info.json").exists():
         console.print(f"{models} is not finished: training it first")
         train(models, config)
@@ -255,6 +262,15 @@ def tradeoff(
         raise ValueError(f"{base} has no finished model; {out_dir} has {names}")
     for beta in betas:
         tsae.check_dials(final_dials(replace(config, beta=beta)), d_sae=config.d_sae)
+    with files.sole(out_dir):
+        curve = _curve(out_dir, base, config, run, dataset, betas, seed, train)
+    return _write_curve(out_dir, curve)
+
+
+def _curve(
+    out_dir: Path, base: Path, config: Config, run: str, dataset: str, betas: Sequence[float],
+    seed: int, train: Callable[[Unit, Trainer, str], tuple[tsae.Params, float]],
+) -> dict[str, Any]:  # fmt: skip
     lm = load_lm(config.lm, device=config.device or None)
     tokens = plan.both_splits(config, lm, dataset)
     now = plan.identity_now(config, lm, {dataset: tokens})
@@ -274,9 +290,7 @@ def tradeoff(
         unit = Unit(config=own, folder=folder, log=folder / "log.jsonl", **shared)
         points.append(_point_of(done, unit, lambda unit: train(unit, pretrained, run)[0]))
     static = {k.removeprefix("static_"): v for k, v in measures.items() if k.startswith("static_")}
-    return _write_curve(
-        out_dir, {"dataset": dataset, "seed": seed, "static": static, "tsae": points}
-    )
+    return {"dataset": dataset, "seed": seed, "static": static, "tsae": points}
 
 
 def _point_of(done: Path, unit: Unit, train: Callable[[Unit], tsae.Params]) -> dict[str, float]:
