@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from typer.core import TyperGroup
 
 if "--check_types" in sys.argv:  # has to be known before the modules are imported
     from jaxtyping import install_import_hook
@@ -67,6 +68,7 @@ from tsae_lab.measures import evaluation
 from tsae_lab.measures.evaluation import EVAL_ROWS
 from tsae_lab.sections import figures
 from tsae_lab.terminal import (
+    DEBUG,
     console,
     cpu_threads,
     fast_memory,
@@ -140,12 +142,13 @@ def fit(
 ) -> tuple[training.Trainer, float]:
     """The trainer after `steps`, from `start` or from the unit's checkpoint; the seconds it took.
 
-    A checkpoint is written every `checkpoint_every` steps and at the end; a killed run continues
-    from it to the same bits. `model` is "static" or "tsae" and names the checkpoint.
+    A checkpoint is written every `checkpoint_every` steps and at the end, and the last two are
+    kept; a killed run continues to the same bits. `model` is "static" or "tsae" and names them.
     """
     config, path = unit.config, unit.folder / f"{model}.checkpoint.safetensors"
     trainer, begin, seconds = _resumed(unit, path, start, steps.start)
     trim_log(unit, model, begin)
+    times: list[float] = []
     label = f"{unit.data.name}, seed {unit.seed}: {model}"
     with unit.log.open("a") as log, progress_bar(label, steps.stop, begin) as advance:
         for step in range(begin, steps.stop):
@@ -154,33 +157,51 @@ def fit(
             trainer, info = training.train_step(
                 trainer, x, weight, step, config, phases, unit.low, begins=step % config.pieces == 0
             )
-            took = time.perf_counter() - began
+            times.append(evaluation.step_time(time.perf_counter() - began, times))
+            took = times[-1]
             seconds, rate = seconds + took, weight.sum().item() / took
             where = {"dataset": unit.data.name, "seed": unit.seed, "model": model, "step": step + 1}
             log.write(json.dumps(where | info | {"tokens_per_second": round(rate, 1)}) + "\n")
             if not (math.isfinite(info["loss"]) and math.isfinite(info["grad_norm"])):
-                raise ValueError(f"{label}: {_diverged(info, step + 1)}")
+                raise ValueError(f"{label}: {_diverged(info, step + 1, config.lr)}")
             advance(f"fve {info['fve']:.3f}  l0 {info['l0']:.1f}  {rate:,.0f} tokens/s")
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps.stop:
                 log.flush()
                 meta = {"step": step + 1, "seconds": seconds, "identity": unit.identity}
+                if path.exists():
+                    path.replace(_before(path))
                 checkpoint.save_tensors(path, training.snapshot(trainer), meta)
     return trainer, seconds
 
 
-def _diverged(info: dict[str, Any], step: int) -> str:
+def _before(path: Path) -> Path:
+    """Where the checkpoint before the last one lies."""
+    return path.with_name(f"before.{path.name}")
+
+
+def _diverged(info: dict[str, Any], step: int, lr: float) -> str:
+    """A run keeps one --lr: its SAEs are compared at the same rate."""
     values = f"the loss is {info['loss']}, the gradient's norm {info['grad_norm']}"
-    advice = "nothing of it was saved; try a lower --lr in another --out_dir"
-    return f"{values} at step {step}; {advice}"
+    advice = f"give an --lr below {lr:g} and another --out_dir: this one would come here again"
+    return f"{values} at step {step}; nothing of it was saved; {advice}"
 
 
 def _resumed(
     unit: Unit, path: Path, start: Callable[[], training.Trainer], begin: int
 ) -> tuple[training.Trainer, int, float]:
-    """The trainer, its next step and the seconds so far: of the checkpoint, else of `start`."""
-    if path.exists():
-        trainer, meta = _restored(unit, path)
-        return trainer, meta["step"], meta["seconds"]
+    """The trainer, its next step and the seconds so far: of the checkpoint, else of `start`.
+
+    A damaged checkpoint is said; the one before it takes its place.
+    """
+    for place in (path, _before(path)):
+        try:
+            trainer, meta = _restored(unit, place)
+            return trainer, meta["step"], meta["seconds"]
+        except FileNotFoundError:
+            continue
+        except checkpoint.Damaged as error:
+            line = f"{' '.join(str(error).split())}; going on from what was saved before it"
+            console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     began = time.perf_counter()
     trainer = start()
     seconds = time.perf_counter() - began
@@ -362,10 +383,11 @@ def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float | None
 def run(out_dir: Path, config: Config) -> dict[str, Any]:
     """The whole of run_0, run_1 or run_2; returns what final_info.json holds."""
     plan = plan_of(out_dir)
-    config = checked(config, plan)
-    refuse_other(out_dir, config, plan)
-    with files.sole(out_dir):
-        return _run(out_dir, config, plan)
+    with files.cache_at(config.cache_dir):
+        config = checked(config, plan)
+        refuse_other(out_dir, config, plan)
+        with files.sole(out_dir):
+            return _run(out_dir, config, plan)
 
 
 def _run(out_dir: Path, config: Config, plan: str) -> dict[str, Any]:
@@ -399,7 +421,15 @@ def _run(out_dir: Path, config: Config, plan: str) -> dict[str, Any]:
 # ----------------------------------------------------------------------------- the command line
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+class Commands(TyperGroup):
+    """The commands: `--debug` and `--check_types` may stand behind a command's name, too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        everywhere = [word for word in ("--debug", "--check_types") if word in args]
+        return super().parse_args(ctx, everywhere + [w for w in args if w not in everywhere])
+
+
+app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.callback(invoke_without_command=True)
@@ -415,9 +445,13 @@ def main(
     check_types: Annotated[  # noqa: ARG001
         bool, typer.Option("--check_types", help="check all tensor shapes (slower)")
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="show where an error comes from, in any command")
+    ] = False,
     **options: Any,
 ) -> None:
     """Train, measure and save one planned run of the temporal sparse autoencoder."""
+    DEBUG.set(debug)
     if ctx.invoked_subcommand is not None:
         return
     with one_line_errors():

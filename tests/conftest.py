@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 import toys
 
+from tsae_lab import files
 from tsae_lab.data.language_model import LanguageModel
+
+
+@pytest.fixture(autouse=True)
+def same_cache():
+    """A command takes over the cache directory of its model's run: not for the next test."""
+    with files.cache_at(""):
+        yield
 
 
 @pytest.fixture(scope="session")

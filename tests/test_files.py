@@ -480,8 +480,21 @@ def test_stages_that_killed_processes_left_are_removed_when_nothing_was_written_
     for folder in (old, young, busy):
         (folder / "below").mkdir(parents=True)
         (folder / "below" / "file").touch()
+    long_ago = time.time() - 7200
     for path in (*old.rglob("*"), old, busy, busy / "below"):
-        os.utime(path, (time.time() - 7200,) * 2)
+        os.utime(path, (long_ago, long_ago))
     with files.staged(tmp_path / "target"):
         pass
     assert sorted(p.name for p in tmp_path.iterdir()) == [".target-busy", ".target-young", "target"]
+
+
+def test_a_cache_directory_that_is_given_wins_over_the_users(tmp_path, monkeypatch):
+    monkeypatch.setenv("TSAE_CACHE", str(tmp_path / "users"))
+    with files.cache_at(str(tmp_path / "given")):
+        assert files.cache_dir() == tmp_path / "given"
+    with files.cache_at(""):
+        assert files.cache_dir() == tmp_path / "users"
+        files.use_cache(str(tmp_path / "inside"))
+        assert files.cache_dir() == tmp_path / "inside"
+    files.use_cache("")
+    assert files.cache_dir() == tmp_path / "users"

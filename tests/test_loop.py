@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 import experiment
 import metrics
 import tsae
-from tsae_lab.jobs import bench, checkpoint, commands, commands_edit, plan, study, training
+from tsae_lab import files
+from tsae_lab.jobs import bench, checkpoint, commands, commands_edit, plan, saved, study, training
 from tsae_lab.jobs.plan import Config
 from tsae_lab.measures import evaluation
 
@@ -79,6 +80,78 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_bits_and_log(unit, tmp_path)
     steps = [json.loads(line)["step"] for line in other.log.read_text().splitlines()]
     assert steps == [json.loads(line)["step"] for line in log] == list(range(1, 9))
     assert seconds > 0
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_or_the_start_leads_to_the_same_bits(
+    unit, tmp_path, capsys, damaged
+):
+    alone = tsae.Phases(pretrain=12, distil=0, introduce=0, refine=0)
+    start = lambda: experiment.start_static(unit)  # noqa: E731
+    whole, _ = experiment.fit(unit, "static", start, range(8), alone)
+    other = replace(unit, folder=tmp_path / "other", log=tmp_path / "other.jsonl")
+    other.folder.mkdir()
+    experiment.fit(other, "static", start, range(6), alone)
+    names = ("static.checkpoint.safetensors", "before.static.checkpoint.safetensors")
+    assert {path.name for path in other.folder.iterdir()} == set(names)
+    for name in names[:damaged]:
+        content = (other.folder / name).read_bytes()
+        (other.folder / name).write_bytes(content[: len(content) // 2])
+    capsys.readouterr()
+    again, _ = experiment.fit(other, "static", start, range(8), alone)
+    said = [line for line in capsys.readouterr().err.splitlines() if "is truncated" in line]
+    assert len(said) == damaged
+    assert all("going on from what was saved before it" in line for line in said)
+    assert all(torch.equal(bits(again)[name], tensor) for name, tensor in bits(whole).items())
+    steps = [json.loads(line)["step"] for line in other.log.read_text().splitlines()]
+    assert steps == list(range(1, 9))
+
+
+def test_a_run_that_diverges_says_what_helps_and_that_helps(config, tmp_path):
+    wild = replace(config, lr=1e30, seeds=1)
+    for _ in range(2):  # the same command comes to the same step
+        with pytest.raises(
+            ValueError, match=r"at step \d+; .* --lr below 1e\+30 and another --out"
+        ):
+            experiment.run(tmp_path / "run_2", wild)
+    tame = replace(wild, lr=config.lr)
+    with pytest.raises(ValueError, match=r"another configuration .*lr=1e\+30 there"):
+        experiment.run(tmp_path / "run_2", tame)
+    experiment.run(tmp_path / "again", tame)
+
+
+def test_the_cache_directory_of_a_run_is_for_weights_and_texts_too(config, out_dir, monkeypatch):
+    places = []
+
+    def lm_of(_: Config):
+        places.append(files.cache_dir())
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(experiment, "lm_of", lm_of)
+    with pytest.raises(ValueError, match="far enough"):
+        experiment.run(out_dir, config)
+    assert places == [Path(config.cache_dir)]
+    assert files.cache_dir() != Path(config.cache_dir)
+    saved.open_model(seed_folder(out_dir, config))
+    assert files.cache_dir() == Path(config.cache_dir)
+
+
+@pytest.mark.parametrize("command", [["stability", "nowhere"], ["--out_dir=run_4"]])
+def test_an_error_shows_where_it_comes_from_when_asked(command):
+    for arguments in (["--debug", *command], [*command, "--debug"]):
+        done = CliRunner().invoke(experiment.app, arguments)
+        assert done.exit_code == 1
+        assert "Traceback" in done.output
+        assert "error: " in done.output.splitlines()[-1]
+    done = CliRunner().invoke(experiment.app, command)
+    assert "Traceback" not in done.output
+
+
+def test_a_step_during_which_the_machine_stood_still_counts_as_the_others():
+    steps = [9.0, 1.0, 1.1, 0.9]  # the first is slow: nothing is known before it
+    for took, counted in ((9.9, 9.9), (3600.0, 1.05), (0.1, 0.1)):
+        assert evaluation.step_time(took, steps) == pytest.approx(counted)
+    assert evaluation.step_time(3600.0, steps[:2]) == 3600.0
 
 
 def test_trimming_the_log_leaves_the_lines_of_other_models_and_seeds(unit):

@@ -445,7 +445,9 @@ DEFINITIONS = {
 
     "total_train_time": Measure(
         "speed", "training time", "s",
-        "Time of the training steps; a TSAE's with its share of the static pretraining.",
+        "Time of the training steps; a TSAE's with its share of the static pretraining. A step of "
+        "over 10 times the median of the 100 before it (the machine or the process stood still) "
+        "counts as that median.",
         "", "[0, inf)", "lower", "training.train_step"),
     "train_tokens_per_second": Measure(
         "speed", "training speed", "tokens per second",
@@ -453,7 +455,8 @@ DEFINITIONS = {
         "tokens / total_train_time", "[0, inf)", "higher", "training.train_step"),
     "avg_inference_tokens_per_second": Measure(
         "speed", "speed of encoding and decoding", "tokens per second",
-        "Tokens encoded and decoded per second, the language model left out.",
+        "Tokens encoded and decoded per second, the language model left out; a batch during which "
+        "the machine stood still counts as in the training time.",
         "valid tokens / s", "[0, inf)", "higher", "evaluation.measure"),
 }
 # fmt: on
@@ -510,6 +513,8 @@ _PREAMBLE = (
     "`--json`. `{lag}`, `{tau}`, `{k}`, `{items}`, `{set}`: any value; `{average}`: pooled,",
     "feature; `{mode}`: local, propagated. Documents never touch: no pair, run or transition",
     "crosses the end of a chunk of text. A measure that is not defined for the codes at hand is 0.",
+    "`_mean` and `_stderr` (±, s / sqrt(n)) are over the models of the n seeds, all on the same",
+    "validation text; an interval is over the documents of that text, for the models of one seed.",
 )
 
 

@@ -169,6 +169,25 @@ def cache_dir() -> Path:
     return make_dir(Path(os.environ.get("TSAE_CACHE") or "~/.cache/tsae").expanduser())
 
 
+@contextmanager
+def cache_at(path: str) -> Iterator[None]:
+    """`path`, unless it is "", is the cache directory within: of this process, by `TSAE_CACHE`."""
+    before = os.environ.get("TSAE_CACHE")
+    use_cache(path)
+    try:
+        yield
+    finally:
+        os.environ.pop("TSAE_CACHE", None)
+        if before is not None:
+            os.environ["TSAE_CACHE"] = before
+
+
+def use_cache(path: str) -> None:
+    """Makes `path`, unless it is "", the cache directory of this process from here on."""
+    if path:
+        os.environ["TSAE_CACHE"] = str(Path(path).expanduser().absolute())
+
+
 def make_dir(path: Path) -> Path:
     """`path`, made if it is missing; ValueError in one line where it cannot be."""
     try:

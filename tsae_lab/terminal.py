@@ -3,8 +3,10 @@
 import ctypes
 import os
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any
 
 import typer
@@ -24,6 +26,7 @@ from tsae_lab import definitions
 
 WIDTH = 130  # columns of a table that is printed to no terminal, at least
 console = Console(stderr=True)
+DEBUG = ContextVar("DEBUG", default=False)  # whether an error is said with its traceback
 
 
 @contextmanager
@@ -175,10 +178,15 @@ def cpu_threads(wanted: int = 0) -> int:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Bad input, a missing file and a full disk end the program with one line and exit code 1."""
+    """Bad input, a missing file and a full disk end the program with one line and exit code 1.
+
+    With `--debug` the traceback stands before the line.
+    """
     try:
         yield
     except (ValueError, OSError) as error:
+        if DEBUG.get():
+            console.print(traceback.format_exc(), markup=False, highlight=False, soft_wrap=True)
         line = " ".join(str(error).split())
         console.print(f"error: {line}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(1) from error

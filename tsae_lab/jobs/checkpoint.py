@@ -23,6 +23,10 @@ DTYPES = FLOATS | INTEGERS | {torch.uint8: "U8", torch.bool: "BOOL"}  # as the c
 Tensors = dict[str, Tensor]
 
 
+class Damaged(ValueError):
+    """A file of tensors that is truncated, damaged, or none."""
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write `tensors` (any device, strided or not) and `meta` (JSON) as one safetensors file.
 
@@ -205,12 +209,12 @@ def _read_safetensors(path: Path) -> tuple[Tensors, str]:
             mapped = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             header = file.metadata() or {}
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is truncated, damaged or no safetensors file: {error}") from error
+        raise Damaged(f"{path} is truncated, damaged or no safetensors file: {error}") from error
     if {"crc32", "json"} <= header.keys():  # as two entries: files of before
         header["checked"] = header["crc32"] + header["json"]
     crc, text = header.get("checked", "")[:8], header.get("checked", "")[8:]
     if crc and crc != _crc32(mapped, text):  # before a copy makes every true bool a 1
-        raise ValueError(f"{path} is damaged: its content does not have the checksum in its header")
+        raise Damaged(f"{path} is damaged: its content does not have the checksum in its header")
     return {name: tensor.clone() for name, tensor in mapped.items()}, text
 
 

@@ -84,6 +84,7 @@ def open_model(folder: Path, lm: str = "", hook: str = "") -> Saved:
         advice = "give --lm and --hook"
         raise ValueError(f"{folder} does not name its language model and hook; {advice}")
     dataset, config = named.get("dataset") or "", _config_of(place)
+    files.use_cache(config.cache_dir)
     return Saved(folder=folder, sae=sae, static=static, lm=lm, hook=hook, dataset=dataset,
                  config=config, made=made, lm_given=lm_given)  # fmt: skip
 

@@ -65,12 +65,13 @@ def run_study(
     holds a run with another configuration.
     """
     sections_of(config)
-    config = plan.checked(config, "run_3")
     models = out_dir.parent / MODELS
-    plan.refuse_other(out_dir, config, "run_3")
-    plan.refuse_other(models, config, MODELS)
-    with files.sole(out_dir):
-        return _study(out_dir, models, config, train)
+    with files.cache_at(config.cache_dir):
+        config = plan.checked(config, "run_3")
+        plan.refuse_other(out_dir, config, "run_3")
+        plan.refuse_other(models, config, MODELS)
+        with files.sole(out_dir):
+            return _study(out_dir, models, config, train)
 
 
 def _study(
@@ -262,12 +263,12 @@ def tradeoff(
         raise ValueError(f"{base} has no finished model; {out_dir} has {names}")
     for beta in betas:
         tsae.check_dials(final_dials(replace(config, beta=beta)), d_sae=config.d_sae)
-    with files.sole(out_dir):
-        curve = _curve(out_dir, base, config, run, dataset, betas, seed, train)
+    with files.cache_at(config.cache_dir), files.sole(out_dir):
+        curve = _traded(out_dir, base, config, run, dataset, betas, seed, train)
     return _write_curve(out_dir, curve)
 
 
-def _curve(
+def _traded(
     out_dir: Path, base: Path, config: Config, run: str, dataset: str, betas: Sequence[float],
     seed: int, train: Callable[[Unit, Trainer, str], tuple[tsae.Params, float]],
 ) -> dict[str, Any]:  # fmt: skip

@@ -1,7 +1,8 @@
 """Measures of a trained SAE: its codes, how well they reconstruct, and what they cost the model."""
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,14 @@ class Measured:
     tokens_per_second: float
 
 
+def step_time(took: float, before: Sequence[float]) -> float:
+    """Seconds of a step: `took`, or the median of the last 100 before it where that is 10 times as
+    long: the machine or the process stood still. Of fewer than three before it nothing is known.
+    """
+    usual = statistics.median(before[-100:]) if len(before) >= 3 else took
+    return took if took <= 10 * usual else usual
+
+
 def replacement(sae: Sae) -> Replacement:
     """The SAE's reconstruction, every sequence from an empty state."""
     return lambda x: forward(sae.params, x, sae.dials)[0]
@@ -39,13 +48,13 @@ def measure(sae: Sae, store: Store, progress: Callable[[], None] = lambda: None)
     Every sequence starts from an empty state. `progress` is called after each 16 sequences.
     """
     device = sae.params.static.b_dec.device
-    sums, vals, idx, seconds = metrics.fve_start(store.d_in), [], [], 0.0
+    sums, vals, idx, times = metrics.fve_start(store.d_in), [], [], []
     for start in range(0, len(store), EVAL_ROWS):
         rows = slice(start, start + EVAL_ROWS)
         x = store.x(rows).to(device)
         began = time.perf_counter()
         x_hat, acts, _ = forward(sae.params, x, sae.dials)
-        seconds += time.perf_counter() - began
+        times.append(step_time(time.perf_counter() - began, times))
         valid = store.tokens.valid[rows].to(device)
         sums = metrics.fve_add(sums, x[valid], x_hat[valid])
         vals.append(acts.vals.cpu())
@@ -54,7 +63,7 @@ def measure(sae: Sae, store: Store, progress: Callable[[], None] = lambda: None)
     tokens = store.tokens
     layout = {"valid": tokens.valid, "document": tokens.document, "start": tokens.start}
     codes = metrics.codes_from_topk(torch.cat(vals), torch.cat(idx), sae.d_sae, **layout)
-    fve, speed = metrics.fve_value(sums), codes.n_tokens / seconds
+    fve, speed = metrics.fve_value(sums), codes.n_tokens / sum(times)
     return Measured(codes=codes, fve=fve, tokens_per_second=speed)
 
 
