@@ -261,7 +261,7 @@ def test_the_section_of_a_context_measures_its_subjects_in_float32(
     sae = subjects[0].sae
     low = replace(sae, dials=replace(sae.dials, low=torch.bfloat16))
     unread = np.zeros((len(tokens.ids), 1, lm.d_in), np.int16)
-    held = store.Store(path=tmp_path, hook=HOOK, tokens=tokens, data=unread)
+    held = store.without(tmp_path, HOOK, tokens, unread, torch.zeros_like(tokens.valid))
     context = Context(
         dataset="toy", seed=0, long=False, lm=lm, store=held, words={}, share=0.1,
         subjects=(replace(subjects[0], sae=low),), data_dir=data_dir,
@@ -301,7 +301,7 @@ def test_texts_share_one_float32_model_and_each_seeds_cases(
     count(effects, "batches")
     count(public_sets, "find_sets")
     unread = np.zeros((len(tokens.ids), 1, half.d_in), np.int16)
-    held = store.Store(path=tmp_path, hook=HOOK, tokens=tokens, data=unread)
+    held = store.without(tmp_path, HOOK, tokens, unread, torch.zeros_like(tokens.valid))
     made = {}
     for text in ("first", "second"):  # run_3's order: each text, and of it each seed
         for seed in range(3):

@@ -82,6 +82,36 @@ def test_the_bridge_and_the_plain_model_share_one_set_of_weights(any_lm):
     assert not any(p.requires_grad for p in any_lm.model.parameters())
 
 
+@shared
+@given(st.data())
+def test_a_replacement_reads_what_it_is_given_and_the_rest_keeps_its_own_activation(
+    lm, tokens, data
+):
+    flags = st.lists(st.booleans(), min_size=tokens.valid.numel(), max_size=tokens.valid.numel())
+    read = torch.tensor(data.draw(flags)).reshape(tokens.valid.shape) & tokens.valid
+    hidden = language_model.residual(lm, tokens.ids, HOOK)
+    text, seen = hidden[:, n_prefix(tokens) :], []
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return 2 * x
+
+    found = language_model.splice(
+        lm, tokens.ids, tokens.valid, HOOK, {"double": double, "same": lambda x: x}, read
+    )
+    for row, own, keep in zip(torch.cat(seen), text, read, strict=True):
+        n = int(keep.sum())
+        torch.testing.assert_close(row[:n], own[keep].float())
+        assert not row[n:].any()
+    assert torch.equal(found["same"].nats, found["clean"].nats)
+    doubled = text * (1 + read[..., None].float())
+    above = language_model.layers_above(lm, HOOK)
+    logits = above(tokens.ids, torch.cat([hidden[:, : n_prefix(tokens)], doubled], 1), 0)
+    scores = logits[:, n_prefix(tokens) - 1 : -1].log_softmax(-1)
+    nats = -scores.gather(-1, tokens.ids[:, n_prefix(tokens) :, None].long())[..., 0]
+    torch.testing.assert_close(found["double"].nats, nats * tokens.valid, rtol=1e-4, atol=1e-4)
+
+
 def test_the_identity_is_that_of_weights_and_dtype(lm_folder, lm, tmp_path):
     assert load_toy(lm_folder).identity == lm.identity
     half = language_model.load_lm(lm_folder, device="cpu", dtype=torch.bfloat16)

@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 from collections import namedtuple
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toys import HOOK
+from toys import HOOK, store_of
 
 from tsae_lab.data import language_model, store, texts
 from tsae_lab.data.store import activation_store
+from tsae_lab.measures import evaluation
 
 DOCUMENTS = (
     "the quick brown fox " * 9,
@@ -229,3 +231,65 @@ def test_progress_is_at_most_ten_lines_with_rate_and_time_left_where_there_is_no
     assert re.fullmatch(last, lines[-1].rstrip())
     make_store(lm, tokens, tmp_path)
     assert capsys.readouterr().err == ""
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_a_store_without_some_tokens_holds_the_others_in_order_and_pads_at_the_end(data):
+    n_seq, seq = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 6))
+    lengths = data.draw(st.lists(st.integers(1, seq), min_size=n_seq, max_size=n_seq))
+    masks = st.lists(st.booleans(), min_size=seq, max_size=seq)
+    dropped = torch.tensor(data.draw(st.lists(masks, min_size=n_seq, max_size=n_seq)))
+    valid = torch.arange(seq) < torch.tensor(lengths)[:, None]
+    place = torch.arange(1, n_seq * seq + 1).reshape(n_seq, seq)
+    x = torch.stack([place, -place], 2).float() * valid[..., None]
+    ids = torch.cat([torch.full((n_seq, 2), 99), place.where(valid, 99)], 1).int()
+    whole = store_of(x, valid, ids=ids)
+    found = store.without(Path(), HOOK, whole.tokens, whole.data, dropped)
+    left = [row[v & ~d].tolist() for row, v, d in zip(place, valid, dropped, strict=True)]
+    rows = [row for row in left if row]
+    assert len(found) == len(found.text.ids) == len(rows)
+    start = data.draw(st.integers(0, seq - 1))
+    for got, held, text, read, row in zip(
+        found.x(range(len(rows)), slice(start, seq)), found.tokens.ids, found.text.ids, found.read,
+        rows, strict=True,
+    ):  # fmt: skip
+        padded = [*row, *[0] * (seq - len(row))]
+        assert got.tolist() == [[value, -value] for value in padded[start:]]
+        assert held.tolist() == [99, 99, *row, *[99] * (seq - len(row))]
+        assert text[2:][read].tolist() == row
+    assert found.tokens.valid.sum(1).tolist() == [len(row) for row in rows]
+    assert (found.tokens is found.text) == (not (valid & dropped).any())
+
+
+def planted(lm, sinks: Sequence[int]) -> language_model.LanguageModel:
+    """The model with embeddings of these tokens that are a thousand times the others'."""
+    model = copy.deepcopy(lm.model)
+    model.get_input_embeddings().weight[list(sinks)] *= 1_000
+    return replace(lm, model=model, identity=f"planted {sinks}")
+
+
+@pytest.mark.parametrize("words", [(" fox",), (" fox", " quick")])
+def test_attention_sinks_are_said_and_dropped_or_kept_from_one_store(lm, tmp_path, capsys, words):
+    sinks = [language_model.token_ids(lm, word)[0] for word in words]
+    strange, tokens = planted(lm, sinks), language_model.tokenize(lm, DOCUMENTS[:2], seq=9)
+    whole = activation_store(strange, tokens, hook=HOOK, sinks="keep", cache_dir=tmp_path)
+    found = activation_store(strange, tokens, hook=HOOK, cache_dir=tmp_path)
+    are = torch.isin(tokens.ids[:, 2:], torch.tensor(sinks)) & tokens.valid
+    assert torch.equal(store.sink_mask(whole.data, tokens.valid), are)
+    line = f"{HOOK}: {int(are.sum())} tokens of {tokens.n_tokens} are attention sinks"
+    assert capsys.readouterr().err.count(f"{line} (norm over 10 times the median): ") == 2
+    assert found.path == whole.path
+    assert torch.equal(whole.tokens.valid, tokens.valid)
+    assert not torch.isin(found.tokens.ids[:, 2:], torch.tensor(sinks)).any()
+    kept = whole.x(slice(None))[tokens.valid & ~are]
+    assert torch.equal(found.x(slice(None))[found.tokens.valid], kept)
+    mean = evaluation.mean_replacement(found)
+    losses = evaluation.splice_losses(
+        strange, found, np.arange(len(found)), {"same": lambda x: x, "mean": mean}
+    )
+    clean = language_model.splice(strange, tokens.ids, tokens.valid, HOOK, {})["clean"]
+    assert losses["same"] == losses["clean"]
+    assert losses["clean"]["token"] == pytest.approx(clean.nats[tokens.valid].mean().item())
+    assert losses["clean"]["char"] * tokens.chars.sum() == pytest.approx(clean.nats.sum().item())
+    assert losses["mean"]["kl"] > 1e-4

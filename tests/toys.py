@@ -22,7 +22,7 @@ from transformers import (
 )
 
 import tsae
-from tsae_lab.data import language_model
+from tsae_lab.data import language_model, store
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.data.store import Store
 from tsae_lab.data.texts import Tokens
@@ -163,7 +163,7 @@ def store_of(x: Tensor, valid: Tensor, **fields: Tensor) -> Store:
     }
     tokens = Tokens(valid=valid, **plain | fields)
     data = x.to(torch.bfloat16).view(torch.int16).numpy()
-    return Store(path=Path("nowhere"), hook=HOOK, tokens=tokens, data=data)
+    return store.without(Path("nowhere"), HOOK, tokens, data, torch.zeros_like(valid))
 
 
 def toy_batch(lm: LanguageModel, n: int = 24, seq: int = 5, seed: int = 0) -> Batch:

@@ -416,15 +416,18 @@ def splice(
     valid: Bool[Tensor, "n_seq kept"],
     hook: str,
     replacements: Mapping[str, Callable[[Tensor], Tensor]],
+    read: Bool[Tensor, "n_seq kept"] | None = None,
 ) -> dict[str, Spliced]:
     """What each replacement does to the model's predictions, and the model without one ("clean").
 
     Entry [i, j] is about text token j and what comes before it: all tokens of text are scored once,
     the first of a sequence from the prefix alone (no replacement reaches that one). A replacement
     maps the residual stream at the text, x (batch, kept, d_in) float32, zeros where not valid, to
-    x_hat of that shape, which takes its place; the prefix keeps its own. The rows go through in
-    order, in batches of about 2,048 tokens; the layers below the hook run once per batch, those
-    above once per replacement. All on the CPU.
+    x_hat of that shape, which takes its place; the prefix keeps its own. Tokens that are not in
+    `read` (attention sinks; by default there are none) keep theirs, too: x is without them, what
+    follows moved to the left, but they are scored. The rows go through in order, in batches of
+    about 2,048 tokens; the layers below the hook run once per batch, those above once per
+    replacement. All on the CPU.
     """
     if "clean" in replacements:
         raise ValueError("splice: 'clean' is the name of the model without a replacement")
@@ -435,14 +438,18 @@ def splice(
     for start in range(0, len(ids), n_rows):
         rows = slice(start, start + n_rows)
         batch, mask = ids[rows].to(lm.device, torch.int64), valid[rows].to(lm.device)
-        hidden = residual(lm, batch, hook)
-        x = hidden[:, n_prefix:].float() * mask[..., None]
+        hidden, seen = residual(lm, batch, hook), (valid if read is None else read)[rows]
+        left = torch.arange(seen.shape[1]) < seen.sum(1, keepdim=True)
+        text, seen, left = hidden[:, n_prefix:], seen.to(lm.device), left.to(lm.device)
+        x = torch.zeros_like(text, dtype=torch.float32)
+        x[left] = text[seen].float()
         p, entropy = None, torch.zeros(())
         for name, spliced in out.items():
             patched = hidden
             if name != "clean":
                 x_hat = _replaced(name, replacements[name], x).to(lm.device, lm.dtype)
-                patched = torch.cat([hidden[:, :n_prefix], x_hat], dim=1)
+                patched = hidden.clone()
+                patched[:, n_prefix:][seen] = x_hat[left]
             nats, cross, p = _scored(above(batch, patched, 0), batch[:, n_prefix:], p)
             entropy = cross if name == "clean" else entropy
             spliced.nats[rows] = (nats * mask).cpu()

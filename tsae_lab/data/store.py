@@ -14,13 +14,13 @@ import sys
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tsae_lab import files
@@ -30,25 +30,34 @@ from tsae_lab.data.texts import Tokens
 from tsae_lab.terminal import progress_bar
 
 STORE_FORMAT, MANIFEST = 1, "manifest.json"
+NORM_ROWS = 64  # sequences per call
 BLOCK_TOKENS = 8_192  # tokens per block of the store: the unit of checksums and of continuing
+SINK_NORM = 10  # times the median norm: a token above is an attention sink, like the prefix
 SPARE_BYTES = 64 << 20  # of disk that a store leaves free
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Store:
-    """Activations on disk, a memory map; zeros where `tokens.valid` is False."""
+    """Activations on disk, a memory map; zeros where `tokens.valid` is False.
+
+    Where attention sinks are dropped, `tokens` and `x` lack them, and what follows moves to the
+    left; the language model reads `text`.
+    """
 
     path: Path
     hook: str
     tokens: Tokens
-    data: np.ndarray  # int16 view of bf16, (n_seq, kept, d_in)
+    data: np.ndarray  # int16 view of bf16, (sequences, kept, d_in), with the sinks
+    text: Tokens  # the same sequences with their sinks
+    read: Bool[Tensor, "n_seq kept"]  # of the text: what `tokens` holds
+    source: tuple[np.ndarray, np.ndarray] | None  # where `tokens` lie in `data`; None: the same
 
     @property
     def d_in(self) -> int:
         return int(self.data.shape[2])
 
     def __len__(self) -> int:
-        return int(self.data.shape[0])
+        return len(self.tokens.ids)
 
     def x(
         self,
@@ -58,23 +67,68 @@ class Store:
     ) -> Float[Tensor, "rows span d_in"]:
         """Activations of the sequences `rows` at the positions `span` of the text, a copy."""
         index = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
-        copied = np.array(self.data[index, span], copy=isinstance(index, slice) or None)
-        mapped = getattr(self.data, "_mmap", None)
-        if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-            # what was read need not stay in this process: the page cache has it
-            mapped.madvise(mmap.MADV_DONTNEED)
+        if self.source is None:
+            copied = np.array(self.data[index, span], copy=isinstance(index, slice) or None)
+        else:
+            row, place = self.source
+            copied = np.array(self.data[row[index][:, None], place[index, span]], copy=None)
+            copied[~self.tokens.valid.numpy()[index, span]] = 0
+        _forget(self.data)
         return torch.from_numpy(copied).view(torch.bfloat16).to(dtype)
 
 
+def _forget(data: np.ndarray) -> None:
+    """What was read need not stay in this process: the page cache has it."""
+    mapped = getattr(data, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def sink_mask(data: np.ndarray, valid: Bool[Tensor, "n_seq kept"]) -> Bool[Tensor, "n_seq kept"]:
+    """Attention sinks: tokens whose norm is over 10 times the median norm of all valid tokens."""
+    norms = torch.zeros(valid.shape)
+    for start in range(0, len(data), NORM_ROWS):
+        rows = slice(start, start + NORM_ROWS)
+        x = torch.from_numpy(np.array(data[rows])).view(torch.bfloat16)
+        norms[rows] = x.float().norm(dim=-1)
+        _forget(data)
+    return valid & (norms > SINK_NORM * norms[valid].median())
+
+
+def without(
+    path: Path, hook: str, tokens: Tokens, data: np.ndarray, dropped: Bool[Tensor, "n_seq kept"]
+) -> Store:
+    """A store of the tokens less those `dropped`; sequences of nothing else are left out."""
+    read = tokens.valid & ~dropped
+    shared = {"path": path, "hook": hook, "data": data}
+    if torch.equal(read, tokens.valid):
+        return Store(**shared, tokens=tokens, text=tokens, read=read, source=None)
+    row = read.any(1).nonzero()[:, 0]
+    text, read = Tokens(**{name: value[row] for name, value in vars(tokens).items()}), read[row]
+    place = (~read).to(torch.uint8).argsort(dim=1, stable=True)
+    n_prefix, valid = text.ids.shape[1] - read.shape[1], read.gather(1, place)
+    prefix, ids = text.ids[:, :n_prefix], text.ids[:, n_prefix:].gather(1, place)
+    ids = torch.where(valid, ids, prefix[:, :1])
+    left = replace(text, ids=torch.cat([prefix, ids], 1), valid=valid)
+    source = (row.numpy(), place.to(torch.int32).numpy())
+    return Store(**shared, tokens=left, text=text, read=read, source=source)
+
+
 def activation_store(
-    lm: LanguageModel, tokens: Tokens, *, hook: str, cache_dir: str | Path | None = None
+    lm: LanguageModel,
+    tokens: Tokens,
+    *,
+    hook: str,
+    sinks: str = "drop",
+    cache_dir: str | Path | None = None,
 ) -> Store:
     """Activations of `tokens` at `hook`: read from `cache_dir`, or extracted into it.
 
     The directory's name is a hash over model, hook and tokens. It is written under the name
     `...partial` and renamed at the end; an interrupted extraction continues after its last whole
     block. A store that is damaged or holds something else is made again, after a line on stderr.
-    Default directory: `activations` in the cache.
+    Default directory: `activations` in the cache. Attention sinks are on the disk; the store lacks
+    them unless `sinks` is "keep"; a line on stderr says how many there are.
     """
     language_model.check_hook(lm, hook)
     if tokens.ids.shape[1] > lm.max_seq:
@@ -88,7 +142,7 @@ def activation_store(
         if path.exists():
             problem = _problem(path, tokens, key)
             if problem is None:
-                return _open(path, tokens, key)
+                return _open(path, tokens, key, sinks)
             sys.stderr.write(
                 f"activation store {path} is refused: {problem}; extracting it again\n"
             )
@@ -96,7 +150,7 @@ def activation_store(
         partial = path.with_name(f"{path.name}.partial")
         _extract(lm, tokens, partial, key)
         partial.rename(path)
-    return _open(path, tokens, key)
+    return _open(path, tokens, key, sinks)
 
 
 def _store_key(lm: LanguageModel, tokens: Tokens, hook: str) -> dict[str, Any]:
@@ -123,9 +177,15 @@ def _token_arrays(tokens: Tokens) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in vars(tokens).items()}
 
 
-def _open(path: Path, tokens: Tokens, key: Mapping[str, Any]) -> Store:
+def _open(path: Path, tokens: Tokens, key: Mapping[str, Any], sinks: str) -> Store:
     data = np.memmap(path / "data.bf16", dtype=np.int16, mode="r", shape=tuple(key["shape"]))
-    return Store(path=path, hook=key["hook"], tokens=tokens, data=data)
+    mask = sink_mask(data, tokens.valid)
+    n_sinks, keep = int(mask.sum()), sinks == "keep"
+    if n_sinks:
+        said = f"(norm over {SINK_NORM} times the median): {'kept' if keep else 'dropped'}"
+        share = f"{n_sinks:,} tokens of {tokens.n_tokens:,}"
+        sys.stderr.write(f"{key['hook']}: {share} are attention sinks {said}\n")
+    return without(path, key["hook"], tokens, data, torch.zeros_like(mask) if keep else mask)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -138,7 +138,8 @@ def _store(ask: Ask, saved: Saved, lm: LanguageModel, documents: Sequence[str]) 
         seq = min(seq, max(n_tokens, 1))
     tokens = language_model.tokenize(lm, documents, seq=seq + len(lm.prefix), n_tokens=ask.tokens)
     cache = Path(saved.config.cache_dir) / "activations" if saved.config.cache_dir else None
-    return store.activation_store(lm, tokens, hook=saved.hook, cache_dir=cache)
+    own = {"hook": saved.hook, "sinks": saved.config.sinks, "cache_dir": cache}
+    return store.activation_store(lm, tokens, **own)
 
 
 # ---------------------------------------------------------------------------- commands on a text

@@ -80,6 +80,9 @@ class Config(Recipe):
         str, "language model: smollm2-135m, a local Hugging Face folder, or a name on a model hub"
     ] = EMBEDDED
     hook: Annotated[str, "where activations are read"] = "blocks.14.hook_resid_post"
+    sinks: Annotated[
+        str, "drop or keep tokens that are attention sinks: whose norm is over 10 times the median"
+    ] = "drop"
     static_sae: Annotated[
         str,
         "folder of a pretrained static SAE in the SAELens format, in place of our own pretraining",
@@ -207,6 +210,8 @@ def check_config(config: Config, plan: str) -> None:
         phase = "the pretraining or the refinement"
         raise ValueError(f"steps={config.steps} leaves no step for {phase}: {phases}")
     _check_names(names_of(config))
+    if config.sinks not in ("drop", "keep"):
+        raise ValueError(f"sinks is drop or keep; got {config.sinks!r}")
     if config.precision not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"precision is auto, float32 or bfloat16; got {config.precision!r}")
 
@@ -418,7 +423,8 @@ def split_store(config: Config, lm: LanguageModel, name: str, split: str) -> Sto
 def open_store(config: Config, lm: LanguageModel, tokens: Tokens) -> Store:
     """Activations of the tokens, from the cache where they are there."""
     cache = Path(config.cache_dir) / "activations" if config.cache_dir else None
-    return store.activation_store(lm, tokens, hook=config.hook, cache_dir=cache)
+    own = {"hook": config.hook, "sinks": config.sinks, "cache_dir": cache}
+    return store.activation_store(lm, tokens, **own)
 
 
 def split_tokens(config: Config, lm: LanguageModel, name: str, split: str) -> Tokens:

@@ -99,11 +99,11 @@ def splice_losses(
     """Loss of the language model, "clean" and with each replacement in its residual stream.
 
     "token" and "char": nats per token and per character; "kl": `KL(clean || spliced)` in nats per
-    token.
+    token. Attention sinks that the store dropped keep their own activation, and count as tokens.
     """
-    tokens, picked = store.tokens, torch.from_numpy(rows)
-    valid = tokens.valid[picked]
-    spliced = splice(lm, tokens.ids[picked], valid, store.hook, replacements)
+    tokens, picked = store.text, torch.from_numpy(rows)
+    valid, read = tokens.valid[picked], store.read[picked]
+    spliced = splice(lm, tokens.ids[picked], valid, store.hook, replacements, read)
     chars, n_tokens = tokens.chars[picked].sum().item(), int(valid.sum())
     return {
         name: {
