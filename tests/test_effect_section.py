@@ -213,7 +213,8 @@ def test_controls_do_not_depend_on_the_chosen_features_but_the_effect_does(share
         assert section.numbers["control_mean"] == pytest.approx(drawn.mean())
         assert section.numbers["control_p95"] == np.quantile(abs(drawn), 0.95)
     assert first.numbers["kl_unrelated_control"] == second.numbers["kl_unrelated_control"]
-    assert first.numbers["effect_local"] * second.numbers["effect_local"] < 0
+    effect, other = (section.numbers["effect_local"] or 0.0 for section in (first, second))
+    assert effect * other < 0
 
 
 # --------------------------------------------------------------------- on text

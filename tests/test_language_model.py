@@ -1,16 +1,20 @@
 import copy
+import json
 import math
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toys import HOOK, ROOT, SIZES, load_toy, save_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from toys import HOOK, KINDS, ROOT, SIZES, load_toy, save_model, save_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
 from tsae_lab import files
 from tsae_lab.data import language_model, texts
@@ -112,6 +116,56 @@ def test_a_replacement_reads_what_it_is_given_and_the_rest_keeps_its_own_activat
     torch.testing.assert_close(found["double"].nats, nats * tokens.valid, rtol=1e-4, atol=1e-4)
 
 
+def change_weights(folder: Path, form: str, change) -> None:
+    """Rewrites the folder's weights, changed, in the form "safetensors", "shards" or "bin"."""
+    (file,) = folder.glob("*.safetensors")
+    weights = load_file(file)
+    file.unlink()
+    change(weights)
+    if form == "bin":
+        torch.save(weights, folder / "pytorch_model.bin")
+        return
+    shards = [dict(list(weights.items())[i::2]) for i in (0, 1)] if form == "shards" else [weights]
+    names = [f"model-{i}.safetensors" for i in range(len(shards))]
+    for name, shard in zip(names, shards, strict=True):
+        save_file(shard, folder / name, metadata={"format": "pt"})
+    where = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+    index = {"metadata": {}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("form", ["safetensors", "shards", "bin"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_that_lacks_a_tensor_or_has_one_of_another_shape_is_refused(tmp_path, kind, form):
+    def load(name: str, change):
+        tied: dict[str, Any] = {"tie_word_embeddings": True} if kind == "llama" else {}
+        folder = save_model(tmp_path / name, kind, **tied)
+        change_weights(folder, form, change)
+        return load_toy(folder)
+
+    with pytest.raises(ValueError, match=r"not whole: \S*mlp\S* is missing$"):
+        load("lacks", lambda w: w.pop(next(key for key in w if "mlp" in key)))
+    key = {"llama": "model.norm.weight", "gpt2": "transformer.ln_f.bias"}
+    key = key.get(kind, "gpt_neox.final_layer_norm.bias")
+    match = rf"{re.escape(key)} has shape \(23,\), the model needs \(24,\)"
+    with pytest.raises(ValueError, match=match):
+        load("wrong", lambda w: w.update({key: torch.zeros(23)}))
+    whole = load("whole", lambda _: None)
+    assert whole.identity == load("again", lambda _: None).identity
+
+
+def test_a_model_that_sees_the_next_token_and_a_folder_without_tokenizer_are_refused(tmp_path):
+    n = save_tokenizer(tmp_path)
+    config = BertConfig(vocab_size=n, hidden_size=24, num_hidden_layers=3, num_attention_heads=3)
+    torch.manual_seed(0)
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is not causal: its prediction after a token depends"):
+        load_toy(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"has no tokenizer: none of tokenizer\.json"):
+        load_toy(tmp_path)
+
+
 def test_the_identity_is_that_of_weights_and_dtype(lm_folder, lm, tmp_path):
     assert load_toy(lm_folder).identity == lm.identity
     half = language_model.load_lm(lm_folder, device="cpu", dtype=torch.bfloat16)
@@ -200,6 +254,9 @@ def test_unknown_models_and_hooks_say_what_exists(lm, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"has no config\.json"):
         language_model.load_lm(tmp_path)
     (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="has no tokenizer"):
+        language_model.load_lm(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot load the language model") as caught:
         language_model.load_lm(tmp_path)
     assert "\n" not in str(caught.value)

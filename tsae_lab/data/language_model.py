@@ -32,6 +32,7 @@ EMBEDDED = "smollm2-135m"
 EXISTING_MODELS = (
     f"give '{EMBEDDED}', a local Hugging Face folder, or a hub name such as EleutherAI/pythia-70m"
 )
+TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken")
 FORWARD_TOKENS = 2_048  # tokens per forward pass: bounds the memory of activations and logits
 
 
@@ -99,8 +100,13 @@ def load_lm(
     dtype = dtype or fast_dtype(device)
     folder = _smollm2_folder() if str(name) == EMBEDDED else _local_folder(str(name))
     with _quiet():
-        model, tokenizer = _from_pretrained(str(folder or name), dtype, local=folder is not None)
+        local = folder is not None
+        model, tokenizer, report = _from_pretrained(str(folder or name), dtype, local=local)
+        _check_weights(name, report)
         model = model.to(device).eval().requires_grad_(False)
+        _check_causal(name, model)
+    if not tokenizer.is_fast:
+        raise ValueError(f"language model {name}: its tokenizer is slow; offsets need a fast one")
     ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     bos_id = next((i for i in ends if i is not None), None)
     if bos_id is None:
@@ -185,19 +191,25 @@ def _local_folder(name: str) -> Path | None:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ValueError(f"{path} is no Hugging Face model folder: it has no config.json")
+        if not any(file for pattern in TOKENIZER_FILES for file in path.glob(pattern)):
+            raise ValueError(f"{path} has no tokenizer: none of {', '.join(TOKENIZER_FILES)}")
         return path
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ValueError(f"unknown language model {name!r}: {EXISTING_MODELS}")
     return None
 
 
-def _from_pretrained(name: str, dtype: torch.dtype, *, local: bool) -> tuple[Any, Any]:
+def _from_pretrained(name: str, dtype: torch.dtype, *, local: bool) -> tuple[Any, Any, Any]:
+    """Model, tokenizer and the report on the model's tensors."""
     from huggingface_hub import try_to_load_from_cache
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    def load(source: str) -> tuple[Any, Any]:
+    def load(source: str) -> tuple[Any, Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype), tokenizer
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        return loaded[0], tokenizer, loaded[1]
 
     if not local:
         cached = try_to_load_from_cache(name, "config.json")
@@ -210,6 +222,32 @@ def _from_pretrained(name: str, dtype: torch.dtype, *, local: bool) -> tuple[Any
         return load(name)
     except Exception as error:  # OSError, ValueError, KeyError and errors of the libraries' own
         raise ValueError(f"cannot load the language model {name}: {_one_line(error)}") from error
+
+
+def _check_weights(name: str | Path, report: Mapping[str, Any]) -> None:
+    """ValueError where the loading report names tensors that were drawn at random."""
+    wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
+    for key, saved, needed in sorted(report["mismatched_keys"]):
+        wrong.append(f"{key} has shape {tuple(saved)}, the model needs {tuple(needed)}")
+    if wrong:
+        others = f" (and {len(wrong) - 2} others)" if len(wrong) > 2 else ""
+        said = f"{', '.join(wrong[:2])}{others}"
+        raise ValueError(f"the weights of the language model {name} are not whole: {said}")
+
+
+@torch.inference_mode()
+def _check_causal(name: str | Path, model: Any) -> None:
+    """ValueError where the prediction after a first token depends on the second."""
+    n = model.get_input_embeddings().weight.shape[0]
+    pairs = ([[n // 4, second]] for second in (n // 2, n // 3))
+    one, other = (
+        model(input_ids=torch.tensor(ids, device=model.device), use_cache=False).logits[0].float()
+        for ids in pairs
+    )
+    rounding = 1e-4 if model.dtype == torch.float32 else 0.02  # where experts take other batches
+    if (one - other)[0].norm() > rounding * one[0].norm():
+        said = "its prediction after a token depends on the token that follows"
+        raise ValueError(f"language model {name} is not causal: {said}")
 
 
 def _ask_hub(name: str) -> None:
