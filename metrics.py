@@ -16,6 +16,7 @@ from scipy import sparse, stats
 from torch import Tensor
 
 _Generator = torch.Generator | None
+Interval = tuple[float, float]
 _Pairs = tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]  # rows of `token_matrix`
 EPS_DISTANCE = 1e-8  # below this distance two activations count as one (smoothness)
 
@@ -280,6 +281,16 @@ def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     return np.divide(top, bottom, out=zeros, where=bottom > 0)
 
 
+def quotient(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """top / bottom, and NaN where the bottom is 0: what cannot be computed."""
+    return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom != 0)
+
+
+def finite(value: float | np.floating | Float[np.ndarray, ""]) -> float | None:
+    """The value, or None for a NaN or an infinity: what cannot be computed is absent."""
+    return float(value) if np.isfinite(value) else None
+
+
 def jaccard(codes: CodedText, lag: int = 1) -> float:
     """Mean Jaccard overlap of the active sets of tokens `lag` apart in a chunk, in [0, 1].
 
@@ -298,11 +309,11 @@ def jaccard_by_document(
     return np.bincount(document, similarity(_support(codes), pairs), len(n_pairs)), n_pairs
 
 
-def jaccard_kappa(codes: CodedText, lag: int = 1, generator: _Generator = None) -> float:
+def jaccard_kappa(codes: CodedText, lag: int = 1, generator: _Generator = None) -> float | None:
     """Chance-corrected overlap, `(J - J0) / (1 - J0)`, at most 1: 0 for codes in random order.
 
     J0 is the mean over as many random pairs of distinct valid tokens, at least 10,000, drawn with
-    `generator` (None: seed 0). A code that is the same at every token has J0 = 1 and gives 0.
+    `generator` (None: seed 0). None for a code that is the same at every token, whose J0 is 1.
     """
     matrix, pairs = _support(codes), _pairs(codes, lag)
     rows = np.flatnonzero(codes.valid.numpy())
@@ -311,7 +322,7 @@ def jaccard_kappa(codes: CodedText, lag: int = 1, generator: _Generator = None) 
     partner = (drawn + 1 + _randint(len(rows) - 1, (n_draws,), generator)) % len(rows)
     chance = similarity(matrix, (rows[drawn], rows[partner])).mean()
     observed = similarity(matrix, pairs).mean()
-    return float((observed - chance) / (1 - chance)) if chance < 1 else 0.0
+    return float((observed - chance) / (1 - chance)) if chance < 1 else None
 
 
 def _randint(high: int, shape: tuple[int, ...], generator: _Generator) -> np.ndarray:
@@ -324,22 +335,22 @@ def _randint(high: int, shape: tuple[int, ...], generator: _Generator) -> np.nda
 
 @dataclass(frozen=True, eq=False)
 class Stability:
-    """What `tss` returns. Means run over the eligible features and are 0 if there is none."""
+    """What `tss` returns. Means run over the eligible features: None, by lag NaN, without one."""
 
     lags: tuple[int, ...]
     p: Float[np.ndarray, "lags d_sae"]  # overlap; 0 for a feature without any pair
     p0: Float[np.ndarray, "lags d_sae"]  # its chance level
-    kappa: Float[np.ndarray, "lags d_sae"]  # (p - p0) / (1 - p0), may be < 0; 0 where p0 = 1
+    kappa: Float[np.ndarray, "lags d_sae"]  # (p - p0) / (1 - p0); NaN where p0 = 1 or never active
     eligible: Bool[np.ndarray, " d_sae"]
     eligible_frac: float  # eligible features / d_sae
     macro_by_lag: Float[np.ndarray, " lags"]  # TSS_j: mean of max(0, kappa)
     weighted_by_lag: Float[np.ndarray, " lags"]  # weighted by each feature's summed contribution
-    macro: float  # TSS: mean of macro_by_lag
-    weighted: float
+    macro: float | None  # TSS: mean of macro_by_lag
+    weighted: float | None
     macro_replicates: Float[np.ndarray, " n_boot"]  # TSS of each bootstrap sample of documents
     weighted_replicates: Float[np.ndarray, " n_boot"]
-    macro_interval: tuple[float, float]  # 95 %; (0, 1) without samples or with one document
-    weighted_interval: tuple[float, float]
+    macro_interval: Interval | None  # 95 %; None without a score, samples or a second document
+    weighted_interval: Interval | None
 
 
 def tss(
@@ -382,7 +393,7 @@ def tss(
         resampled += np.maximum(ratio(drawn - p0[row], 1 - p0[row]), 0) / len(lags)
     n_documents = _n_active(_member(document, n_doc) @ matrix, codes.d_sae)
     eligible = (n_documents >= min_documents) & (p0.max(0) <= max_chance)
-    eligible &= _n_active(matrix, codes.d_sae) >= min_tokens
+    eligible &= (_n_active(matrix, codes.d_sae) >= min_tokens) & (p0.max(0) < 1)
     return _stability(lags, p, p0, eligible, matrix.sum(0), resampled, n_doc)
 
 
@@ -395,11 +406,11 @@ def _stability(
     resampled: Float[np.ndarray, "n_boot d_sae"],
     n_doc: int,
 ) -> Stability:
-    kappa = ratio(p - p0, 1 - p0)
+    kappa = np.where(contribution > 0, quotient(p - p0, 1 - p0), np.nan)
     scores: dict[str, Any] = {"eligible_frac": float(eligible.mean())}
     for name, weight in (("macro", eligible.astype(float)), ("weighted", eligible * contribution)):
         by_lag = _weighted_mean(np.maximum(kappa, 0), weight)
-        replicates, score = _weighted_mean(resampled, weight), float(by_lag.mean())
+        replicates, score = _weighted_mean(resampled, weight), finite(by_lag.mean())
         scores |= {name: score, f"{name}_by_lag": by_lag, f"{name}_replicates": replicates}
         scores[f"{name}_interval"] = interval(score, replicates, n_doc)
     return Stability(lags=lags, p=p, p0=p0, kappa=kappa, eligible=eligible, **scores)
@@ -413,8 +424,9 @@ def _n_active(matrix: sparse.csr_array, d_sae: int) -> Int[np.ndarray, " d_sae"]
 def _weighted_mean(
     values: Float[np.ndarray, "rows d_sae"], weight: Float[np.ndarray, " d_sae"]
 ) -> Float[np.ndarray, " rows"]:
-    """Weighted mean of each row; 0 where nothing has weight."""
-    return values @ weight / weight.sum() if weight.sum() > 0 else np.zeros(len(values))
+    """Weighted mean of each row over what has weight; NaN where nothing has."""
+    counted = weight > 0
+    return quotient(values[:, counted] @ weight[counted], np.full(len(values), weight.sum()))
 
 
 def _member(group: Int[np.ndarray, " n"], n_groups: int | None = None) -> sparse.csr_array:
@@ -483,28 +495,40 @@ def resampled_ratio(
     n_boot: int,
     generator: _Generator = None,
 ) -> Float[np.ndarray, " n_boot"]:
-    """`sum(top) / sum(bottom)` over the units of each bootstrap sample; 0 where the bottom is 0."""
+    """`sum(top) / sum(bottom)` over the units of each bootstrap sample; NaN if the bottom is 0."""
     weights = resamples(len(top), n_boot, generator)
-    over, under = weights @ top, weights @ bottom
-    return np.divide(over, under, out=np.zeros(len(weights)), where=under != 0)
+    return quotient(weights @ top, weights @ bottom)
+
+
+def bootstrap_error(replicates: Float[np.ndarray, " n_boot"], n: int) -> float | None:
+    """Standard error `sd(replicates) sqrt(n / (n - 1))` of what was resampled over n units.
+
+    NaN replicates are left out. None without two replicates and two units: one document cannot be
+    resampled.
+    """
+    known = replicates[np.isfinite(replicates)]
+    if len(known) < 2 or n < 2:
+        return None
+    return float(known.std(ddof=1) * np.sqrt(n / (n - 1)))
 
 
 def interval(
-    value: float,
+    value: float | None,
     replicates: Float[np.ndarray, " n_boot"],
     n: int,
     least: float = 0.0,
     most: float = 1.0,
-) -> tuple[float, float]:
-    """95 % interval `value +- t sd(replicates) sqrt(n / (n - 1))`, cut to [least, most].
+) -> Interval | None:
+    """95 % interval `value +- t bootstrap_error(replicates, n)`, cut to [least, most].
 
-    n units were resampled, t has n - 1 degrees of freedom. Without two replicates and two units it
-    is [least, most]. Percentiles would repeat the bias of a ratio of sums, of order 1 / n, and over
-    thousands of features can miss the very value they are of.
+    t has n - 1 degrees of freedom. None without a value or a standard error. Percentiles would
+    repeat the bias of a ratio of sums, of order 1 / n, and over thousands of features can miss the
+    very value they are of.
     """
-    if len(replicates) < 2 or n < 2:
-        return least, most
-    half = float(stats.t.ppf(0.975, n - 1) * replicates.std(ddof=1) * np.sqrt(n / (n - 1)))
+    error = bootstrap_error(replicates, n)
+    if value is None or error is None:
+        return None
+    half = float(stats.t.ppf(0.975, n - 1)) * error
     return max(value - half, least), min(value + half, most)
 
 

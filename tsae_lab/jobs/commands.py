@@ -37,7 +37,7 @@ from tsae_lab.measures import evaluation, readout
 from tsae_lab.sections import figures, transitions
 from tsae_lab.sections.context import Context, Section, context_of, subject, top_words
 from tsae_lab.sections.stability import lifetimes_section, stability_section
-from tsae_lab.terminal import console, one_line_errors, print_table, progress_bar
+from tsae_lab.terminal import between, cell, console, one_line_errors, print_table, progress_bar
 
 PIECE_CHARS = 8_000  # a text file is cut into documents of about this many characters
 MOST_DRAWN = 1_000  # tokens that fit into one figure
@@ -191,16 +191,18 @@ def _print_numbers(context: Context, section: Section, keys: Sequence[str]) -> N
     rows = [(definitions.label("fve"), f"{context.subjects[0].fve:.4f}", "")]
     for key in keys:
         row = bounds.get(key)
-        interval = f"{row['low']:.4f} to {row['high']:.4f}" if row else ""
-        value = section.numbers.get(key)
-        rows.append((definitions.label(key), "-" if value is None else f"{value:.4f}", interval))
-    print_table(_heading(context), ("measure", "value", "95 % interval (documents)"), rows)
+        interval = between(row["low"], row["high"], ".4f") if row else ""
+        rows.append((definitions.label(key), cell(section.numbers.get(key), ".4f"), interval))
+    single = len(context.store.tokens.document.unique()) < 2
+    caption = "no intervals: a single document cannot be resampled" if single else ""
+    columns = ("measure", "value", "95 % interval (documents)")
+    print_table(_heading(context), columns, rows, caption=caption)
 
 
 STABILITY_MEASURES = (
-    "tss_mean", "tss_weighted_mean", "tss_in_document_mean", "tss_eligible_frac", "jaccard",
-    "jaccard_kappa", "splice_kept_0", "splice_kept_4", "similarity_within", "similarity_across",
-    "smoothness",
+    "tss_mean", "tss_floor_mean", "tss_weighted_mean", "tss_in_document_mean",
+    "tss_in_document_floor_mean", "tss_eligible_frac", "jaccard", "jaccard_kappa",
+    "splice_kept_0", "splice_kept_4", "similarity_within", "similarity_across", "smoothness",
 )  # fmt: skip
 LIFETIME_MEASURES = (
     "restricted_mean_16", "restricted_mean_64", "restricted_mean_128",
@@ -216,9 +218,11 @@ def stability_command(context: Context) -> Report:
     _print_numbers(context, section, STABILITY_MEASURES)
     if not section.numbers["tss_eligible_frac"]:
         reason = "no feature is active at 20 tokens in 5 documents; give more text"
-        console.print(f"TSS is 0: {reason}", soft_wrap=True)
+        console.print(f"TSS is absent: {reason}", soft_wrap=True)
     by_lag = section.tables.get("stability_by_lag", [])
-    cells = [(row["lag"], f"{row['tss']:.4f}", f"{row['tss_weighted']:.4f}") for row in by_lag]
+    cells = [
+        (row["lag"], cell(row["tss"], ".4f"), cell(row["tss_weighted"], ".4f")) for row in by_lag
+    ]
     print_table("stability by lag", ("lag, tokens", "TSS", "weighted by activity"), cells, words=())
     return section, "stability_by_lag", ("stability_by_lag",)
 
@@ -245,7 +249,7 @@ def transitions_command(context: Context) -> Report:
     n, slug = section.numbers, context.subjects[0].slug
     n_found = f"{n['transitions_significant']:.0f} significant transitions"
     caption = (
-        f"{n['transitions_replication']:.0%} of {n['transitions_screened']:.0f} screened ones"
+        f"{cell(n['transitions_replication'], '.0%')} of {n['transitions_screened']:.0f} screened"
         f" replicate, {n['transitions_beyond_token_pairs']:.0f} go beyond token pairs;"
         f" chains of three: {n['transitions_chains']:.0f}"
     )
@@ -359,7 +363,8 @@ def probe_command(
         outputs = checked_outputs(json, csv, png)
         saved, given_task = open_model(model, lm, hook), _task(task, seed)
         rows = _probe_rows(saved, given_task, ks, seed, variants=variants)
-        title = f"{given_task.name}, {saved.hook}: accuracy on held-out groups (95 % interval)"
+        title = f"{given_task.name}, {saved.hook}: accuracy on held-out groups ± standard error"
+        title += " (95 % interval)"
         _print_probes(title, rows)
         content = {"rows": rows, "numbers": probes.row_numbers(rows)}
         warning = public_sets.warning(given_task.items)
@@ -403,9 +408,9 @@ def _task(name: str, seed: int) -> Task:
 
 
 def _accuracy_cell(row: Mapping[str, Any]) -> str:
-    """Accuracy, or a difference of two, with its interval."""
-    between = " to " if row["low"] < 0 else "-"
-    return f"{row['accuracy']:.3f} ({row['low']:.2f}{between}{row['high']:.2f})"
+    """Accuracy, or a difference of two, with its standard error and interval."""
+    bounds = between(row["low"], row["high"], ".2f")
+    return f"{row['accuracy']:.3f} ± {cell(row['stderr'], '.3f')} ({bounds})"
 
 
 def _print_probes(title: str, rows: Sequence[Mapping[str, Any]]) -> None:

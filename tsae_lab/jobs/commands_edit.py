@@ -36,7 +36,7 @@ from tsae_lab.measures import effects, evaluation, interventions, minimal_pairs
 from tsae_lab.measures.effects import SPAN, Batch, Case, Change
 from tsae_lab.measures.interventions import Edit, MakeEdit
 from tsae_lab.sections import figures
-from tsae_lab.terminal import console, one_line_errors, print_table
+from tsae_lab.terminal import cell, console, one_line_errors, print_table
 
 EDITS = ("ablate", "clamp", "swap", "steer")
 TRAIN_CASES = 240  # agreement cases on which features are chosen
@@ -335,7 +335,9 @@ def minimal_pairs_command(
             with console.status(f"{name}: {len(pairs)} pairs"):
                 scores = minimal_pairs.score(lm_loaded, saved.hook, pairs, splice, rule)
             for row in minimal_pairs.accuracy_rows(name, scores):
-                shares = [f"{row[m]:.3f} ± {row[f'{m}_stderr']:.3f}" for m in models]
+                shares = [
+                    f"{cell(row[m], '.3f')} ± {cell(row[f'{m}_stderr'], '.3f')}" for m in models
+                ]
                 cells.append((name, row["group"], row["pairs"], *shares))
             _say_skipped({f"{name}: {reason}": n for reason, n in scores.skipped.items()})
         columns = ("set", "condition", "pairs", *models)

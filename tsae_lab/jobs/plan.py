@@ -448,9 +448,10 @@ def identity_now(
 
 
 def summary(by_seed: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
-    """Per measure: mean, standard error (s / sqrt(n); 0 with one seed) and every seed's value.
+    """Per measure: mean, standard error s / sqrt(n) and every seed's value.
 
-    The mean is over the n seeds that have the measure, and None where none has it.
+    Both are over the n seeds that have the measure: None where none has it, the standard error
+    also where a single one has.
     """
     keys = list(dict.fromkeys(key for measures in by_seed for key in measures))
     values = {key: [measures.get(key) for measures in by_seed] for key in keys}
@@ -458,7 +459,7 @@ def summary(by_seed: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
     for key, of_seeds in values.items():
         present = [value for value in of_seeds if value is not None]
         n = len(present)
-        spread = float(np.std(present, ddof=1) / math.sqrt(n)) if n > 1 else 0.0
         means[f"{key}_mean"] = float(np.mean(present)) if present else None
-        errors[f"{key}_stderr"] = spread if present else None
+        error = float(np.std(present, ddof=1) / math.sqrt(n)) if n > 1 else None
+        errors[f"{key}_stderr"] = error
     return {"means": means, "stderrs": errors, "final_info_dict": values}

@@ -27,7 +27,7 @@ from tsae_lab.jobs.plan import Config, Unit
 from tsae_lab.jobs.training import Trainer, final_dials, restore
 from tsae_lab.measures import evaluation
 from tsae_lab.sections import figures, stability, transitions
-from tsae_lab.sections.context import Context, Section, context_of, subject
+from tsae_lab.sections.context import Context, Section, context_of, differences, subject
 from tsae_lab.sections.effects import interventions_section
 from tsae_lab.sections.probing import probing_section
 from tsae_lab.terminal import console, progress_bar, show_study, show_tradeoff
@@ -129,11 +129,7 @@ def _dataset(
         numbers = plan.read_measures(models / place / "measures.json", now)
         for section in sections:
             numbers |= section["numbers"]
-        pairs = [key for key in numbers if f"static_{key}" in numbers]
-        both = [k for k in pairs if None not in (numbers[k], numbers[f"static_{k}"])]
-        differences = dict.fromkeys(f"difference_{k}" for k in pairs)
-        differences |= {f"difference_{k}": numbers[k] - numbers[f"static_{k}"] for k in both}
-        measured.append(differences | numbers)
+        measured.append(differences(numbers) | numbers)
         intervals.append([row for section in sections for row in section["intervals"]])
     by_measure = {f"{row['model']}: {row['measure']}": [] for row in intervals[0]}
     for row in itertools.chain(*intervals):

@@ -255,11 +255,11 @@ def normalised_interval(
     effects: Float[np.ndarray, " cases"],
     patch: Float[np.ndarray, " cases"],
     group: Int[np.ndarray, " cases"],
-) -> tuple[float, float]:
+) -> metrics.Interval | None:
     """95 % interval of `normalised` (`metrics.interval`) over resamples of the groups of cases.
 
-    Twins are not independent, so whole groups are drawn, of cases not NaN. Fewer than two groups
-    give (-inf, inf).
+    Twins are not independent, so whole groups are drawn, of cases not NaN. None for fewer than two
+    groups.
     """
     seen = ~np.isnan(effects)
     names, member = np.unique(group[seen], return_inverse=True)
@@ -267,7 +267,7 @@ def normalised_interval(
         np.bincount(member, values[seen], minlength=len(names)) for values in (effects, patch)
     )
     replicates = metrics.resampled_ratio(top, bottom, EFFECT_BOOT)
-    value = float(normalised(effects, patch))
+    value = metrics.finite(normalised(effects, patch))
     return metrics.interval(value, replicates, len(names), -np.inf, np.inf)
 
 

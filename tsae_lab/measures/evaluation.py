@@ -14,6 +14,7 @@ import metrics
 from tsae import Sae, forward
 from tsae_lab.data.language_model import LanguageModel, splice
 from tsae_lab.data.store import Store
+from tsae_lab.measures.lifetimes import shuffle
 
 Replacement = Callable[[Float[Tensor, "batch seq d_in"]], Float[Tensor, "batch seq d_in"]]
 EVAL_ROWS = 16  # sequences per call
@@ -69,16 +70,20 @@ def measure(sae: Sae, store: Store, progress: Callable[[], None] = lambda: None)
 
 def code_measures(
     measured: Measured, W_dec: Float[Tensor, "d_sae d_in"], prefix: str = ""
-) -> dict[str, float]:
-    """FVE, L0, alive share, Jaccard overlap of neighbours and lag-1 TSS, by name."""
-    codes = measured.codes
-    score = metrics.tss(codes, W_dec.detach().cpu().norm(dim=1), lags=(1,))
+) -> dict[str, float | None]:
+    """FVE, L0, alive share, Jaccard overlap of neighbours, lag-1 TSS and its floor, by name.
+
+    The TSS of shuffled tokens is the floor; None without an eligible feature.
+    """
+    codes, dec_norm = measured.codes, W_dec.detach().cpu().norm(dim=1)
+    score, floor = (metrics.tss(c, dec_norm, lags=(1,)) for c in (codes, shuffle(codes)))
     return {
         f"{prefix}fve": measured.fve,
         f"{prefix}l0": metrics.l0(codes.vals, codes.valid),
         f"{prefix}alive_frac": metrics.alive_frac(codes),
         f"{prefix}jaccard": metrics.jaccard(codes),
         f"{prefix}tss": score.macro,
+        f"{prefix}tss_floor": floor.macro,
         f"{prefix}tss_eligible_frac": score.eligible_frac,
     }
 

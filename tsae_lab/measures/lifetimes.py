@@ -16,7 +16,17 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 
 import tsae
-from metrics import CodedText, document_rank, interval, ratio, resamples, token_matrix
+from metrics import (
+    CodedText,
+    Interval,
+    document_rank,
+    interval,
+    quotient,
+    ratio,
+    resampled_ratio,
+    resamples,
+    token_matrix,
+)
 
 STREAMS = 64  # chunks that the lifecycle reads side by side
 
@@ -168,7 +178,7 @@ class RestrictedMean:
 
     tau: int
     value: float
-    interval: tuple[float, float]  # 95 %, by bootstrap over documents; else (1, tau)
+    interval: Interval | None  # 95 %, by bootstrap over documents; None for a single document
     replicates: Float[np.ndarray, " n_boot"]
     extrapolated: bool  # tau is beyond the follow-up: the rest is a geometric tail
 
@@ -202,28 +212,41 @@ def restricted_mean(
 def feature_restricted_mean(
     all_runs: Runs, tau: int, *, min_deaths: int = 5
 ) -> Float[np.ndarray, " d_sae"]:
-    """`restricted_mean` of each feature, in [1, tau] tokens; 0 with fewer than `min_deaths` ends.
+    """`restricted_mean` of each feature, in [1, tau] tokens; NaN with fewer than `min_deaths` ends.
 
-    The mean over the features that are not 0 gives each of them one vote; the pooled one counts
-    runs.
+    The mean over the others gives each of them one vote; the pooled one counts runs.
     """
     if tau < 1:
         raise ValueError(f"feature_restricted_mean needs tau >= 1; got {tau}")
     deaths, at_risk = _life_table(all_runs, all_runs.feature, all_runs.d_sae, all_runs.longest)
-    return np.where(deaths.sum(1) >= max(min_deaths, 1), _restricted(deaths, at_risk, tau), 0.0)
+    return np.where(deaths.sum(1) >= max(min_deaths, 1), _restricted(deaths, at_risk, tau), np.nan)
 
 
-def persistence(all_runs: Runs) -> tuple[float, Float[np.ndarray, " d_sae"]]:
+def persistence(all_runs: Runs) -> tuple[float | None, Float[np.ndarray, " d_sae"]]:
     """P(on at t + 1 | on at t) by geometric maximum likelihood: (pooled, by feature), in [0, 1].
 
     `sum (L - 1) / (sum (L - 1) + ends seen)`; a geometric lifetime forgets its beginning, so
-    truncated runs count. Implied mean lifetime `1 / (1 - q)`. 0 for a feature never seen to go on
-    or to end.
+    truncated runs count. Implied mean lifetime `1 / (1 - q)`. None, by feature NaN, where nothing
+    was seen to go on or to end.
     """
-    stays = np.bincount(all_runs.feature, all_runs.length - 1.0, minlength=all_runs.d_sae)
-    ends = np.bincount(all_runs.feature[~all_runs.censored], minlength=all_runs.d_sae)
-    by_feature = ratio(stays, stays + ends)
-    return _share(stays.sum(), stays.sum() + ends.sum()), by_feature
+    stays, seen = _goings_on(all_runs, all_runs.feature, all_runs.d_sae)
+    return _share(stays.sum(), seen.sum()), quotient(stays, seen)
+
+
+def persistence_replicates(
+    all_runs: Runs, n_boot: int, generator: torch.Generator | None = None
+) -> Float[np.ndarray, " n_boot"]:
+    """The pooled `persistence` of bootstrap samples of documents; equal seeds pair two models."""
+    sums = _goings_on(all_runs, all_runs.document, len(all_runs.document_ids))
+    return resampled_ratio(*sums, n_boot, generator)
+
+
+def _goings_on(
+    all_runs: Runs, group: Int[np.ndarray, " runs"], n_groups: int
+) -> tuple[Float[np.ndarray, " n_groups"], Float[np.ndarray, " n_groups"]]:
+    """How often a feature went on in each group of runs, and how often it went on or ended."""
+    stays = np.bincount(group, all_runs.length - 1.0, minlength=n_groups).astype(float)
+    return stays, stays + np.bincount(group[~all_runs.censored], minlength=n_groups)
 
 
 def shuffle(codes: CodedText, generator: torch.Generator | None = None) -> CodedText:
@@ -259,11 +282,11 @@ def lifecycle(codes: CodedText) -> tsae.Lifecycle:
     return life
 
 
-def lifecycle_means(life: tsae.Lifecycle) -> dict[str, float]:
+def lifecycle_means(life: tsae.Lifecycle) -> dict[str, float | None]:
     """Mean gap, age, peak, oldest age, births and deaths per 1,000 active tokens.
 
     "pooled_..." counts every event once; "feature_...", a mean over features, gives each active
-    feature one vote (for gaps: each that has one). 0 where there is nothing to average.
+    feature one vote (for gaps: each that has one). None where there is nothing to average.
     """
     alive, gapped = (life.fired > 0).numpy(), (life.gaps > 0).numpy()
     parts = {
@@ -275,20 +298,22 @@ def lifecycle_means(life: tsae.Lifecycle) -> dict[str, float]:
     means = {}
     for name, (top, bottom, counted, scale) in parts.items():
         tops, bottoms = top.double().numpy(), bottom.double().numpy()  # whole numbers: exact
-        means[f"pooled_{name}"] = scale * _share(tops.sum(), bottoms.sum())
-        means[f"feature_{name}"] = mean_where(scale * ratio(tops, bottoms), counted)
+        means[f"pooled_{name}"] = _share(scale * tops.sum(), bottoms.sum())
+        means[f"feature_{name}"] = mean_where(scale * quotient(tops, bottoms), counted)
     means["feature_peak"] = mean_where(life.peak.double().numpy(), alive)
     means["feature_oldest_tokens"] = mean_where(life.oldest.double().numpy(), alive)
     return means
 
 
-def _share(top: np.number, bottom: np.number) -> float:
-    return float(top / bottom) if bottom else 0.0
+def _share(top: np.number, bottom: np.number) -> float | None:
+    return float(top / bottom) if bottom else None
 
 
-def mean_where(values: Float[np.ndarray, " d_sae"], counted: Bool[np.ndarray, " d_sae"]) -> float:
-    """Mean of the features that are counted; 0 if none is."""
-    return float(values[counted].mean()) if counted.any() else 0.0
+def mean_where(
+    values: Float[np.ndarray, " d_sae"], counted: Bool[np.ndarray, " d_sae"]
+) -> float | None:
+    """Mean of the features that are counted; None if none is."""
+    return float(values[counted].mean()) if counted.any() else None
 
 
 @dataclass(frozen=True, eq=False)

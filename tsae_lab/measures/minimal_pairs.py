@@ -6,6 +6,7 @@ word that differs counts, given what is before it (LM_syneval), and pairs whose 
 token each are skipped and counted.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -108,7 +109,8 @@ def _padded(
 def accuracy_rows(name: str, scores: Scores) -> list[dict[str, Any]]:
     """One row per group and one over all pairs: pairs, each model's accuracy and standard error.
 
-    The standard error is `sqrt(p (1 - p) / pairs)`. Of no pairs, one row of zeros.
+    The standard error is `sqrt(p (1 - p) / pairs)`, None for a single pair. Of no pairs, one row
+    without numbers.
     """
     groups = np.array([pair.group for pair in scores.pairs])
     members = {group: groups == group for group in sorted(set(groups))}
@@ -117,13 +119,13 @@ def accuracy_rows(name: str, scores: Scores) -> list[dict[str, Any]]:
     for group, mask in members.items():
         row: dict[str, Any] = {"set": name, "group": group, "pairs": int(mask.sum())}
         for model, right in scores.right.items():
-            share = float(right[mask].mean()) if mask.any() else 0.0
-            row[model] = share
-            row[f"{model}_stderr"] = float(np.sqrt(share * (1 - share) / max(mask.sum(), 1)))
+            n, share = int(mask.sum()), float(right[mask].sum()) / max(int(mask.sum()), 1)
+            row[model] = share if n else None
+            row[f"{model}_stderr"] = math.sqrt(share * (1 - share) / n) if n > 1 else None
         rows.append(row)
     return rows
 
 
-def pair_accuracy(scores: Scores, model: str) -> float:
-    """Share of all pairs that the model gets right; 0 where none could be scored."""
-    return float(scores.right[model].mean()) if len(scores.pairs) else 0.0
+def pair_accuracy(scores: Scores, model: str) -> float | None:
+    """Share of all pairs that the model gets right; None where none could be scored."""
+    return float(scores.right[model].mean()) if len(scores.pairs) else None

@@ -59,16 +59,19 @@ def unrelated_kl(
     rows: Sequence[int],
     *,
     propagated: bool,
-) -> list[float]:
-    """KL in nats per token with each of `sets` of features off at every token of these rows."""
-    totals, count = np.zeros(len(sets)), 0
+) -> tuple[Float[np.ndarray, "sets rows"], Int[np.ndarray, " rows"]]:
+    """KL in nats with each of `sets` of features off at every token, summed by row, and tokens.
+
+    The ratio of the two sums is the KL per token; a row is what is resampled.
+    """
+    totals, counts = [], []
     for batch in torch.as_tensor(list(rows)).split(TEXT_ROWS):
         ids, valid = tokens.ids[batch].long(), tokens.valid[batch]
         edits = [(ablate(features, valid.to(lm.device)), propagated) for features in sets]
         by_set = _edited_kl(above, sae, ids, residual(lm, ids, hook), edits, valid.shape[1])
-        totals += [float(kl[valid].double().sum()) for kl in by_set]
-        count += int(valid.sum())
-    return (totals / count).tolist()
+        totals.append([(kl.double() * valid).sum(1).tolist() for kl in by_set])
+        counts += valid.sum(1).tolist()
+    return np.concatenate(totals, axis=1), np.array(counts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,11 +109,11 @@ def edit_places(
 
 def active_places(
     lm: LanguageModel, hook: str, sae: Sae, tokens: Tokens, places: Occurrences, n_each: int
-) -> tuple[Occurrences, float]:
+) -> tuple[Occurrences, float | None]:
     """The first `n_each` occurrences of each feature that are active in the short text of `decay`.
 
-    Also the share of all occurrences that are not: in so short a text, what came before is gone. 0
-    where there is no occurrence.
+    Also the share of all occurrences that are not: in so short a text, what came before is gone.
+    None where there is no occurrence.
     """
     n_prefix, active = len(lm.prefix), np.zeros(len(places.feature), bool)
     for start in range(0, len(active), TEXT_ROWS):
@@ -125,7 +128,7 @@ def active_places(
             for i, row in enumerate(rows)]  # fmt: skip
     rows = rows[np.array(rank, np.int64) < n_each]
     kept = Occurrences(places.feature[rows], places.row[rows], places.position[rows])
-    return kept, 1 - float(active.mean()) if len(active) else 0.0
+    return kept, 1 - float(active.mean()) if len(active) else None
 
 
 def _short_texts(tokens: Tokens, places: Occurrences, batch: slice) -> Int[Tensor, "rows total"]:
@@ -175,20 +178,21 @@ def durations(
     return names[seen], moment[seen] / total[seen]
 
 
-def spearman(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
-    """Spearman's rank correlation of two measures of the same things, and its 95 % interval.
+def spearman(
+    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], generator: torch.Generator | None = None
+) -> tuple[float | None, Float[np.ndarray, " n_boot"]]:
+    """Spearman's rank correlation of two measures of the same things, and of resamples of them.
 
-    The interval is `metrics.interval` over resamples of the things. 0 in (-1, 1) for fewer than 3
-    things, or a constant measure.
+    None, and no resamples, for fewer than 3 things or a constant measure; NaN for a resample in
+    which one is constant.
     """
     n = len(x)
     if n < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return 0.0, -1.0, 1.0
-    counts = metrics.resamples(n, EFFECT_BOOT).astype(np.int64)
+        return None, np.zeros(0)
+    counts = metrics.resamples(n, EFFECT_BOOT, generator).astype(np.int64)
     rows = np.stack([np.repeat(np.arange(n), times) for times in counts])
     ranked = [stats.rankdata(values[rows], axis=1) for values in (x, y)]
     a, b = (ranks - ranks.mean(1, keepdims=True) for ranks in ranked)
     norm = np.sqrt((a * a).sum(1) * (b * b).sum(1))
-    rhos = (a * b).sum(1)[norm > 0] / norm[norm > 0]  # a constant sample has no correlation
     rho = float(stats.spearmanr(x, y)[0])  # type: ignore[arg-type]
-    return rho, *metrics.interval(rho, rhos, n, -1.0, 1.0)
+    return rho, metrics.quotient((a * b).sum(1), norm)

@@ -10,6 +10,7 @@ persistent pairs significant.) The distribution of the count under that null is 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -18,12 +19,13 @@ from jaxtyping import Bool, Float, Int
 from scipy import sparse, stats
 from torch import Tensor
 
-from metrics import CodedText, document_rank, ratio
+from metrics import CodedText, document_rank, quotient, ratio
 from tsae_lab.measures.lifetimes import runs
 
 P_FLOOR = 1e-12  # smaller p-values are lost in the rounding of the Fourier transform: set to this
 TINY = 1e-300  # stands for 0 under a logarithm
 CELLS = 4_000_000  # numbers in an intermediate table
+LISTED = 2_000  # candidates of the largest deviance, all tested where others are sampled
 BLOCK = 2_000_000  # onsets and pairs of onsets handled at a time; bounds memory
 
 
@@ -239,15 +241,18 @@ class Transitions:
     count: Int[np.ndarray, " patterns"]  # this and all below: on the test half
     expected: Float[np.ndarray, " patterns"]  # under circular shifts
     reverse: Int[np.ndarray, " patterns"]  # target first, then source at the same lag
-    lift: Float[np.ndarray, " patterns"]  # N_ij M / (N_i N_j) on the M places of the lag; 0 if none
-    npmi: Float[np.ndarray, " patterns"]  # PMI / -ln(N_ij / M), PMI = ln lift; -1 if none
+    lift: Float[np.ndarray, " patterns"]  # N_ij M / (N_i N_j) on the M places; NaN if N_i N_j = 0
+    npmi: Float[np.ndarray, " patterns"]  # PMI / -ln(N_ij / M), PMI = ln lift; -1 if N_ij = 0
     direction: Float[
         np.ndarray, " patterns"
     ]  # PMI_ij - PMI_ji; +-inf if one, NaN if no way is seen
     p_value: Float[np.ndarray, " patterns"]
-    q_value: Float[np.ndarray, " patterns"]  # Benjamini-Hochberg over the screened patterns
+    q_value: Float[np.ndarray, " patterns"]  # Benjamini-Hochberg over what they stand for
     significant: Bool[np.ndarray, " patterns"]  # q <= alpha
-    replication: float  # share of the screened with p <= alpha; alpha if chance alone screened
+    weight: Float[np.ndarray, " patterns"]  # candidates that each stands for: 1, or more if drawn
+    n_candidates: int
+    cut_frac: float | None  # share of the candidates that was not drawn; None without one
+    replication: float | None  # share of the screened with p <= alpha; alpha if chance alone did
     tested_chunks: Bool[np.ndarray, " n_seq"]
     alpha: float
 
@@ -264,11 +269,14 @@ def find_transitions(
 ) -> Transitions:
     """Onset-to-onset patterns, found on a random half of the documents and tested on the other.
 
-    Candidates (at least `min_count` times, more often than rates say, the `max_candidates` of
-    largest deviance) are screened at p <= `screen_level` on the first half; what is left is tested
-    on the second, Benjamini-Hochberg at `alpha`. A feature is not paired with itself. No candidate
-    gives empty arrays and replication 0. The generator splits the documents (None: seed 0). Raises
-    ValueError for a single document, or a lag < 1 or twice.
+    Candidates (at least `min_count` times, above what the rates say by a deviance that chance
+    exceeds with p <= `screen_level`) are screened at p <= `screen_level` against shifts on the
+    first half; what is left is tested on the second, Benjamini-Hochberg at `alpha`. Of more than
+    `max_candidates` the `LISTED` of the largest deviance are taken, so that the strongest can be
+    listed, and a random sample of the others, each of which stands for many: weighted shares and
+    counts do not depend on the size of the sample. A feature is not paired with itself. No
+    candidate gives empty arrays. The generator splits the documents and draws the sample (None:
+    seed 0). Raises ValueError for a single document, or a lag < 1 or twice.
     """
     lags = tuple(lags)
     if not lags or min(lags) < 1 or len(set(lags)) < len(lags):
@@ -281,32 +289,63 @@ def find_transitions(
     order = torch.randperm(n_doc, generator=seeded)
     tested = np.isin(rank, order[n_doc // 2 :].numpy())
     screen, test = onsets(codes, ~tested), onsets(codes, tested)
-    candidates = _candidates(screen, lags, min_count, max_candidates)
-    passed = np.flatnonzero(shift_test(screen, candidates).p_value <= screen_level)
-    return _tested(candidates.take(passed), test, tested, alpha)
+    candidates, deviance = _candidates(screen, lags, min_count, -2 * np.log(screen_level))
+    weight = _weights(deviance, max_candidates, seeded)
+    rows = np.flatnonzero(weight)
+    cut = 1 - len(rows) / len(weight) if len(weight) else None
+    rows = rows[shift_test(screen, candidates.take(rows)).p_value <= screen_level]
+    about = {"n_candidates": len(weight), "cut_frac": cut, "tested_chunks": tested, "alpha": alpha}
+    return _tested(candidates.take(rows), test, weight[rows], about)
+
+
+def _weights(
+    deviance: Float[np.ndarray, " patterns"], most: int, generator: torch.Generator
+) -> Float[np.ndarray, " patterns"]:
+    """How many candidates each stands for, 0 if it is not taken: `most` are, if there are more."""
+    if len(deviance) <= most:
+        return np.ones(len(deviance))
+    weight = np.zeros(len(deviance))
+    first, rest = np.split(np.argsort(-deviance, kind="stable"), [min(LISTED, most // 2)])
+    n = most - len(first)
+    drawn = rest[torch.randperm(len(rest), generator=generator)[:n].numpy()]
+    weight[first], weight[drawn] = 1.0, len(rest) / n
+    return weight
 
 
 def _tested(
-    screened: Patterns, test: Onsets, tested: Bool[np.ndarray, " n_seq"], alpha: float
+    screened: Patterns, test: Onsets, weight: Float[np.ndarray, " n"], about: dict[str, Any]
 ) -> Transitions:
     shifts = shift_test(test, screened)
-    q_value = stats.false_discovery_control(shifts.p_value) if len(screened) else np.zeros(0)
+    q_value = _false_discoveries(shifts.p_value, weight)
     arrays = _associations(test, screened, shifts) | {
         "count": shifts.count,
         "reverse": shifts.reverse,
         "expected": shifts.expected,
         "p_value": shifts.p_value,
         "q_value": q_value,
-        "significant": q_value <= alpha,
+        "significant": q_value <= about["alpha"],
+        "weight": weight,
     }
     order = np.lexsort((-arrays["lift"], shifts.p_value))
+    replicates = weight @ (shifts.p_value <= about["alpha"])
     return Transitions(
         patterns=screened.take(order),
         **{name: values[order] for name, values in arrays.items()},
-        replication=float((shifts.p_value <= alpha).mean()) if len(screened) else 0.0,
-        tested_chunks=tested,
-        alpha=alpha,
+        replication=float(replicates / weight.sum()) if len(weight) else None,
+        **about,
     )
+
+
+def _false_discoveries(
+    p_value: Float[np.ndarray, " patterns"], weight: Float[np.ndarray, " patterns"]
+) -> Float[np.ndarray, " patterns"]:
+    """Benjamini-Hochberg's q-values, as if each p-value were there `weight` times."""
+    order = np.argsort(p_value, kind="stable")
+    times = np.cumsum(weight[order])
+    bound = p_value[order] * times[-1:] / times
+    q_value = np.empty(len(p_value))
+    q_value[order] = np.minimum.accumulate(bound[::-1])[::-1]
+    return np.minimum(q_value, 1.0)
 
 
 def _paired(events: Onsets, lag: int) -> tuple[sparse.csr_array, sparse.csr_array]:
@@ -322,9 +361,12 @@ def _paired(events: Onsets, lag: int) -> tuple[sparse.csr_array, sparse.csr_arra
 
 
 def _candidates(
-    events: Onsets, lags: tuple[int, ...], min_count: int, max_candidates: int
-) -> Patterns:
-    """Patterns of the largest deviance `2 (C ln(C/E) - C + E)` from `E = n_i n_j / n`."""
+    events: Onsets, lags: tuple[int, ...], min_count: int, least: float
+) -> tuple[Patterns, Float[np.ndarray, " patterns"]]:
+    """Patterns above `E = n_i n_j / n` by the deviance `2 (C ln(C/E) - C + E)`, and their deviance.
+
+    By Chernoff's bound chance at these rates exceeds a deviance of d with `p <= exp(-d / 2)`.
+    """
     tables, scores = [np.zeros((0, 3), np.int64)], [np.zeros(0)]
     for lag in lags:
         before, after = _paired(events, lag)
@@ -335,15 +377,12 @@ def _candidates(
         i, j, count = i[frequent], j[frequent], joint.data[frequent].astype(float)
         expected = before.sum(0)[i] * after.sum(0)[j] / max(n, 1)
         deviance = 2 * (count * np.log(count / expected) - count + expected)
-        deviance = np.where(count > expected, deviance, 0.0)
-        best = np.argsort(-deviance, kind="stable")[:max_candidates]
-        best = best[deviance[best] > 0]
-        tables.append(np.stack([i[best], j[best], np.full(len(best), lag)], axis=1))
-        scores.append(deviance[best])
-    best = np.argsort(-np.concatenate(scores), kind="stable")[:max_candidates]
-    rows = np.concatenate(tables)[np.sort(best)]
-    rows = rows[np.argsort(rows[:, 0], kind="stable")]
-    return Patterns(rows[:, 0], rows[:, 1], rows[:, 2])
+        above = (count > expected) & (deviance >= least)
+        tables.append(np.stack([i[above], j[above], np.full(above.sum(), lag)], axis=1))
+        scores.append(deviance[above])
+    rows = np.concatenate(tables)
+    order = np.argsort(rows[:, 0], kind="stable")
+    return Patterns(*rows[order].T), np.concatenate(scores)[order]
 
 
 def _associations(
@@ -357,13 +396,14 @@ def _associations(
         before, after = (side.sum(0).astype(float) for side in _paired(events, int(lag)))
         n = max(int(np.maximum(events.places - lag, 0).sum()), 1)
         both[rows] = counts.count[rows] / n
-        lift[rows] = ratio(counts.count[rows] * n, before[i] * after[j])
-        reverse_lift[rows] = ratio(counts.reverse[rows] * n, before[j] * after[i])
+        lift[rows] = quotient(counts.count[rows] * n, before[i] * after[j])
+        reverse_lift[rows] = quotient(counts.reverse[rows] * n, before[j] * after[i])
     with np.errstate(divide="ignore", invalid="ignore"):  # ln 0 and 0 / 0
         pmi = np.log(lift)
         npmi = np.where(both == 1, 1.0, pmi / -np.log(both))  # -ln 1 = 0: 1 by convention
         direction = pmi - np.log(reverse_lift)
-    return {"lift": lift, "npmi": np.where(both > 0, npmi, -1.0), "direction": direction}
+    npmi = np.where((both == 0) & np.isfinite(lift), -1.0, npmi)
+    return {"lift": lift, "npmi": npmi, "direction": direction}
 
 
 # ---------------------------------------------------------------- token pairs, chains, graph
@@ -399,8 +439,8 @@ def beyond_token_pairs(
             p_value[rows], expected = _mantel_haenszel(*sides, size, mined.count[rows])
             lift[rows] = ratio(mined.count[rows], expected)
     survives = np.zeros(len(p_value), bool)
-    if strong.any():
-        survives[strong] = stats.false_discovery_control(p_value[strong]) <= mined.alpha
+    q_value = _false_discoveries(p_value[strong], mined.weight[strong])
+    survives[strong] = q_value <= mined.alpha
     return survives, p_value, lift
 
 

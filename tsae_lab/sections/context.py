@@ -2,9 +2,8 @@
 
 A section gives numbers, tables and figures; it writes no file, and reads none but a language model
 and public sets of minimal pairs. `run_3` calls each with the TSAE and the static SAE side by side,
-a command with one of them. A measure that is not defined
-for the codes it gets (no active feature, one document, one token per chunk) is 0, so that a mean
-over seeds stays finite; where no interval can be estimated, the range of the measure is returned.
+a command with one of them. A measure that is not defined for the codes it gets (no active feature,
+one document, one token per chunk) is None, and so is an interval that cannot be estimated.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -97,10 +96,13 @@ def subject(
 class Estimate:
     """A measure with its bootstrap samples over documents and the range it can be in."""
 
-    value: float
+    value: float | None
     replicates: Float[np.ndarray, " n_boot"]
     least: float = 0.0
     most: float = 1.0
+
+
+ABSENT = Estimate(None, np.zeros(0))
 
 
 def interval_rows(
@@ -108,53 +110,68 @@ def interval_rows(
 ) -> list[dict[str, Any]]:
     """95 % intervals of each subject's estimates and, of two subjects, of the differences.
 
-    The differences are paired: both subjects' bootstrap samples are of the same documents.
+    The differences are paired: both subjects' bootstrap samples are of the same documents. What
+    has no value, or a single document to resample, has no interval.
     """
     n_doc = len(context.store.tokens.document.unique())
     names = [subject.name for subject in context.subjects]
     listed = list(zip(names, estimates, strict=True))
     if len(estimates) == 2:
         first, second = estimates
-        differences = {m: _difference(first[m], second[m]) for m in first if m in second}
-        listed.append((" - ".join(names), differences))
+        paired = {m: difference(first[m], second[m]) for m in first if m in second}
+        listed.append((" - ".join(names), paired))
     return [
-        _row(measure, name, estimate, n_doc)
+        estimate_row(measure, name, estimate, n_doc)
         for name, by_measure in listed
         for measure, estimate in by_measure.items()
     ]
 
 
-def _difference(one: Estimate, other: Estimate) -> Estimate:
-    paired = len(one.replicates) == len(other.replicates)
-    spread = one.replicates - other.replicates if paired else np.zeros(0)
+def difference(one: Estimate, other: Estimate) -> Estimate:
+    """One minus the other; paired where both sets of samples are of the same things."""
+    if one.value is None or other.value is None:
+        return ABSENT
+    spread = one.replicates - other.replicates
     return Estimate(one.value - other.value, spread, one.least - other.most, one.most - other.least)
 
 
-def _row(measure: str, model: str, estimate: Estimate, n_doc: int) -> dict[str, Any]:
-    low, high = metrics.interval(
-        estimate.value, estimate.replicates, n_doc, estimate.least, estimate.most
-    )
-    return {"measure": measure, "model": model, "value": estimate.value, "low": low, "high": high}
+def estimate_row(measure: str, model: str, estimate: Estimate, n: int) -> dict[str, Any]:
+    """A row of the table "intervals", of an estimate whose samples are of n things."""
+    range_of = estimate.least, estimate.most
+    bounds = metrics.interval(estimate.value, estimate.replicates, n, *range_of)
+    return interval_row(measure, model, estimate.value, bounds)
+
+
+def interval_row(
+    measure: str, model: str, value: float | None, bounds: metrics.Interval | None
+) -> dict[str, Any]:
+    """A row of the table "intervals"."""
+    low, high = bounds or (None, None)
+    return {"measure": measure, "model": model, "value": value, "low": low, "high": high}
 
 
 def named(context: Context, values: Sequence[Mapping[str, float | None]]) -> Numbers:
-    """The numbers of each subject under its prefix; of two, also `difference_...`: first - second.
-
-    A difference of what could not be computed is None too.
-    """
+    """The numbers of each subject under its prefix, and the `differences` of two."""
     numbers: Numbers = {}
     for subject, own in zip(context.subjects, values, strict=True):
         numbers |= {
             f"{subject.prefix}{name}": None if value is None else float(value)
             for name, value in own.items()
         }
-    if len(values) == 2:
-        first, second = values
-        for name in [name for name in first if name in second]:
-            one, other = first[name], second[name]
-            difference = None if one is None or other is None else float(one - other)
-            numbers[f"difference_{name}"] = difference
-    return numbers
+    return numbers | differences(numbers)
+
+
+def differences(numbers: Mapping[str, float | None]) -> Numbers:
+    """`difference_...` of every number that the static SAE has too: TSAE minus static SAE.
+
+    A difference of what could not be computed is None too.
+    """
+    pairs = {key: (own, numbers[f"static_{key}"]) for key, own in numbers.items()
+             if f"static_{key}" in numbers}  # fmt: skip
+    return {
+        f"difference_{key}": None if own is None or static is None else own - static
+        for key, (own, static) in pairs.items()
+    }
 
 
 def top_words(codes: CodedText, context: Context, n: int = 3) -> dict[int, str]:

@@ -26,8 +26,18 @@ from tsae_lab.measures import effects, evaluation, lifetimes, minimal_pairs, tex
 from tsae_lab.measures.effects import SPAN, Batch, Change
 from tsae_lab.measures.interventions import modes
 from tsae_lab.sections import figures
-from tsae_lab.sections.context import Context, Section, Subject
-from tsae_lab.terminal import console
+from tsae_lab.sections.context import (
+    ABSENT,
+    Context,
+    Estimate,
+    Numbers,
+    Section,
+    Subject,
+    difference,
+    estimate_row,
+    interval_row,
+)
+from tsae_lab.terminal import between, cell, console
 
 Rows = list[dict[str, Any]]
 TABLES = ("intervals", "effects", "controls", "steering", "durations", "skipped", "minimal_pairs")
@@ -152,10 +162,12 @@ def _exact_model(lm: LanguageModel, hook: str) -> tuple[LanguageModel, Above]:
 class Part:
     """What was measured of one model, and what is drawn of it."""
 
-    numbers: dict[str, float] = field(default_factory=dict)
+    numbers: Numbers = field(default_factory=dict)
     tables: dict[str, Rows] = field(default_factory=dict)
     lines: dict[str, np.ndarray] = field(default_factory=dict)  # by mode
     cases: dict[str, np.ndarray] = field(default_factory=dict)  # effect in each case, by measure
+    estimates: dict[str, Estimate] = field(default_factory=dict)  # of features or texts
+    n: int = 0  # features or texts that are resampled
     controls: np.ndarray | None = None
 
 
@@ -167,7 +179,7 @@ def effect_measures(
     `tokens` are the text of the models' codes. Without `draw`, no steering and no figures, and
     controls for whole spans only.
     """
-    numbers: dict[str, float] = {
+    numbers: Numbers = {
         "full_patch_logits": float(shared.test.patch[0].mean()),
         "agreement_clean_accuracy": float((shared.test.clean > 0).mean()),
         "agreement_skipped": float(sum(shared.skipped.values())),
@@ -185,8 +197,13 @@ def effect_measures(
             numbers |= {f"{subject.prefix}{name}": value for name, value in result.numbers.items()}
             for table, rows in result.tables.items():
                 tables[table] += [{"model": subject.name, **row} for row in rows]
+            tables["intervals"] += [
+                estimate_row(measure, subject.name, estimate, result.n)
+                for measure, estimate in result.estimates.items()
+            ]
     tables["intervals"] += _differences(shared, subjects, parts)
-    pair_numbers, tables["minimal_pairs"] = _pair_accuracies(shared, subjects)
+    pair_numbers, tables["minimal_pairs"], paired = _pair_accuracies(shared, subjects)
+    tables["intervals"] += paired
     filled = {name: rows for name, rows in tables.items() if rows}
     return Section({**numbers, **pair_numbers}, filled, _draw_all(shared, parts) if draw else {})
 
@@ -210,22 +227,33 @@ def _parts(
 def _differences(
     shared: Shared, subjects: Sequence[Subject], parts: Mapping[str, Mapping[str, Part]]
 ) -> Rows:
-    """Of two models: the first's effects at the verb minus the second's, in the same cases.
+    """Of two models: the first's measures minus the second's.
 
-    Where the second has no propagated mode, its local one stands against the first's.
+    At the verb in the same cases, on text in the same sequences; durations are of features that
+    either model has of its own. Where the second has no propagated mode, its local one stands
+    against the first's.
     """
     if len(subjects) != 2:
         return []
-    ours, theirs = (parts[subject.name]["verb"].cases for subject in subjects)
-    total, rows = shared.test.patch[0], []
-    for measure, effect in ours.items():
-        other = theirs.get(measure, theirs[measure.replace("_propagated", "_local")])
-        difference = effect - other
-        low, high = effects.normalised_interval(difference, total, shared.test.group)
-        value = float(effects.normalised(difference, total))
-        model = " - ".join(subject.name for subject in subjects)
-        rows.append({"model": model, "measure": measure, "value": value, "low": low, "high": high})
+    one, other = (parts[subject.name] for subject in subjects)
+    model, total = " - ".join(subject.name for subject in subjects), shared.test.patch[0]
+    rows = []
+    for measure, effect in one["verb"].cases.items():
+        apart = effect - other["verb"].cases[_known(measure, other["verb"].cases)]
+        bounds = effects.normalised_interval(apart, total, shared.test.group)
+        value = metrics.finite(effects.normalised(apart, total))
+        rows.append(interval_row(measure, model, value, bounds))
+    for kind in ("duration", "text"):
+        theirs, n = other[kind].estimates, min(one[kind].n, other[kind].n)
+        for measure, estimate in one[kind].estimates.items():
+            apart = difference(estimate, theirs[_known(measure, theirs)])
+            rows.append(estimate_row(measure, model, apart, n))
     return rows
+
+
+def _known(measure: str, measured: Mapping[str, Any]) -> str:
+    """The measure, or its local mode where that is the only one."""
+    return measure if measure in measured else measure.replace("_propagated", "_local")
 
 
 def _last_mode(sae: Sae) -> bool:
@@ -233,7 +261,7 @@ def _last_mode(sae: Sae) -> bool:
     return list(modes(sae).values())[-1]
 
 
-def _under_both_modes(sae: Sae, numbers: dict[str, float]) -> dict[str, float]:
+def _under_both_modes(sae: Sae, numbers: Numbers) -> Numbers:
     """The numbers; where local is the only mode, also as propagated: differences need a partner."""
     if "propagated" in modes(sae):
         return numbers
@@ -266,12 +294,12 @@ def _verb_effects(
     controls = _random_sets(shared, shared.test, subject, features, [SPAN])[:, 0]
     numbers = _under_both_modes(subject.sae, numbers)
     numbers |= _control_numbers(shared, subject.sae, features, controls)
-    drawn = [{"draw": i, "normalised": float(value)} for i, value in enumerate(controls)]
+    drawn = [{"draw": i, "normalised": metrics.finite(v)} for i, v in enumerate(controls)]
     tables = {"effects": rows, "intervals": intervals, "controls": drawn}
     lined = None
     if by_offset:
         lined = _random_sets(shared, shared.few, subject, features, offsets[1:])
-    return Part(numbers, tables, lines, cases, lined)
+    return Part(numbers, tables, lines, cases, controls=lined)
 
 
 def _changes_by_name(sae: Sae, features: Int[Tensor, " n"], propagated: bool) -> dict[str, Change]:
@@ -296,18 +324,19 @@ def _profile_rows(
     """One row per offset: mean effect in logits, and normalised by the whole full patch."""
     total, rows = shared.test.patch[0], []
     for offset, effect, patch in zip(offsets, profile, shared.test.patch, strict=False):
-        low, high = effects.normalised_interval(effect, total, shared.test.group)
+        reached = effect[~np.isnan(effect)]
+        low, high = effects.normalised_interval(effect, total, shared.test.group) or (None, None)
         rows.append(
             {
                 "edit": name,
                 "mode": mode,
                 "offset": "subject to verb" if offset == SPAN else offset,
-                "cases": int((~np.isnan(effect)).sum()),
-                "logits": float(np.nanmean(effect)),
-                "normalised": float(effects.normalised(effect, total)),
+                "cases": len(reached),
+                "logits": float(reached.mean()) if len(reached) else None,
+                "normalised": metrics.finite(effects.normalised(effect, total)),
                 "low": low,
                 "high": high,
-                "full_patch_here": float(effects.normalised(patch, total)),
+                "full_patch_here": metrics.finite(effects.normalised(patch, total)),
             }
         )
     return rows
@@ -341,19 +370,19 @@ def _random_sets(
 
 def _control_numbers(
     shared: Shared, sae: Sae, features: Int[Tensor, " n"], drawn: Float[np.ndarray, " draws"]
-) -> dict[str, float]:
+) -> Numbers:
     """The controls as numbers: random sets, a random direction, another position."""
     swap = effects.swap_features(sae, features, propagated=_last_mode(sae))
 
-    def effect(change: Change) -> float:
+    def effect(change: Change) -> float | None:
         profile = _profile(shared, shared.test, change, [SPAN])
-        return float(effects.normalised(profile[0], shared.test.patch[0]))
+        return metrics.finite(effects.normalised(profile[0], shared.test.patch[0]))
 
     own = effect(swap)
     return {
-        "control_mean": float(drawn.mean()),
-        "control_p95": float(np.quantile(np.abs(drawn), 0.95)),
-        "control_beaten_frac": float((np.abs(drawn) < abs(own)).mean()),
+        "control_mean": metrics.finite(drawn.mean()),
+        "control_p95": metrics.finite(np.quantile(np.abs(drawn), 0.95)),
+        "control_beaten_frac": None if own is None else float((np.abs(drawn) < abs(own)).mean()),
         "random_direction": effect(effects.random_direction(swap, SEED)),
         "other_position": effect(effects.elsewhere(swap)),
     }
@@ -405,10 +434,14 @@ def _text_effects(
     rows = np.linspace(0, len(tokens.ids) - 1, n_rows).round().astype(int).tolist()
     sets = [features, _stand_ins(subject, features, 1)[0]]
     lm, above, hook, sae = shared.lm, shared.above, shared.hook, subject.sae
-    own, control = text_effects.unrelated_kl(
+    kl, n_tokens = text_effects.unrelated_kl(
         lm, above, hook, sae, sets, tokens, rows, propagated=_last_mode(sae)
     )
-    return Part({"kl_unrelated": own, "kl_unrelated_control": control})
+    own, control = map(metrics.finite, metrics.quotient(kl.sum(1), n_tokens.sum().repeat(2)))
+    resampled = metrics.resampled_ratio(kl[0], n_tokens, effects.EFFECT_BOOT)
+    estimates = {"kl_unrelated": Estimate(own, resampled, most=np.inf)}
+    numbers: Numbers = {"kl_unrelated": own, "kl_unrelated_control": control}
+    return Part(numbers, estimates=estimates, n=n_rows)
 
 
 def _effect_durations(shared: Shared, subject: Subject, tokens: Tokens) -> Part:
@@ -422,30 +455,42 @@ def _effect_durations(shared: Shared, subject: Subject, tokens: Tokens) -> Part:
     )
     ways = list(modes(sae).values())
     decays = text_effects.decay(shared.lm, shared.above, shared.hook, sae, tokens, places, ways)
-    numbers, intervals, rows, lines = {}, [], [], {}
+    estimates, rows, lines = {}, [], {}
     for mode, kl in zip(modes(sae), decays, strict=True):
         names, lasts = text_effects.durations(kl, places.feature)
-        rho, low, high = text_effects.spearman(life[names], lasts)
-        measure = f"lifetime_effect_rho_{mode}"
-        numbers[measure] = rho
-        numbers[f"effect_duration_{mode}"] = float(lasts.mean()) if len(lasts) else 0.0
-        intervals.append({"measure": measure, "value": rho, "low": low, "high": high})
+        draws = (torch.Generator().manual_seed(int(sae.temporal)) for _ in range(2))
+        rho = Estimate(*text_effects.spearman(life[names], lasts, next(draws)), -1.0)
+        drawn = metrics.resampled_ratio(
+            lasts, np.ones(len(lasts)), effects.EFFECT_BOOT, next(draws)
+        )
+        mean = (
+            Estimate(float(lasts.mean()), drawn, 0.0, float(text_effects.AFTER))
+            if len(lasts)
+            else ABSENT
+        )
+        estimates |= {f"lifetime_effect_rho_{mode}": rho, f"effect_duration_{mode}": mean}
         rows += [
             {"mode": mode, "feature": int(f), "lifetime": float(life[f]), "duration": float(d)}
             for f, d in zip(names, lasts, strict=True)
         ]
         lines[mode] = np.stack([life[names], lasts])
-    tables = {"durations": rows, "intervals": intervals}
+    numbers: Numbers = {measure: estimate.value for measure, estimate in estimates.items()}
     numbers = _under_both_modes(sae, numbers) | {"effect_inactive_frac": inactive}
-    return Part(numbers, tables, lines)
+    timed = min((len(life) for life, _ in lines.values()), default=0)
+    return Part(numbers, {"durations": rows}, lines, estimates=estimates, n=timed)
 
 
 # ----------------------------------------------------------------------------------- minimal pairs
 
 
-def _pair_accuracies(shared: Shared, subjects: Sequence[Subject]) -> tuple[dict[str, float], Rows]:
-    """Accuracy on each set of minimal pairs, clean and with each model spliced in."""
-    numbers: dict[str, float] = {}
+def _pair_accuracies(shared: Shared, subjects: Sequence[Subject]) -> tuple[Numbers, Rows, Rows]:
+    """Accuracy on each set of minimal pairs, clean and with each model spliced in.
+
+    As numbers, rows by group, and intervals: of each model and, of two, of their difference in the
+    same pairs.
+    """
+    numbers: Numbers = {}
+    intervals: Rows = []
     if shared.pairs or shared.absent:
         numbers["minimal_pair_sets_absent"] = float(len(shared.absent))
     rows: Rows = [{"set": name, "group": "absent"} for name in shared.absent]
@@ -460,12 +505,37 @@ def _pair_accuracies(shared: Shared, subjects: Sequence[Subject]) -> tuple[dict[
                 else f"{prefix}minimal_pairs_{name}"
             )
             numbers[key] = minimal_pairs.pair_accuracy(scores, model)
+        intervals += _pair_intervals(f"minimal_pairs_{name}", scores, subjects)
         rows += minimal_pairs.accuracy_rows(name, scores)
         rows += [
             {"set": name, "group": f"skipped: {reason}", "pairs": n}
             for reason, n in scores.skipped.items()
         ]
-    return numbers, rows
+    return numbers, rows, intervals
+
+
+def _pair_intervals(
+    measure: str, scores: minimal_pairs.Scores, subjects: Sequence[Subject]
+) -> Rows:
+    """Of each model's accuracy and, of two, of the difference; pairs are resampled."""
+    n, right = len(scores.pairs), [scores.right[subject.name] for subject in subjects]
+    columns = [(s.name, r.astype(float), 0.0) for s, r in zip(subjects, right, strict=True)]
+    if len(subjects) == 2:
+        apart = right[0].astype(float) - right[1]
+        columns.append((" - ".join(subject.name for subject in subjects), apart, -1.0))
+    return [
+        estimate_row(
+            measure,
+            name,
+            Estimate(
+                float(values.mean()) if n else None,
+                metrics.resampled_ratio(values, np.ones(n), effects.EFFECT_BOOT),
+                least,
+            ),
+            n,
+        )
+        for name, values, least in columns
+    ]
 
 
 # ----------------------------------------------------------------------------------------- figures
@@ -475,8 +545,13 @@ def _draw_all(shared: Shared, parts: Mapping[str, Mapping[str, Part]]) -> dict[s
     """Effect against offset, steering, lifetime against duration; controls of the first model."""
     first = next(iter(parts.values()))
     assert first["verb"].controls is not None
-    rhos = [row for by_kind in parts.values() for row in by_kind["duration"].tables["intervals"]]
-    said = [f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f})" for row in rhos]
+    said = [
+        f"{cell(row['value'], '.2f')} ({between(row['low'], row['high'], '.2f')})"
+        for part in (by_kind["duration"] for by_kind in parts.values())
+        for measure, rho in part.estimates.items()
+        if measure.startswith("lifetime_effect_rho")
+        for row in [estimate_row(measure, "", rho, part.n)]
+    ]
     points = {name: (life, lasts) for name, (life, lasts) in _labelled(parts, "duration").items()}
     return {
         "effect_by_offset": figures.offset_figure(

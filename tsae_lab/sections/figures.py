@@ -150,7 +150,8 @@ def stability_figure(scores: Mapping[str, Stability]) -> Figure:
     figure, axes = _canvas(7.0, 4.5)
     ring: dict[str, Any] = {"linestyle": "", "marker": "o", "markerfacecolor": "none"}
     for row, (name, score) in enumerate(scores.items()):
-        label = f"{name} (TSS {score.macro:.3f}, {score.eligible_frac:.0%} of features eligible)"
+        tss = "none" if score.macro is None else f"{score.macro:.3f}"
+        label = f"{name} (TSS {tss}, {score.eligible_frac:.0%} of features eligible)"
         axes.plot(score.lags, score.macro_by_lag, marker="o", label=label, **_style(row))
         axes.plot(score.lags, score.weighted_by_lag, **_style(row) | ring)
     handles, labels = axes.get_legend_handles_labels()
@@ -474,7 +475,8 @@ def _panels(
 def _accuracy_lines(axes: Axes, rows: Sequence[Row], place: Callable[[Row], float]) -> None:
     for i, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
         ours = sorted((row for row in rows if row["model"] == model), key=place)
-        y, low, high = (np.array([r[key] for r in ours]) for key in ("accuracy", "low", "high"))
+        columns = [[r[key] for r in ours] for key in ("accuracy", "low", "high")]
+        y, low, high = np.array(columns, float)  # no interval: NaN, no bar
         bars = np.maximum(0.0, [y - low, high - y])
         style: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 2, **_style(i)}
         axes.errorbar([place(r) for r in ours], y, bars, label=LABELS.get(model, model), **style)

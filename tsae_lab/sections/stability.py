@@ -1,7 +1,7 @@
 """Sections "stability" and "lifetimes": how long codes stay the same, and features active."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,9 +15,11 @@ from tsae_lab.data.store import Store
 from tsae_lab.measures import evaluation, lifetimes, splices
 from tsae_lab.measures.lifetimes import Runs, mean_where
 from tsae_lab.sections.context import (
+    ABSENT,
     N_BOOT,
     Context,
     Estimate,
+    Numbers,
     Section,
     Subject,
     interval_rows,
@@ -28,6 +30,7 @@ from tsae_lab.sections.figures import stability_figure, survival_figure
 
 TAUS = (16, 64, 128)  # tokens to which lifetimes are restricted
 LAGS = range(1, 17)
+NULLS: dict[str, Literal["global", "document"]] = {"tss": "global", "tss_in_document": "document"}
 AFTER_SPLICE = (0, 1, 2, 4, 8)  # tokens
 
 
@@ -55,6 +58,7 @@ def stability_section(context: Context) -> Section:
             {"jaccard": overlap.value, "jaccard_kappa": _jaccard_kappa(subject.codes)}
             | _score_numbers(by_null)
             | _splice_numbers(subject, context.store)
+            | _floor_numbers(subject, _generator(context))
             | {"smoothness": _smoothness(subject.codes, context.store)}
         )
     tables = {"intervals": interval_rows(context, estimates)}
@@ -76,66 +80,86 @@ def _scores(
     lags = [lag for lag in LAGS if lag < _longest(codes)]
     if not lags:
         return {}
-    overall = metrics.tss(codes, dec_norm, lags, n_boot=N_BOOT, generator=generator)
-    return {"tss": overall, "tss_in_document": metrics.tss(codes, dec_norm, lags, "document")}
+    seeds = generator.get_state()
+    scores = {}
+    for name, null in NULLS.items():
+        same = torch.Generator()
+        same.set_state(seeds)
+        scores[name] = metrics.tss(codes, dec_norm, lags, null, n_boot=N_BOOT, generator=same)
+    return scores
 
 
-def _score_numbers(scores: Mapping[str, metrics.Stability]) -> dict[str, float]:
-    names = ("tss_mean", "tss_weighted_mean")
-    names += ("tss_in_document_mean", "tss_in_document_weighted_mean")
-    numbers = dict.fromkeys(names, 0.0)
-    for name, score in scores.items():
-        numbers |= {f"{name}_mean": score.macro, f"{name}_weighted_mean": score.weighted}
-        for lag, macro, weighted in _by_lag(score):
-            numbers |= {f"{name}_lag_{lag}": macro, f"{name}_weighted_lag_{lag}": weighted}
-    return numbers | {"tss_eligible_frac": scores["tss"].eligible_frac if scores else 0.0}
+def _score_numbers(scores: Mapping[str, metrics.Stability]) -> Numbers:
+    numbers: Numbers = {}
+    for name in NULLS:
+        score = scores.get(name)
+        macro, weighted = (None, None) if score is None else (score.macro, score.weighted)
+        numbers |= {f"{name}_mean": macro, f"{name}_weighted_mean": weighted}
+        for lag, at_lag, weighted_at_lag in _by_lag(score) if score else ():
+            numbers |= {f"{name}_lag_{lag}": at_lag, f"{name}_weighted_lag_{lag}": weighted_at_lag}
+    return numbers | {"tss_eligible_frac": scores["tss"].eligible_frac if scores else None}
 
 
 def _score_estimates(scores: Mapping[str, metrics.Stability]) -> dict[str, Estimate]:
-    """Without an eligible feature there is no interval, rather than one of width 0."""
-    score = scores.get("tss")
-    if score is None or not score.eligible.any():
-        return {name: Estimate(0.0, np.zeros(0)) for name in ("tss_mean", "tss_weighted_mean")}
+    estimates = {}
+    for name in NULLS:
+        score, wide = scores.get(name), f"{name}_weighted_mean"
+        estimates[f"{name}_mean"] = estimates[wide] = ABSENT
+        if score is not None:
+            estimates[f"{name}_mean"] = Estimate(score.macro, score.macro_replicates)
+            estimates[wide] = Estimate(score.weighted, score.weighted_replicates)
+    return estimates
+
+
+def _floor_numbers(subject: Subject, generator: torch.Generator) -> Numbers:
+    """The TSS of the same codes with the tokens of each document in random order."""
+    lags = [lag for lag in LAGS if lag < _longest(subject.codes)]
+    shuffled = lifetimes.shuffle(subject.codes, generator)
     return {
-        "tss_mean": Estimate(score.macro, score.macro_replicates),
-        "tss_weighted_mean": Estimate(score.weighted, score.weighted_replicates),
+        f"{name}_floor_mean": metrics.tss(shuffled, subject.dec_norm, lags, null).macro
+        if lags
+        else None
+        for name, null in NULLS.items()
     }
 
 
 def _lag_rows(name: str, score: metrics.Stability) -> list[dict[str, Any]]:
     return [
-        {"model": name, "lag": lag, "tss": float(macro), "tss_weighted": float(weighted)}
+        {"model": name, "lag": lag, "tss": macro, "tss_weighted": weighted}
         for lag, macro, weighted in _by_lag(score)
     ]
 
 
-def _by_lag(score: metrics.Stability) -> Iterator[tuple[int, Any, Any]]:
-    return zip(score.lags, score.macro_by_lag, score.weighted_by_lag, strict=True)
+def _by_lag(score: metrics.Stability) -> Iterator[tuple[int, float | None, float | None]]:
+    columns = (
+        map(metrics.finite, by_lag) for by_lag in (score.macro_by_lag, score.weighted_by_lag)
+    )
+    return zip(score.lags, *columns, strict=True)
 
 
 def _overlap(codes: CodedText, generator: torch.Generator) -> Estimate:
-    """Jaccard overlap of neighbours; 0 without two neighbours."""
+    """Jaccard overlap of neighbours; absent without two neighbours."""
     if _longest(codes) < 2:
-        return Estimate(0.0, np.zeros(0))
+        return ABSENT
     sums, n_pairs = metrics.jaccard_by_document(codes)
     replicates = metrics.resampled_ratio(sums, n_pairs, N_BOOT, generator)
     return Estimate(float(sums.sum() / n_pairs.sum()), replicates)
 
 
-def _jaccard_kappa(codes: CodedText) -> float:
-    return metrics.jaccard_kappa(codes) if _longest(codes) > 1 else 0.0
+def _jaccard_kappa(codes: CodedText) -> float | None:
+    return metrics.jaccard_kappa(codes) if _longest(codes) > 1 else None
 
 
-def _smoothness(codes: CodedText, store: Store) -> float:
-    """0 where no two neighbours differ or nothing is active."""
+def _smoothness(codes: CodedText, store: Store) -> float | None:
+    """None where no two neighbours differ or nothing is active."""
     if _longest(codes) < 2 or not (codes.vals > 0).any():
-        return 0.0
+        return None
     x = store.x(slice(None))
     moves = (x[:, 1:] - x[:, :-1]).norm(dim=-1)[codes.valid[:, 1:]]
-    return metrics.smoothness(codes, x) if bool((moves > metrics.EPS_DISTANCE).any()) else 0.0
+    return metrics.smoothness(codes, x) if bool((moves > metrics.EPS_DISTANCE).any()) else None
 
 
-def _splice_numbers(subject: Subject, store: Store) -> dict[str, float | None]:
+def _splice_numbers(subject: Subject, store: Store) -> Numbers:
     """Similarity to the last code before a splice, and the share kept; None without a splice."""
     middle = store.tokens.valid.shape[1] // 2
     after = [n for n in AFTER_SPLICE if middle + n < store.tokens.valid.shape[1]]
@@ -146,10 +170,7 @@ def _splice_numbers(subject: Subject, store: Store) -> dict[str, float | None]:
         return dict.fromkeys(names)
     splice = splices.splice_kept(subject.codes, *spliced, middle, subject.dec_norm, after)
     values = [*splice.kept, splice.within[0], splice.across[0], splice.chance[0]]
-    return {
-        name: float(value) if np.isfinite(value) else None
-        for name, value in zip(names, values, strict=True)
-    }
+    return dict(zip(names, map(metrics.finite, values), strict=True))
 
 
 @torch.inference_mode()
@@ -186,7 +207,7 @@ def lifetimes_section(context: Context) -> Section:
     """Restricted mean lifetimes, half-life, persistence, the shuffle null, lifecycle, survival."""
     all_runs = [lifetimes.runs(s.codes) for s in context.subjects]
     lives = [lifetimes.lifecycle(s.codes) for s in context.subjects]
-    estimates = [_restricted_estimates(runs, _generator(context)) for runs in all_runs]
+    estimates = [_life_estimates(runs, context) for runs in all_runs]
     numbers = []
     for subject, runs, life, means in zip(
         context.subjects, all_runs, lives, estimates, strict=True
@@ -213,43 +234,39 @@ def _followed(runs: Runs) -> bool:
     return bool((~runs.truncated & (runs.length - runs.censored > 0)).any())
 
 
-def _restricted_estimates(runs: Runs, generator: torch.Generator) -> dict[str, Estimate]:
-    """Restricted mean lifetimes, pooled over runs; 0 if none was followed for a token."""
-    names = {tau: f"restricted_mean_{tau}" for tau in TAUS}
-    if not _followed(runs):
-        return {name: Estimate(0.0, np.zeros(0), 0.0, float(tau)) for tau, name in names.items()}
-    seed = int(torch.randint(2**62, (), generator=generator))
-    estimates = {}
-    for tau, name in names.items():
-        draws = torch.Generator().manual_seed(seed)
-        mean = lifetimes.restricted_mean(runs, tau, n_boot=N_BOOT, generator=draws)
-        estimates[name] = Estimate(mean.value, mean.replicates, 1.0, float(tau))
-    return estimates
+def _life_estimates(runs: Runs, context: Context) -> dict[str, Estimate]:
+    """Restricted mean lifetimes, pooled over runs, and persistence; absent without a run to follow.
+
+    All are of the same bootstrap samples of documents.
+    """
+    estimates = {f"restricted_mean_{tau}": ABSENT for tau in TAUS}
+    for tau in TAUS if _followed(runs) else ():
+        mean = lifetimes.restricted_mean(runs, tau, n_boot=N_BOOT, generator=_generator(context))
+        estimates[f"restricted_mean_{tau}"] = Estimate(mean.value, mean.replicates, 1.0, float(tau))
+    stays = lifetimes.persistence_replicates(runs, N_BOOT, _generator(context))
+    return estimates | {"persistence": Estimate(lifetimes.persistence(runs)[0], stays)}
 
 
-def _life_numbers(life: tsae.Lifecycle, runs: Runs) -> dict[str, float]:
-    """`half_life` is the follow-up, a lower bound, if more than half of the runs live past it."""
-    numbers = {}
+def _life_numbers(life: tsae.Lifecycle, runs: Runs) -> Numbers:
+    """`half_life` is None if more than half of the runs live past the longest time observed."""
+    numbers: Numbers = {}
     for tau in TAUS:
         by_feature = lifetimes.feature_restricted_mean(runs, tau)
         numbers[f"feature_restricted_mean_{tau}"] = mean_where(by_feature, by_feature > 0)
-    numbers["half_life"] = 0.0
-    if _followed(runs):
-        curve = lifetimes.survival(runs)
-        numbers["half_life"] = float(curve.follow_up if curve.median is None else curve.median)
-    pooled, by_feature = lifetimes.persistence(runs)
-    has_runs = np.bincount(runs.feature, minlength=runs.d_sae) > 0
-    numbers |= {"persistence": pooled, "feature_persistence": mean_where(by_feature, has_runs)}
+    median = lifetimes.survival(runs).median if _followed(runs) else None
+    numbers["half_life"] = None if median is None else float(median)
+    by_feature = lifetimes.persistence(runs)[1]
+    numbers["feature_persistence"] = mean_where(by_feature, ~np.isnan(by_feature))
     means = lifetimes.lifecycle_means(life)
     return numbers | {f"lifecycle_{name}": value for name, value in means.items()}
 
 
-def _shuffled_numbers(codes: CodedText, generator: torch.Generator) -> dict[str, float]:
+def _shuffled_numbers(codes: CodedText, generator: torch.Generator) -> Numbers:
     """The same measures with the tokens of each document in random order: a null without time."""
     runs = lifetimes.runs(lifetimes.shuffle(codes, generator))
-    numbers = {"shuffled_persistence": lifetimes.persistence(runs)[0]}
+    numbers: Numbers = {"shuffled_persistence": lifetimes.persistence(runs)[0]}
     for tau in TAUS:
-        value = lifetimes.restricted_mean(runs, tau).value if _followed(runs) else 0.0
+        value = lifetimes.restricted_mean(runs, tau).value if _followed(runs) else None
         numbers[f"shuffled_restricted_mean_{tau}"] = value
     return numbers
 
@@ -282,12 +299,12 @@ def _feature_rows(
         | {name: int(count[feature]) for name, count in counts.items()}
         | {
             "peak": _short(life.peak[feature].item()),
-            "persistence": _short(stays[feature]),
-            "restricted_mean_64": _short(mean[feature]),
+            "persistence": _short(float(stays[feature])),
+            "restricted_mean_64": _short(float(mean[feature])),
         }
         for feature in order[: int((life.fired > 0).sum())]
     ]
 
 
-def _short(value: Any) -> float:
-    return float(f"{value:.6g}")
+def _short(value: float) -> float | None:
+    return float(f"{value:.6g}") if np.isfinite(value) else None

@@ -15,7 +15,7 @@ from tsae_lab.measures import lifetimes, transitions
 from tsae_lab.measures.lifetimes import Evolution
 from tsae_lab.measures.transitions import Chain, Transitions
 from tsae_lab.sections import figures
-from tsae_lab.sections.context import Context, Section, Subject, labels, named, top_words
+from tsae_lab.sections.context import Context, Numbers, Section, Subject, labels, named, top_words
 from tsae_lab.sections.figures import evolution_figure, raster_figure
 
 STRONGEST = 20  # transitions that are listed with examples
@@ -73,18 +73,22 @@ def _mine(subject: Subject, context: Context) -> Mined | None:
     return Mined(result, *stratified, transitions.chains(subject.codes, result))
 
 
-def _transition_numbers(mined: Mined | None) -> dict[str, float]:
-    """Counts (among the 10,000 candidates of largest deviance) and shares; 0 for one document."""
-    names = ("screened", "significant", "replication", "beyond_token_pairs")
-    names += ("beyond_token_pairs_frac", "chains")
-    values = [0.0] * len(names)
-    if mined is not None:
-        result, p_values = mined.transitions, [chain.p_value for chain in mined.chains]
-        n, beyond = int(result.significant.sum()), int(mined.beyond_pairs.sum())
-        q = stats.false_discovery_control(p_values) if p_values else np.ones(0)
-        n_chains = int((q <= result.alpha).sum())
-        values = [len(result.patterns), n, result.replication, beyond, beyond / max(n, 1), n_chains]
-    return {f"transitions_{name}": float(value) for name, value in zip(names, values, strict=True)}
+def _transition_numbers(mined: Mined | None) -> Numbers:
+    """Counts, estimated from the sample of the candidates, and shares; None for one document."""
+    names = ("candidates", "cut_frac", "screened", "significant", "replication")
+    names += ("beyond_token_pairs", "beyond_token_pairs_frac", "chains")
+    numbers: Numbers = dict.fromkeys(f"transitions_{name}" for name in names)
+    if mined is None:
+        return numbers
+    result, p_values = mined.transitions, [chain.p_value for chain in mined.chains]
+    n, beyond = result.weight @ result.significant, result.weight @ mined.beyond_pairs
+    q = stats.false_discovery_control(p_values) if p_values else np.ones(0)
+    counts = [result.n_candidates, result.cut_frac, result.weight.sum(), n, result.replication]
+    values = [*counts, beyond, beyond / n if n else None, (q <= result.alpha).sum()]
+    return {
+        name: None if value is None else float(value)
+        for name, value in zip(numbers, values, strict=True)
+    }
 
 
 def _transition_rows(mined: Mined, words: Mapping[int, str]) -> list[dict[str, Any]]:
