@@ -252,3 +252,12 @@ def test_a_directory_that_another_process_makes_is_refused_at_once(here):
 def test_a_lock_that_a_killed_process_left_is_no_foreign_file(tmp_path):
     (tmp_path / files.LOCK).write_text("(pid 1)")
     plan.claim(tmp_path, HERE, "run_2")
+
+
+@pytest.mark.parametrize("theirs", ["mine", 3, None, {"lm": "x"}])
+def test_what_other_programs_call_an_identity_is_not_taken_for_ours(here, theirs):
+    path = here / "run_2" / "notes.txt" / "seed_0" / "tsae" / "cfg.json"
+    cfg = json.loads(path.read_text())
+    cfg["metadata"]["identity"] = theirs
+    path.write_text(json.dumps(cfg))
+    assert saved.open_model(path.parent).made == {}

@@ -78,7 +78,8 @@ def open_model(folder: Path, lm: str = "", hook: str = "") -> Saved:
     own = tsae.static_sae(sae.params.static, sae.dials.k)
     static = checkpoint.load_sae(inside[-1])[0] if in_seed else own
     named = cfg | (cfg.get("metadata") or {})  # at the top before SAELens 6
-    made, lm_given = named.get("identity") or {}, bool(lm)
+    made, lm_given = named.get("identity"), bool(lm)
+    made = made if isinstance(made, dict) and {"lm", "lm_dtype"} <= made.keys() else {}
     lm, hook = lm or named.get("model_name") or "", hook or named.get("hook_name") or ""
     if not lm or not hook:
         advice = "give --lm and --hook"
