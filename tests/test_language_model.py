@@ -297,6 +297,26 @@ def test_libraries_of_language_models_are_imported_only_where_they_are_used(lm_f
 # ---------------------------------------------------------------- tokens
 
 
+def test_tokens_that_are_spread_are_the_first_ones_of_every_document(lm):
+    found = language_model.tokenize(lm, DOCUMENTS, seq=9, n_tokens=40, spread=True)
+    assert found.n_tokens == 40
+    assert set(found.document.tolist()) == {0, 1, 2, 3}
+    whole = language_model.tokenize(lm, DOCUMENTS, seq=9)
+    for i in range(4):
+        ids, every = (
+            t.ids[t.document == i][:, 2:][t.valid[t.document == i]] for t in (found, whole)
+        )
+        assert torch.equal(ids, every[: len(ids)])
+    sizes = sorted(int(found.valid[found.document == i].sum()) for i in range(4))
+    assert sizes[0] == 1
+    assert sizes[-1] - sizes[1] <= 7
+    both = [
+        language_model.tokenize(lm, DOCUMENTS, seq=9, n_tokens=10**6, spread=spread)
+        for spread in (False, True)
+    ]
+    assert all(map(torch.equal, *(vars(tokens).values() for tokens in both)))
+
+
 def test_the_end_of_a_text_written_in_a_document_parts_it_and_is_no_token(any_lm):
     end = any_lm.tokenizer.eos_token
     cut = language_model.tokenize(any_lm, [f"the dog{end}a fox jumps", "lazy"], seq=9)

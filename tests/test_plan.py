@@ -110,3 +110,30 @@ def test_a_run_with_retired_options_is_read_and_goes_on_where_they_changed_nothi
         plan.refuse_other(tmp_path, config, "run_2")
     with pytest.raises(ValueError, match="beta"):
         plan.refuse_other(tmp_path, replace(config, beta=0.8), "run_2")
+
+
+def test_a_text_with_fewer_tokens_than_asked_for_is_said_with_its_epochs(lm, tmp_path, capsys):
+    (tmp_path / "short.txt").write_text("the quick brown fox jumps over the lazy dog.\n" * 400)
+    asked = {"train_tokens": 10**6, "val_tokens": 10**6, "seq": 24, "pieces": 2, "batch": 4}
+    config = Config(hook="blocks.1.hook_resid_post", cache_dir=str(tmp_path), steps=900, **asked)
+    data = plan.load_data(config, lm, str(tmp_path / "short.txt"))
+    lines = " ".join(capsys.readouterr().err.split())
+    for split, store in (("validation", data.val), ("training", data.train)):
+        assert f"{split}: {store.tokens.n_tokens:,} tokens" in lines
+    assert lines.count("1,000,000 were asked for, the text has no more") == 2
+    epochs = plan.epochs(config, len(data.train))
+    assert epochs == 1800 / len(data.train)
+    assert f"training reads each {epochs:.1f} times" in lines
+    assert len(data.train.tokens.document.unique()) > 5
+
+
+def test_validation_takes_part_of_every_document(lm, tmp_path, capsys):
+    for i in range(40):
+        text = f"{i} " + "the quick brown fox jumps over the lazy dog. " * 40
+        (tmp_path / f"{i}.txt").write_text(text)
+    config = Config(hook="blocks.1.hook_resid_post", cache_dir=str(tmp_path / "cache"), seq=24,
+                    val_tokens=100)  # fmt: skip
+    found = plan.split_store(config, lm, str(tmp_path), "validation").tokens
+    assert sorted(found.document.tolist()) == [0, 0, 1, 2, 3]
+    assert found.n_tokens == 100
+    assert "no more" not in capsys.readouterr().err

@@ -85,6 +85,37 @@ def test_split_text_joins_again_and_cuts_near_90_percent_at_a_line_end_if_there_
 
 @untimed
 @given(
+    st.lists(st.sampled_from(["word ", "line\n", "end.\n\n", "x" * 90]), min_size=1, max_size=300),
+    st.sampled_from([1, 8, 40]),
+)
+def test_the_pieces_of_a_text_join_to_it_and_are_about_equally_long(short, times):
+    text = "".join(short) * times
+    parts = texts.pieces(text)
+    assert "".join(parts) == text
+    size = min(max(len(text) // 20, 2_000), 8_000)
+    assert len(parts) == max(round(len(text) / size), 1)
+    if len(parts) > 1:
+        assert max(map(len, parts)) < 2 * size
+    if "xx" not in text:
+        assert all(part.endswith(("\n", "d")) or part is parts[-1] for part in parts)
+
+
+@untimed
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(0, 30), st.integers(1, 4))
+def test_first_tokens_are_dealt_out_in_turn(lengths, n_tokens, at_once):
+    documents = [(np.arange(n), np.arange(n), i) for i, n in enumerate(lengths)]
+    left, turns = [*lengths], [0] * len(lengths)
+    while sum(turns) < n_tokens and any(left):
+        for i in range(len(left)):
+            n = min(left[i], at_once, n_tokens - sum(turns))
+            left[i], turns[i] = left[i] - n, turns[i] + n
+    found = texts.first_tokens(documents, n_tokens, at_once=at_once)
+    assert {i: len(ids) for ids, _, i in found} == {i: n for i, n in enumerate(turns) if n}
+    assert all(ids.tolist() == chars.tolist() == list(range(len(ids))) for ids, chars, _ in found)
+
+
+@untimed
+@given(
     st.lists(
         st.lists(
             st.sampled_from(["To be, or not", "Well, good night.", "That is the"]), min_size=1
@@ -261,7 +292,8 @@ def test_a_file_is_cut_at_the_paragraph_end_nearest_to_90_percent(tmp_path):
         b"\xef\xbb\xbf" + "".join(paragraphs).replace("\n", "\r\n").encode()
     )
     corpus = load_corpus(str(tmp_path / "one.txt"))
-    assert corpus.train == ("".join(paragraphs[:90]),)
+    assert len(corpus.train) == 2
+    assert "".join(corpus.train) == "".join(paragraphs[:90])
     assert corpus.val == ("".join(paragraphs[90:]),)
 
 
@@ -347,18 +379,23 @@ def test_a_cut_inside_a_character_moves_to_its_first_byte(tmp_path_factory, char
     with pytest.MonkeyPatch.context() as patch:
         set_source(patch, source_of(data, "http://127.0.0.1:9/text8.zip", "text8"), "text8")
         corpus = load_corpus("text8", data_dir=folder)
-    (train,), (val,) = ([d.encode() for d in split] for split in (corpus.train, corpus.val))
+    train, val = ("".join(split).encode() for split in (corpus.train, corpus.val))
     assert data.startswith(train + val)
     assert 0 <= len(data) * 90 // 100 - len(train) <= 3
     assert 0 <= len(data) * 95 // 100 - len(train + val) <= 3
 
 
-def test_text8_is_one_document_per_split(tmp_path, monkeypatch):
+def test_text8_is_cut_into_pieces_between_words(tmp_path, monkeypatch):
     data = b"anarchism originated as a term of abuse " * 100
     (tmp_path / "text8").write_bytes(data)
     set_source(monkeypatch, source_of(data, "http://127.0.0.1:9/text8.zip", "text8"), "text8")
     corpus = load_corpus("text8", data_dir=tmp_path)
-    assert [len(d) for d in corpus.train + corpus.val] == [3600, 200]
+    assert ["".join(split) for split in (corpus.train, corpus.val)] == [
+        data[:3600].decode(),
+        data[3600:3800].decode(),
+    ]
+    assert len(corpus.train) == 2
+    assert corpus.train[1].startswith(" ")
 
 
 def test_a_wrong_size_or_checksum_is_refused_and_nothing_is_kept(dump, monkeypatch, tmp_path):
@@ -421,5 +458,7 @@ def test_the_default_corpora_are_clean_and_their_splits_share_no_document(
 @pytest.mark.skipif(not TINY_SHAKESPEARE.is_file(), reason="tiny Shakespeare is not there")
 def test_shakespeare_char_is_split_exactly_like_the_published_baseline():
     corpus = load_corpus("shakespeare_char", data_dir=TINY_SHAKESPEARE.parent)
-    assert [len(d) for d in corpus.train + corpus.val] == [1_003_854, 111_540]
-    assert corpus.train[0] + corpus.val[0] == TINY_SHAKESPEARE.read_text()
+    splits = ["".join(split) for split in (corpus.train, corpus.val)]
+    assert [len(split) for split in splits] == [1_003_854, 111_540]
+    assert "".join(splits) == TINY_SHAKESPEARE.read_text()
+    assert (len(corpus.train), len(corpus.val)) == (125, 20)

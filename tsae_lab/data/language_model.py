@@ -322,12 +322,14 @@ def tokenize(
     seq: int,
     n_tokens: int | None = None,
     seed: int = 0,
+    spread: bool = False,
 ) -> Tokens:
     """Sequences of `lm.prefix` and tokens of one document, `seq` positions in all, its last padded.
 
     A document is one of `texts.parts`: cut where the end of a text is written. `n_tokens` takes at
     most that many tokens of text: whole documents in a random order given by `seed`, the last one
-    cut. ValueError unless len(lm.prefix) < seq <= lm.max_seq and when the text does not fill one
+    cut; or, if `spread`, the first sequences of all documents, as many of each as it takes.
+    ValueError unless len(lm.prefix) < seq <= lm.max_seq and when the text does not fill one
     sequence.
     """
     n_kept = seq - len(lm.prefix)
@@ -346,17 +348,30 @@ def tokenize(
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(documents), generator=generator).tolist()
     limit = sys.maxsize if n_tokens is None else n_tokens
+    tokenized = _tokenized(lm, documents, order, limit, n_kept if spread else None)
+    n_taken = sum(len(ids) for ids, _, _ in tokenized)
+    if n_taken < n_kept:
+        raise ValueError(f"the text is too short: {n_taken} tokens, one sequence takes {n_kept}")
+    return texts.pack(tokenized, seq=n_kept, prefix=lm.prefix)
+
+
+def _tokenized(
+    lm: LanguageModel,
+    documents: Sequence[str],
+    order: Sequence[int],
+    limit: int,
+    at_once: int | None,
+) -> list[texts.Tokenized]:
+    """`limit` tokens at most: whole documents in order, or in turn `at_once` more of each."""
     left, tokenized = limit, []
     for index in order:
         if left <= 0:
             break
-        ids, chars = texts.document_tokens(lm.tokenizer, documents[index], limit=left)
-        left -= len(ids)
+        most = left if at_once is None else limit
+        ids, chars = texts.document_tokens(lm.tokenizer, documents[index], limit=most)
+        left -= min(len(ids), at_once or len(ids))
         tokenized.append((ids, chars, index))
-    n_taken = limit - left
-    if n_taken < n_kept:
-        raise ValueError(f"the text is too short: {n_taken} tokens, one sequence takes {n_kept}")
-    return texts.pack(tokenized, seq=n_kept, prefix=lm.prefix)
+    return tokenized if at_once is None else texts.first_tokens(tokenized, limit, at_once=at_once)
 
 
 # ---------------------------------------------------------------- running the model

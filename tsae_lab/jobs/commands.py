@@ -39,7 +39,6 @@ from tsae_lab.sections.context import Context, Section, context_of, subject, top
 from tsae_lab.sections.stability import lifetimes_section, stability_section
 from tsae_lab.terminal import between, cell, console, one_line_errors, print_table, progress_bar
 
-PIECE_CHARS = 8_000  # a text file is cut into documents of about this many characters
 MOST_DRAWN = 1_000  # tokens that fit into one figure
 
 TextOption = Annotated[
@@ -109,20 +108,11 @@ def _text_of(ask: Ask, saved: Saved) -> tuple[str, Sequence[str]]:
         content = files.read_text(Path(path))
         if not content.strip():
             raise ValueError(f"{path} is empty")
-        return Path(path).name, pieces(content) if ask.document is None else [content]
+        return Path(path).name, texts.pieces(content) if ask.document is None else [content]
     if ask.document is None or os.path.isdir(path):
         corpus = texts.load_corpus(name, data_dir=data_dir)
         return Path(path).name, (*corpus.train, *corpus.val)
     return "text", [name]
-
-
-def pieces(text: str) -> list[str]:
-    """The text in documents of about 8,000 characters, cut after a paragraph or line."""
-    n, parts = max(round(len(text) / PIECE_CHARS), 1), []
-    for left in range(n, 1, -1):
-        head, text = texts.split_text(text, train_frac=1 / left)
-        parts.append(head)
-    return [piece for piece in (*parts, text) if piece.strip()]
 
 
 def _store(ask: Ask, saved: Saved, lm: LanguageModel, documents: Sequence[str]) -> Store:
@@ -136,7 +126,8 @@ def _store(ask: Ask, saved: Saved, lm: LanguageModel, documents: Sequence[str]) 
         cut = [texts.document_tokens(lm.tokenizer, d, limit=ask.tokens)[0] for d in documents]
         n_tokens = sum(map(len, cut))
         seq = min(seq, max(n_tokens, 1))
-    tokens = language_model.tokenize(lm, documents, seq=seq + len(lm.prefix), n_tokens=ask.tokens)
+    own = {"seq": seq + len(lm.prefix), "n_tokens": ask.tokens, "spread": True}
+    tokens = language_model.tokenize(lm, documents, **own)
     cache = Path(saved.config.cache_dir) / "activations" if saved.config.cache_dir else None
     own = {"hook": saved.hook, "sinks": saved.config.sinks, "cache_dir": cache}
     return store.activation_store(lm, tokens, **own)

@@ -434,8 +434,15 @@ def split_tokens(config: Config, lm: LanguageModel, name: str, split: str) -> To
     documents, n_tokens = corpus.val, config.val_tokens
     if split == "training":
         documents, n_tokens = corpus.train, config.train_tokens
-    tokens = tokenize(lm, documents, seq=config.seq + len(lm.prefix), n_tokens=n_tokens)
-    console.print(f"{name}, {split}: {tokens.n_tokens:,} tokens in {len(tokens.ids):,} sequences")
+    spread = split == "validation"  # so that intervals by document have documents
+    width = config.seq + len(lm.prefix)
+    tokens = tokenize(lm, documents, seq=width, n_tokens=n_tokens, spread=spread)
+    said = f"{name}, {split}: {tokens.n_tokens:,} tokens in {len(tokens.ids):,} sequences"
+    if tokens.n_tokens < n_tokens:
+        said += f"; {n_tokens:,} were asked for, the text has no more"
+    if tokens.n_tokens < n_tokens and split == "training":
+        said += f": training reads each {epochs(config, len(tokens.ids)):.1f} times"
+    console.print(said, highlight=False, markup=False, soft_wrap=True)
     return tokens
 
 
@@ -445,6 +452,11 @@ def identity_now(
     """The identity of what a run of `config` is made of, with the tokens of its texts by split."""
     low = products(config, lm.device)
     return identity.identity_of(lm, tokens, static_sae=config.static_sae, low=low)
+
+
+def epochs(config: Config, n_sequences: int) -> float:
+    """How often the steps of one model's training read each of these sequences."""
+    return config.steps * config.batch / config.pieces / n_sequences
 
 
 def summary(by_seed: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
