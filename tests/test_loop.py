@@ -30,7 +30,7 @@ def config(tmp_path_factory, lm_folder) -> Config:
     return Config(
         lm=str(lm_folder), hook="blocks.1.hook_resid_post", datasets=str(folder), seeds=2,
         cache_dir=str(tmp_path_factory.mktemp("cache")), device="cpu", precision="float32",
-        seq=24, pieces=2, batch=4, steps=12, pretrain=0.4, distil=0.1, introduce=0.1, warmup=2,
+        seq=24, pieces=2, batch=4, steps=12, pretrain=0.4, settle=0.1, introduce=0.1, warmup=2,
         checkpoint_every=3, k=4, d_sae=48, window=3, hidden_enc=3, hidden_dec=5, dead_after=500,
         train_tokens=1_500, val_tokens=600, splice_tokens=200,
     )  # fmt: skip
@@ -64,7 +64,7 @@ def seed_folder(out: Path, config: Config, seed: int = 0) -> Path:
 
 
 def test_a_fit_that_was_stopped_goes_on_to_the_same_bits_and_log(unit, tmp_path):
-    alone = tsae.Phases(pretrain=12, distil=0, introduce=0, refine=0)
+    alone = tsae.Phases(pretrain=12, settle=0, introduce=0, refine=0)
     start = lambda: experiment.start_static(unit)  # noqa: E731
     whole, _ = experiment.fit(unit, "static", start, range(8), alone)
     log = unit.log.read_text().splitlines()
@@ -164,7 +164,7 @@ def test_trimming_the_log_leaves_the_lines_of_other_models_and_seeds(unit):
 
 
 def test_a_loss_that_is_not_finite_ends_the_fit_with_the_step(unit):
-    alone = tsae.Phases(pretrain=12, distil=0, introduce=0, refine=0)
+    alone = tsae.Phases(pretrain=12, settle=0, introduce=0, refine=0)
 
     def broken() -> training.Trainer:
         trainer = experiment.start_static(unit)
@@ -178,7 +178,7 @@ def test_a_loss_that_is_not_finite_ends_the_fit_with_the_step(unit):
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_last_good_checkpoint(unit, monkeypatch):
-    alone = tsae.Phases(pretrain=12, distil=0, introduce=0, refine=0)
+    alone = tsae.Phases(pretrain=12, settle=0, introduce=0, refine=0)
     step_of = training.train_step
 
     def fails_at_5(trainer, x, weight, step, *rest, **options):
@@ -215,17 +215,17 @@ def test_the_baseline_takes_as_many_tokens_as_the_tsae_with_its_pretraining(unit
     pretrained, static, _ = experiment.train_static(unit)
     again = experiment.load_pretrained(unit)
     assert all(torch.equal(bits(again)[name], tensor) for name, tensor in bits(pretrained).items())
-    assert not torch.equal(static.W_dec, pretrained.named["W_dec"])
-    torch.testing.assert_close(static.W_dec.norm(dim=1), torch.ones(48))
-    params, _ = experiment.train_tsae(unit, pretrained, "run_1")
+    assert not torch.equal(static.named["W_dec"], pretrained.named["W_dec"])
+    torch.testing.assert_close(static.named["W_dec"].norm(dim=1), torch.ones(48))
+    trainer, _ = experiment.train_tsae(unit, pretrained, "run_1")
     steps = {"static": [], "tsae": []}
     for line in map(json.loads, unit.log.read_text().splitlines()):
         steps[line["model"]].append(line["step"])
     end = experiment.last_step(phases, "run_1")
     assert steps["static"] == list(range(1, phases.total + 1))
     assert steps["tsae"] == list(range(phases.pretrain + 1, end + 1))
-    assert end == phases.pretrain + phases.distil < experiment.last_step(phases, "run_2")
-    assert params.temporal.W_out.any()
+    assert end == phases.pretrain + phases.settle < experiment.last_step(phases, "run_2")
+    assert trainer.named["W_out"].any()
     seen = sum(experiment.batch_at(unit, step)[1].sum().item() for step in range(phases.total))
     assert experiment.training_tokens(unit, "run_2") == pytest.approx(seen, rel=0.1)
 

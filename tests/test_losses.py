@@ -91,25 +91,41 @@ def test_the_auxiliary_loss_of_an_error_that_does_not_vary_is_zero_with_finite_g
 
 
 @quick
-@given(cases(), st.data())
-def test_distillation_measures_the_distance_to_the_teachers_code_and_reconstruction(case, data):
-    teacher = replace(case.params.static, W_dec=case.params.static.W_dec.flip(0))
+@given(cases(), st.data(), st.floats(0, 1))
+def test_a_tsae_is_trained_on_what_its_code_and_its_temporal_parts_leave_to_each_other(
+    case, data, coupling
+):
     weight = data.draw(tensors(case.batch, case.seq, elements=st.sampled_from([0.0, 1.0])))
-    loss, x_hat, codes, _ = training.distillation_loss(
-        case.params, case.x, teacher, case.dials, weight
-    )
-    goal = tsae.encode_static(case.x, teacher, case.dials.k)
-    acts = tsae.dense(goal, case.d_sae)
-    total = 0.0
-    for b, t in torch.cartesian_prod(torch.arange(case.batch), torch.arange(case.seq)).tolist():
-        if weight[b, t] > 0:
-            x_goal = acts[b, t] @ teacher.W_dec + teacher.b_dec
-            total += (x_goal - x_hat[b, t]).square().sum().item()
-            total += sum(
-                (v - acts[b, t, f]).item() ** 2
-                for v, f in zip(codes.vals[b, t], codes.idx[b, t], strict=True)
-            )
-    assert loss.item() == pytest.approx(total / max(weight.sum().item(), 1), rel=1e-4, abs=1e-5)
+    own, added, codes, state = training.explain(case.params, case.x, case.dials)
+    x_hat, expected, after = tsae.forward(case.params, case.x, case.dials)
+    torch.testing.assert_close(own + added, x_hat, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(tsae.dense(codes, case.d_sae), tsae.dense(expected, case.d_sae))
+    assert torch.equal(state.memory.vals, after.memory.vals)
+    torch.testing.assert_close(state.dec_h, after.dec_h)
+    ungated, _ = tsae.encode(case.params, case.x, replace(case.dials, gate=False))
+    torch.testing.assert_close(own, tsae.decode_static(ungated, case.params.static))
+    loss, *_ = training.tsae_loss(case.params, case.x, weight, case.dials, coupling)
+    left = case.x - coupling * (x_hat - own) - own
+    squares = (left.square() + (case.x - x_hat).square()).sum(-1)
+    mean = (squares * weight).sum().item() / max(weight.sum().item(), 1)
+    assert loss.item() == pytest.approx(mean, rel=1e-3, abs=1e-4)
+
+
+@quick
+@given(cases())
+def test_code_and_temporal_parts_learn_each_from_its_own_term(case):
+    named = {
+        n: t.clone().requires_grad_(n != "scale") for n, t in tsae.tensors(case.params).items()
+    }
+    own, added, *_ = training.explain(tsae.params_from(named), case.x, case.dials)
+    code = {*training.STATIC, "bridge"}
+    for part, learns in ((own, code), (added, set(named) - code)):
+        grads = torch.autograd.grad(
+            part.square().sum() + 0 * sum(t.sum() for t in named.values()),
+            [t for n, t in named.items() if n != "scale"], retain_graph=True,
+        )  # fmt: skip
+        names = [n for n in named if n != "scale"]
+        assert {n for n, g in zip(names, grads, strict=True) if g.any()} <= learns
 
 
 @quick

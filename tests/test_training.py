@@ -11,8 +11,8 @@ from tsae import Dials, Phases, Static
 from tsae_lab.jobs import bench, checkpoint, training
 from tsae_lab.jobs.training import Recipe
 
-ALONE = Phases(pretrain=10**6, distil=0, introduce=0, refine=0)
-FOUR = Phases(pretrain=2, distil=2, introduce=3, refine=4)
+ALONE = Phases(pretrain=10**6, settle=0, introduce=0, refine=0)
+FOUR = Phases(pretrain=2, settle=2, introduce=3, refine=4)
 SMALL = Recipe(k=3, d_sae=24, window=3, beta=1.0, hidden_enc=5, hidden_dec=7, warmup=1, lr=2e-3)
 FP32 = torch.float32
 
@@ -42,7 +42,7 @@ def small_trainer(*, temporal, recipe=SMALL, d_in=6, seed=0):
     t = params.temporal
     W_gate, W_out = (torch.randn(w.shape, generator=g) / 9 for w in (t.W_gate, t.W_out))
     params = replace(params, temporal=replace(t, W_gate=W_gate, b_gate=t.b_gate - 0.4, W_out=W_out))
-    return training.start_trainer(tsae.tensors(params), recipe, teacher=static)
+    return training.start_trainer(tsae.tensors(params), recipe)
 
 
 def batch(step, *, rows=4, seq=5, d_in=6):
@@ -65,7 +65,7 @@ def steps(trainer, numbers, phases, recipe=SMALL, low=FP32):
 def test_a_static_sae_recovers_planted_features_and_its_loss_falls():
     recipe = replace(SMALL, k=3, d_sae=40, lr=1e-2, warmup=10, decay=0.5)
     directions, x = planted(20, 16, (80, 8, 8), 3, g=generator())
-    phases = Phases(pretrain=240, distil=0, introduce=0, refine=0)
+    phases = Phases(pretrain=240, settle=0, introduce=0, refine=0)
     start = tsae.init_static(x.mean((0, 1, 2)), recipe.d_sae, generator=generator(1))
     trainer, losses = training.start_trainer(tsae.tensors(start), recipe), []
     for step in range(phases.total):
@@ -132,7 +132,7 @@ def test_the_lstms_learn_what_the_past_tells_of_the_present_while_the_static_sae
     )
     params = tsae.from_static(static, scale=0.5, hidden_enc=8, hidden_dec=24, generator=g)
     trainer, weight = training.start_trainer(tsae.tensors(params), recipe), torch.ones(32, 10)
-    phases, fve = Phases(pretrain=0, distil=0, introduce=70, refine=0), []
+    phases, fve = Phases(pretrain=0, settle=0, introduce=70, refine=0), []
     for step in range(70):
         trainer, info = training.train_step(
             trainer, x[step % 8], weight, step, recipe, phases, FP32
@@ -176,7 +176,7 @@ class Products(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("temporal", "step", "encoders"), [(False, 0, 1), (True, 2, 2), (True, 6, 1), (True, 8, 1)]
+    ("temporal", "step", "encoders"), [(False, 0, 1), (True, 2, 1), (True, 6, 1), (True, 8, 1)]
 )
 def test_no_dense_code_is_multiplied_by_a_weight_in_a_step(temporal, step, encoders):
     trainer = small_trainer(temporal=temporal)
@@ -204,9 +204,8 @@ def test_each_phase_trains_its_own_tensors():
     everything = {*training.STATIC, *training.TEMPORAL} - {"scale"}
     assert seen["introduce"] == everything - set(training.STATIC)
     assert seen["refine"] == everything
-    assert set(training.STATIC) <= seen["distil"]
-    assert "bridge" not in seen["distil"]
-    for phase in ("pretrain", "distil", "introduce", "refine"):
+    assert seen["settle"] == seen["introduce"] - {"bridge"}
+    for phase in ("pretrain", "settle", "introduce", "refine"):
         assert seen.get(phase, set()) <= training.trained_at(phase, SMALL)
 
 
@@ -215,7 +214,7 @@ def test_a_bridge_that_is_not_to_be_learned_stays():
     trainer = steps(small_trainer(temporal=True), range(2, 11), FOUR, recipe)
     assert torch.equal(trainer.named["bridge"], torch.ones(24))
     assert "bridge" not in {
-        n for phase in ("distil", "introduce", "refine") for n in training.trained_at(phase, recipe)
+        n for phase in ("settle", "introduce", "refine") for n in training.trained_at(phase, recipe)
     }
 
 
@@ -231,7 +230,8 @@ def test_rows_of_the_decoder_have_unit_norm_after_every_step(temporal):
 
 def test_the_dials_of_a_step_follow_the_schedules_and_end_at_the_recipe():
     dials = [training.dials_at(step, SMALL, FOUR, FP32) for step in range(11)]
-    assert [d.mix for d in dials[:5] + dials[7:]] == [0.0] * 5 + [1.0] * 4
+    assert [d.beta for d in dials[:5] + dials[7:]] == [0.0] * 5 + [SMALL.beta] * 4
+    assert {d.mix for d in dials} == {1.0}
     assert [d.k for d in dials[:3]] == [4] * 3
     assert [d.k for d in dials[7:]] == [3] * 4
     assert dials[10] == training.final_dials(SMALL)
@@ -241,7 +241,7 @@ def test_the_dials_of_a_step_follow_the_schedules_and_end_at_the_recipe():
 @settings(deadline=None, max_examples=40)
 def test_rates_are_those_of_the_schedule_and_the_temporal_parts_warm_up_again(step, decay):
     recipe = replace(Recipe(), decay=decay)
-    phases = tsae.phase_steps(300, pretrain=0.4, distil=0.1, introduce=0.2)
+    phases = tsae.phase_steps(300, pretrain=0.4, settle=0.1, introduce=0.2)
     rate = training.rates(step, recipe, phases)
     assert set(rate) == {*training.STATIC, *training.TEMPORAL} - {"scale"}
     base = recipe.lr * tsae.rate_at(step, total=300, warmup=recipe.warmup, decay=decay)
@@ -251,17 +251,37 @@ def test_rates_are_those_of_the_schedule_and_the_temporal_parts_warm_up_again(st
     assert rate["dec_W_x"] == rate["bridge"] == pytest.approx(max(into, 0) * base)
 
 
-def test_the_gradient_is_clipped():
+def test_the_gradients_of_static_and_temporal_tensors_are_clipped_apart():
     trainer = small_trainer(temporal=True)
     x, weight = batch(8)
     _, info = training.train_step(trainer, 50 * x, weight, 8, SMALL, FOUR, FP32)
-    norm = (
-        sum(t.grad.square().sum() for t in trainer.named.values() if t.grad is not None)
-        .sqrt()
-        .item()
-    )
+    for names in (training.STATIC, training.TEMPORAL):
+        grads = [trainer.named[n].grad for n in names if trainer.named[n].grad is not None]
+        assert torch.cat([g.flatten() for g in grads]).norm().item() == pytest.approx(1, abs=1e-3)
     assert info["grad_norm"] > 10
-    assert norm == pytest.approx(1, abs=1e-3)
+
+
+def test_a_feature_is_taken_for_dead_after_a_thousand_mean_distances_or_as_told():
+    assert Recipe(d_sae=4_608, k=32).patience == 144_000
+    assert Recipe(d_sae=16_384, k=64).patience == 256_000
+    assert Recipe(dead_after=7).patience == 7
+
+
+@pytest.mark.parametrize(("epoch", "dead"), [(10, 3), (40, 2), (10**9, 1)])
+def test_the_share_of_dead_features_is_over_an_epoch_or_all_tokens_read(epoch, dead):
+    trainer = small_trainer(temporal=False)
+    idle = torch.zeros(24, dtype=torch.int64)
+    idle[:3] = torch.tensor([10, 40, 100])
+    life = replace(trainer.life, idle=idle, tokens=torch.tensor(100))
+    assert training.dead_frac(replace(trainer, life=life), epoch) == dead / 24
+
+
+def test_weights_of_a_trainer_are_its_own_without_gradients():
+    trainer = small_trainer(temporal=True)
+    params = training.params_of(trainer)
+    assert tsae.tensors(params).keys() == trainer.named.keys()
+    assert not any(tensor.requires_grad for tensor in tsae.tensors(params).values())
+    assert training.static_of(trainer).W_dec.data_ptr() == trainer.named["W_dec"].data_ptr()
 
 
 # --------------------------------------------------------------------------------- to the same bits
@@ -287,19 +307,6 @@ def test_a_run_continued_from_its_checkpoint_has_the_same_bits(
     )  # the order in which the gradient's norm is summed
     assert all(torch.equal(tensor, got[name]) for name, tensor in expected.items())
     assert cut == first or any(name.startswith("adam.") for name in saved)
-
-
-def test_a_teacher_with_its_encoder_transposed_in_memory_gives_the_same_bits_after_a_checkpoint(
-    tmp_path,
-):
-    trainer = small_trainer(temporal=True)
-    transposed = replace(trainer.teacher, W_enc=trainer.teacher.W_enc.t().contiguous().t())
-    for teacher in (trainer.teacher, transposed):
-        start = training.start_trainer(trainer.named, SMALL, teacher=teacher)
-        assert start.teacher.W_enc.stride() == start.named["W_enc"].stride()
-        checkpoint.save_tensors(tmp_path / "at", training.snapshot(start), {})
-        again = training.restore(checkpoint.load_tensors(tmp_path / "at")[0], SMALL)
-        assert again.teacher.W_enc.stride() == start.teacher.W_enc.stride()
 
 
 @settings(deadline=None, max_examples=20)
@@ -477,7 +484,7 @@ def test_the_log_says_what_the_codes_are():
     assert info["fve"] == pytest.approx(1 - (error / spread).item(), abs=1e-5)
     assert info["loss"] == pytest.approx(error.item() / real.sum().item(), rel=1e-5)
     assert info["l0"] == pytest.approx((codes.vals[real] > 0).sum().item() / real.sum().item())
-    assert (info["phase"], info["k"], info["mix"], info["dead"]) == ("pretrain", 3, 0.0, 0)
+    assert (info["phase"], info["k"], info["dead"]) == ("pretrain", 3, 0)
     acts = tsae.dense(codes, 24)[real]
     assert after.life.tokens.item() == len(acts) == int(real.sum())
     assert torch.equal(after.life.fired, (acts > 0).sum(0))

@@ -381,7 +381,7 @@ def test_a_cosine_ramp_leaves_slowly_and_a_ramp_of_no_steps_is_at_its_end():
 def test_phases_share_out_all_steps(total, parts):
     whole = max(1.0, sum(parts))
     a, b, c = (part / whole for part in parts)
-    phases = tsae.phase_steps(total, pretrain=a, distil=b, introduce=c)
+    phases = tsae.phase_steps(total, pretrain=a, settle=b, introduce=c)
     assert min(vars(phases).values()) >= 0
     assert phases.total == total
     assert abs(phases.pretrain - total * a) <= 0.5
@@ -393,13 +393,13 @@ def test_phases_share_out_all_steps(total, parts):
 
 @quick
 @given(st.integers(0, 30), shares, shares, shares, st.integers(1, 40), st.floats(1, 4))
-def test_mix_and_k_follow_the_phases(total, a, b, c, k, multiple):
+def test_memory_and_k_follow_the_phases(total, a, b, c, k, multiple):
     whole = max(1.0, a + b + c)
-    phases = tsae.phase_steps(total, pretrain=a / whole, distil=b / whole, introduce=c / whole)
-    seen = [(tsae.phase_at(s, phases), tsae.mix_at(s, phases)) for s in range(total)]
+    phases = tsae.phase_steps(total, pretrain=a / whole, settle=b / whole, introduce=c / whole)
+    seen = [(tsae.phase_at(s, phases), tsae.memory_at(s, phases)) for s in range(total)]
     ks = [tsae.k_at(s, phases, k=k, multiple=multiple) for s in range(total)]
     for (phase, mix), now in zip(seen, ks, strict=True):
-        assert mix == {"pretrain": 0, "distil": 0, "refine": 1}.get(phase, mix)
+        assert mix == {"pretrain": 0, "settle": 0, "refine": 1}.get(phase, mix)
         assert 0 <= mix <= 1
         assert k <= now <= round(multiple * k)
         assert phase != "pretrain" or now == round(multiple * k)
@@ -407,13 +407,25 @@ def test_mix_and_k_follow_the_phases(total, a, b, c, k, multiple):
     assert ks == sorted(ks, reverse=True)
     mixes = [mix for _, mix in seen]
     assert mixes == sorted(mixes)
-    assert (tsae.mix_at(total, phases), tsae.k_at(total, phases, k=k, multiple=multiple)) == (1, k)
+    assert (tsae.memory_at(total, phases), tsae.k_at(total, phases, k=k, multiple=multiple)) == (
+        1,
+        k,
+    )
+
+
+@quick
+@given(st.integers(0, 60), st.floats(0, 1), st.integers(1, 9))
+def test_pretraining_takes_whole_groups_of_steps(total, share, group):
+    phases = tsae.phase_steps(total, pretrain=share, settle=0.0, introduce=0.0, group=group)
+    assert phases.total == total
+    assert phases.pretrain % group == 0 or phases.pretrain == total
+    assert abs(phases.pretrain - total * share) <= max(group / 2, 0.5)
 
 
 @pytest.mark.parametrize("bad", [(-0.1, 0.1, 0.1), (0.5, 0.4, 0.2)])
 def test_phase_shares_outside_one_whole_are_refused(bad):
     with pytest.raises(ValueError, match="shares need to be >= 0 and sum to at most 1; got"):
-        tsae.phase_steps(10, **dict(zip(("pretrain", "distil", "introduce"), bad, strict=True)))
+        tsae.phase_steps(10, **dict(zip(("pretrain", "settle", "introduce"), bad, strict=True)))
 
 
 @quick

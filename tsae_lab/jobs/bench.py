@@ -24,8 +24,8 @@ from tsae_lab.jobs import training
 from tsae_lab.jobs.training import Recipe
 from tsae_lab.terminal import cpu_threads, fast_memory
 
-ALONE = tsae.Phases(pretrain=10**6, distil=0, introduce=0, refine=0)
-REFINE = tsae.Phases(pretrain=0, distil=0, introduce=0, refine=10**6)
+ALONE = tsae.Phases(pretrain=10**6, settle=0, introduce=0, refine=0)
+REFINE = tsae.Phases(pretrain=0, settle=0, introduce=0, refine=10**6)
 STEP = 10_000  # in the middle of either: no warm-up, no decay
 DENSE = "plain dense SAE, fp32"
 Arms = dict[str, Callable[[], object]]

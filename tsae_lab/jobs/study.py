@@ -24,7 +24,7 @@ from tsae_lab.jobs import identity, plan
 from tsae_lab.jobs.checkpoint import load_sae, load_tensors
 from tsae_lab.jobs.identity import Identity
 from tsae_lab.jobs.plan import Config, Unit
-from tsae_lab.jobs.training import Trainer, final_dials, restore
+from tsae_lab.jobs.training import Trainer, final_dials, params_of, restore
 from tsae_lab.measures import evaluation
 from tsae_lab.sections import figures, stability, transitions
 from tsae_lab.sections.context import Context, Section, context_of, differences, subject
@@ -245,7 +245,7 @@ def tradeoff(
     betas: Sequence[float],
     seed: int,
     *,
-    train: Callable[[Unit, Trainer, str], tuple[tsae.Params, float]],
+    train: Callable[[Unit, Trainer, str], tuple[Trainer, float]],
 ) -> dict[str, Any]:
     """Faithfulness and overlap of TSAEs at several bridge strengths, and of their static baseline.
 
@@ -285,7 +285,9 @@ def _traded(
         if beta == config.beta and run == "run_2" and not done.exists():
             files.write_json(done, {"beta": beta} | measures)
         unit = Unit(config=own, folder=folder, log=folder / "log.jsonl", **shared)
-        points.append(_point_of(done, unit, lambda unit: train(unit, pretrained, run)[0]))
+        points.append(
+            _point_of(done, unit, lambda unit: params_of(train(unit, pretrained, run)[0]))
+        )
     static = {k.removeprefix("static_"): v for k, v in measures.items() if k.startswith("static_")}
     return {"dataset": dataset, "seed": seed, "static": static, "tsae": points}
 

@@ -41,17 +41,35 @@ class Recipe:
     ] = 20
     decay: Annotated[float, "last share of all steps in which the rate falls to 0"] = 0.3
     pretrain: Annotated[float, "share of the steps that pretrain the static SAE"] = 0.5
-    distil: Annotated[float, "share of the steps of phase (a)"] = 0.02
-    introduce: Annotated[float, "share of the steps of phase (b)"] = 0.02
+    settle: Annotated[
+        float, "share of the steps of phase (a): gates and LSTMs learn on the frozen static SAE"
+    ] = 0.02
+    introduce: Annotated[
+        float, "share of the steps of phase (b): the memory's strength rises to beta"
+    ] = 0.02
+    coupling: Annotated[
+        float,
+        "share of what gates and decoder LSTM add that the code leaves to them: 0 trains it to "
+        "explain all of x by itself, 1 to explain what they do not",
+    ] = 0.5
     k_multiple: Annotated[
         float, "k at the start of the annealing, relative to its final value; 1 anneals nothing"
     ] = 1.5
     aux: Annotated[float, "coefficient of the auxiliary loss that revives dead features"] = 1 / 32
-    dead_after: Annotated[int, "tokens without firing after which a feature counts as dead"] = (
-        60_000
-    )
+    dead_after: Annotated[
+        int,
+        "tokens without firing after which the auxiliary loss takes a feature for dead; 0: "
+        "1,000 d_sae / k, a thousand times the mean distance of its firings",
+    ] = 0
     k_aux: Annotated[int, "dead features that the auxiliary loss uses per token"] = 256
-    clip: Annotated[float, "largest norm of the gradient"] = 1.0
+    clip: Annotated[
+        float, "largest norm of the gradient, of the static and of the temporal tensors each"
+    ] = 1.0
+
+    @property
+    def patience(self) -> int:
+        """Tokens without firing after which the auxiliary loss takes a feature for dead."""
+        return self.dead_after or round(1_000 * self.d_sae / self.k)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,8 +79,7 @@ class Trainer:
     named: dict[str, Tensor]
     adam: torch.optim.Adam
     life: Lifecycle  # of the codes of all steps; no runs
-    step_tokens: tuple[int, ...] = ()  # of the last steps, newest first, as far as `dead_after`
-    teacher: Static | None = None  # the frozen static SAE of phase (a)
+    step_tokens: tuple[int, ...] = ()  # of the last steps, newest first, as far as `patience`
     state: State | None = None  # of the streams; None where the next step begins new ones
 
 
@@ -71,34 +88,25 @@ STATIC = tuple(tsae.Static.__dataclass_fields__)
 
 
 def start_trainer(
-    named: dict[str, Tensor],
-    recipe: Recipe,
-    *,
-    teacher: Static | None = None,
-    before: Trainer | None = None,
+    named: dict[str, Tensor], recipe: Recipe, *, before: Trainer | None = None
 ) -> Trainer:
     """A trainer on copies of the tensors of a static SAE (four) or of a TSAE (all).
 
-    From `before`, the trainer of its static SAE, it takes over Adam's moments and the lifecycle:
-    moments that start anew in phase (a), where the student equals its teacher, would make its
-    first steps out of rounding noise.
+    From `before`, the trainer of its static SAE, it takes over Adam's moments and the lifecycle.
     """
     names = [name for name in (*STATIC, *TEMPORAL) if name in named]  # files sort by name
     own = {name: _own(name, named[name]) for name in names}
-    if teacher is not None:
-        teacher = Static(**{name: _own(name, tensor) for name, tensor in vars(teacher).items()})
     groups = [{"params": [tensor], "name": name} for name, tensor in own.items() if name != "scale"]
     adam = torch.optim.Adam(groups, lr=recipe.lr, fused=True)
     if before is None:
         life = tsae.start_lifecycle(len(own["b_enc"]), own["b_enc"])
-        return Trainer(named=own, adam=adam, life=life, teacher=teacher)
+        return Trainer(named=own, adam=adam, life=life)
     moments = {g["name"]: before.adam.state[g["params"][0]] for g in before.adam.param_groups}
     for group in adam.param_groups:
         if moments.get(group["name"]):
             copies = {key: value.clone() for key, value in moments[group["name"]].items()}
             adam.state[group["params"][0]] = copies
-    taken = {"life": before.life, "step_tokens": before.step_tokens}
-    return Trainer(named=own, adam=adam, teacher=teacher, **taken)
+    return Trainer(named=own, adam=adam, life=before.life, step_tokens=before.step_tokens)
 
 
 def _own(name: str, tensor: Tensor) -> Tensor:
@@ -117,8 +125,6 @@ def snapshot(trainer: Trainer) -> dict[str, Tensor]:
     for group in trainer.adam.param_groups:
         for key, value in trainer.adam.state[group["params"][0]].items():
             out[f"adam.{group['name']}.{key}"] = value
-    if trainer.teacher is not None:
-        out |= {f"teacher.{name}": tensor for name, tensor in vars(trainer.teacher).items()}
     if trainer.state is not None:
         held = {n: v for n, v in vars(trainer.state).items() if n != "memory"}
         held |= vars(trainer.state.memory)
@@ -136,8 +142,7 @@ def restore(saved: dict[str, Tensor], recipe: Recipe) -> Trainer:
     def under(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): v for n, v in saved.items() if n.startswith(prefix)}
 
-    teacher, streams = under("teacher."), under("state.")
-    trainer = start_trainer(under("param."), recipe, teacher=Static(**teacher) if teacher else None)
+    streams, trainer = under("state."), start_trainer(under("param."), recipe)
     for group in trainer.adam.param_groups:
         moments = under(f"adam.{group['name']}.")
         if moments:
@@ -155,13 +160,36 @@ def restore(saved: dict[str, Tensor], recipe: Recipe) -> Trainer:
     return replace(trainer, life=life, step_tokens=step_tokens, state=state)
 
 
+def params_of(trainer: Trainer) -> Params:
+    """The TSAE as it is now, without gradients; no copies."""
+    return tsae.params_from({name: tensor.detach() for name, tensor in trainer.named.items()})
+
+
+def static_of(trainer: Trainer) -> Static:
+    """The static SAE as it is now, or that of a TSAE, without gradients; no copies."""
+    return Static(**{name: trainer.named[name].detach() for name in STATIC})
+
+
+LONG = 10_000_000  # tokens after which a feature that did not fire is called dead (Gao et al.)
+
+
+def dead_frac(trainer: Trainer, epoch_tokens: int) -> float:
+    """Share of features that fired at none of the last 10 M training tokens.
+
+    Of an epoch, or of all training, where that is shorter.
+    """
+    tokens = min(LONG, epoch_tokens, int(trainer.life.tokens))
+    return (trainer.life.idle >= tokens).double().mean().item()
+
+
 SHARED = ("window", "tau", "cap", "beta", "gate", "recur")  # dials that no schedule changes
 
 
 def dials_at(step: int, recipe: Recipe, phases: Phases, low: torch.dtype) -> Dials:
     """Dials of a TSAE at a step counted from the start of its static SAE's pretraining."""
     k = tsae.k_at(step, phases, k=recipe.k, multiple=recipe.k_multiple)
-    return replace(final_dials(recipe, low), k=k, mix=tsae.mix_at(step, phases))
+    beta = recipe.beta * tsae.memory_at(step, phases)
+    return replace(final_dials(recipe, low), k=k, beta=beta)
 
 
 def final_dials(recipe: Recipe, low: torch.dtype = torch.float32) -> Dials:
@@ -170,11 +198,11 @@ def final_dials(recipe: Recipe, low: torch.dtype = torch.float32) -> Dials:
 
 
 def trained_at(phase: str, recipe: Recipe) -> frozenset[str]:
-    """Names of the tensors that learn in a phase."""
+    """Names of the tensors that learn in a phase; the static SAE is frozen in (a) and (b)."""
     static, temporal = frozenset(STATIC), frozenset(TEMPORAL) - {"scale"}
-    if phase == "distil" or not recipe.learn_bridge:  # mix is 0 in "distil": no bridge acts
+    if phase == "settle" or not recipe.learn_bridge:  # beta is 0 in "settle": no bridge acts
         temporal -= {"bridge"}
-    return {"pretrain": static, "introduce": temporal}.get(phase, static | temporal)
+    return {"pretrain": static, "refine": static | temporal}.get(phase, temporal)
 
 
 def rates(step: int, recipe: Recipe, phases: Phases) -> dict[str, float]:
@@ -195,8 +223,9 @@ def train_step(
 
     `x` is 0 where `weight` is 0 (padding, at the end of a sequence). Where it `begins` new
     sequences nothing is remembered; else it goes on from the step before, whose state is carried
-    over without its gradient (truncated backpropagation through time, Williams & Peng 1990). `fve`
-    of an `x` that does not vary is 0. A static SAE is a TSAE that stays in the phase "pretrain".
+    over without its gradient (truncated backpropagation through time, Williams & Peng 1990). In
+    the log `loss` is the squared error of the reconstruction, and `fve` of an `x` that does not
+    vary is 0. A static SAE is a TSAE that stays in the phase "pretrain".
     """
     phase = tsae.phase_at(step, phases)
     learning = trained_at(phase, recipe)
@@ -204,42 +233,41 @@ def train_step(
         tensor.requires_grad_(name in learning)
         tensor.grad = None
     dials = dials_at(step, recipe, phases, low)
+    static = Static(**{name: trainer.named[name] for name in STATIC})
     if phase == "pretrain":
-        dials = replace(dials, k=recipe.k)
-    before = None if begins else trainer.state
-    loss, x_hat, codes, state = _loss(trainer, x, weight, phase, dials, before)
-    dead = dead_features(trainer, recipe)
-    total, spread = loss, _spread(x, weight)
+        dials, state = replace(dials, k=recipe.k), None
+        loss, x_hat, codes = _static_loss(static, x, weight, dials)
+    else:
+        before, params = None if begins else trainer.state, tsae.params_from(trainer.named)
+        loss, x_hat, codes, state = tsae_loss(params, x, weight, dials, recipe.coupling, before)
+    dead, spread = dead_features(trainer, recipe), _spread(x, weight)
     if len(dead) and "W_enc" in learning:
-        static = Static(**{name: trainer.named[name] for name in STATIC})
         real, error = x[weight > 0][None], (x - x_hat)[weight > 0][None]
-        total = loss + recipe.aux * spread * auxiliary_loss(
-            error, real, static, dead, recipe.k_aux, low
-        )
-    total.backward()
+        revival = auxiliary_loss(error, real, static, dead, recipe.k_aux, low)
+        loss = loss + recipe.aux * spread * revival
+    loss.backward()
     norm = _descend(trainer, rates(step, recipe, phases), recipe)
     with torch.no_grad():
         life = tsae.advance(trainer.life, codes, weight)
-        n_tokens = int(weight.sum().item())
-        error = squared_error(x, x_hat, weight) if phase == "distil" else loss.detach()
+        n_tokens, error = int(weight.sum().item()), squared_error(x, x_hat, weight)
         info = {
-            "loss": loss.item(),
+            "loss": error.item(),
             "fve": 1 - (error / spread).item() if spread > 0 else 0.0,
             "l0": (((codes.vals > 0).sum(-1) * weight).sum() / max(n_tokens, 1)).item(),
-            **{"dead": len(dead), "k": dials.k, "mix": dials.mix},
+            **{"dead": len(dead), "k": dials.k, "beta": dials.beta},
             "grad_norm": norm,
         }
-    step_tokens = _recent((n_tokens, *trainer.step_tokens), recipe.dead_after)
+    step_tokens = _recent((n_tokens, *trainer.step_tokens), recipe.patience)
     after = replace(trainer, life=life, step_tokens=step_tokens, state=_detached(state))
     return after, {"phase": phase} | info
 
 
 def dead_features(trainer: Trainer, recipe: Recipe) -> Int[Tensor, " dead"]:
-    """Features that were off for `dead_after` tokens or more, in whole steps.
+    """Features that were off for `patience` tokens or more, in whole steps.
 
     A feature that was on anywhere in a step counts as on at its end.
     """
-    patience = max(sum(trainer.step_tokens), recipe.dead_after)
+    patience = max(sum(trainer.step_tokens), recipe.patience)
     return (tsae.stage(trainer.life, dead_after=patience) == tsae.DEAD).nonzero()[:, 0]
 
 
@@ -258,20 +286,59 @@ def _detached(state: State | None) -> State | None:
     return State(memory=memory, **rest)
 
 
-def _loss(
-    trainer: Trainer, x: Tensor, weight: Tensor, phase: str, dials: Dials, state: State | None
-):
-    if phase == "pretrain":
-        static = Static(**{name: trainer.named[name] for name in STATIC})
-        encoder = replace(static, b_dec=static.b_dec.detach())  # b_dec learns as the decoder's
-        codes = tsae.encode_static(x, encoder, dials.k, dials.low)
-        x_hat = tsae.decode_static(codes, static)
-        return squared_error(x, x_hat, weight), x_hat, codes, None
-    params = tsae.params_from(trainer.named)
-    if phase == "distil" and trainer.teacher is not None:
-        return distillation_loss(params, x, trainer.teacher, dials, weight, state)
-    x_hat, codes, state = tsae.forward(params, x, dials, state, train=True)
-    return squared_error(x, x_hat, weight), x_hat, codes, state
+def _static_loss(
+    static: Static, x: Tensor, weight: Tensor, dials: Dials
+) -> tuple[Tensor, Tensor, Codes]:
+    """Squared error of the static SAE, its reconstruction, its codes."""
+    encoder = replace(static, b_dec=static.b_dec.detach())  # b_dec learns as the decoder's
+    codes = tsae.encode_static(x, encoder, dials.k, dials.low)
+    x_hat = tsae.decode_static(codes, static)
+    return squared_error(x, x_hat, weight), x_hat, codes
+
+
+def tsae_loss(
+    params: Params,
+    x: Float[Tensor, "batch seq d_in"],
+    weight: Float[Tensor, "batch seq"],
+    dials: Dials,
+    coupling: float,
+    state: State | None = None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "batch seq d_in"], Codes, State]:
+    """What a TSAE is trained on, its reconstruction and codes, and the state after them.
+
+    The code is trained on `||x - coupling * added - own||^2`, gates and LSTMs on
+    `||x - own - added||^2`, each with the other's part held fixed (`explain`). What the recurrence
+    can foretell leaves the code as far as `coupling` lets it.
+    """
+    own, added, codes, state = explain(params, x, dials, state)
+    loss = squared_error(x - coupling * added.detach(), own, weight)
+    return loss + squared_error(x - own.detach(), added, weight), own + added, codes, state
+
+
+def explain(
+    params: Params, x: Float[Tensor, "batch seq d_in"], dials: Dials, state: State | None = None
+) -> tuple[Float[Tensor, "batch seq d_in"], Float[Tensor, "batch seq d_in"], Codes, State]:
+    """What the ungated code explains and what gates and decoder LSTM add; codes; state after.
+
+    The two sum to the reconstruction of `tsae.forward`, whose codes and state these are. The first
+    is differentiable in the static SAE and the bridge alone, the second in gates and LSTMs alone.
+    """
+    fixed = Static(**{name: tensor.detach() for name, tensor in vars(params.static).items()})
+    frozen, t = replace(params, static=fixed), params.temporal
+    state = tsae.start_state(params, len(x), dials) if state is None else state
+    seen = tsae.see(frozen, x, dials, state)
+    ungated = replace(seen, hs=None)
+    codes = tsae.codes_with(params, ungated, seen.static, state.memory, dials)
+    own = tsae.decode_static(codes, params.static)
+    codes = Codes(codes.vals.detach(), codes.idx)
+    if seen.hs is not None:
+        flat = (seen.hs.flatten(0, 1), t.W_gate, t.b_gate, codes.idx.flatten(0, 1))
+        gates = tsae_kernels.gate_values(*flat, inward=True)
+        codes = Codes(codes.vals * gates.view(codes.vals.shape), codes.idx)
+    x_hat, after = tsae.decode(frozen, codes, dials, state, detach=True)
+    memory = tsae.push(state.memory, seen.static)
+    after = replace(after, memory=memory, enc_h=seen.enc_h, enc_c=seen.enc_c)
+    return own, x_hat - own.detach(), codes, after
 
 
 def squared_error(
@@ -307,25 +374,6 @@ def auxiliary_loss(
     return (target - error_hat).square().sum() / spread
 
 
-def distillation_loss(
-    params: Params,
-    x: Float[Tensor, "batch seq d_in"],
-    teacher: Static,
-    dials: Dials,
-    weight: Float[Tensor, "batch seq"],
-    state: State | None = None,
-) -> tuple[Float[Tensor, ""], Float[Tensor, "batch seq d_in"], Codes, State]:
-    """Squared distance to the frozen static SAE's reconstruction and codes; then as `forward`."""
-    x_hat, codes, state = tsae.forward(params, x, dials, state, train=True)
-    with torch.no_grad():
-        goal = tsae.encode_static(x, teacher, dials.k, dials.low)
-        x_goal = tsae.decode_static(goal, teacher)
-        goal_acts = tsae.dense(goal, len(teacher.b_enc)).gather(-1, codes.idx)
-    off = (codes.vals - goal_acts).square().sum(-1) * weight
-    code_error = off.sum() / weight.sum().clamp(min=1)
-    return squared_error(x_goal, x_hat, weight) + code_error, x_hat, codes, state
-
-
 def tangent(
     grad: Float[Tensor, "d_sae d_in"], W_dec: Float[Tensor, "d_sae d_in"]
 ) -> Float[Tensor, "d_sae d_in"]:
@@ -340,13 +388,18 @@ def _spread(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _descend(trainer: Trainer, rate: dict[str, float], recipe: Recipe) -> float:
-    """Clip, step, normalise the decoder's rows; the norm of the gradient before clipping."""
+    """Clip, step, normalise the decoder's rows; the norm of the gradient before clipping.
+
+    The static and the temporal tensors are clipped apart: one norm for both would make the static
+    SAE's steps small while the LSTMs settle.
+    """
     with torch.no_grad():
         W_dec = trainer.named["W_dec"]
         if W_dec.grad is not None:
             W_dec.grad = tangent(W_dec.grad, W_dec)
-        moving = [tensor for tensor in trainer.named.values() if tensor.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(moving, recipe.clip)
+        moving = {n: tensor for n, tensor in trainer.named.items() if tensor.grad is not None}
+        parts = ([moving[n] for n in names if n in moving] for names in (STATIC, TEMPORAL))
+        norms = [torch.nn.utils.clip_grad_norm_(part, recipe.clip) for part in parts if part]
         for group in trainer.adam.param_groups:
             group["lr"] = rate[group["name"]]
         trainer.adam.step()
@@ -356,7 +409,7 @@ def _descend(trainer: Trainer, rate: dict[str, float], recipe: Recipe) -> float:
             bridge = trainer.named["bridge"].clamp_(min=0.0)
             # mean 1: beta sets the strength, the bridge its distribution over features
             bridge /= bridge.mean().clamp(min=1e-6)
-    return norm.item()
+    return torch.stack(norms).norm().item()
 
 
 DECAYS = (0.0, 0.5, 0.8, 0.95)  # of a unit's running mean, per token

@@ -360,16 +360,15 @@ PANELS = {
     "fve": f"{definitions.label('fve')} of the batch",
     "loss": "squared error",
     "l0": definitions.label("l0"),
-    "mix": "mix",
+    "beta": "beta, strength of the memory",
 }
 
 
 def training_figure(lines: Sequence[Row], *, pieces: int = 1) -> Figure:
-    """FVE, loss, L0 and mix by step: one colour per text and model, one line per seed.
+    """FVE, loss, L0 and beta by step: one colour per text and model, one line per seed.
 
     `lines` are those of log.jsonl. FVE and loss are means over a step and the `pieces - 1` before
-    it: the pieces of a sequence are not equally hard. The loss of phase (a) is a distance to the
-    teacher, not to x, and is left out.
+    it: the pieces of a sequence are not equally hard.
     """
     _need(lines, "training_figure", "line of the log")
     figure, panels = _sheet(10.0, 6.4, rows=2, columns=2)
@@ -393,8 +392,7 @@ def training_figure(lines: Sequence[Row], *, pieces: int = 1) -> Figure:
 
 def _curve(lines: Sequence[Row], key: str, n: int) -> tuple[list[int], list[float]]:
     """Steps, and each step's value as the mean with those of the n - 1 before it (start: fewer)."""
-    used = [line for line in lines if not (key == "loss" and line["phase"] == "distil")]
-    points = sorted((line["step"], line[key]) for line in used)
+    points = sorted((line["step"], line[key]) for line in lines)
     values = [value for _, value in points]
     means = [float(np.mean(values[max(0, i + 1 - n) : i + 1])) for i in range(len(values))]
     return [step for step, _ in points], means
