@@ -266,7 +266,7 @@ def tradeoff(
 
 def _traded(
     out_dir: Path, base: Path, config: Config, run: str, dataset: str, betas: Sequence[float],
-    seed: int, train: Callable[[Unit, Trainer, str], tuple[tsae.Params, float]],
+    seed: int, train: Callable[[Unit, Trainer, str], tuple[Trainer, float]],
 ) -> dict[str, Any]:  # fmt: skip
     lm = load_lm(config.lm, device=config.device or None)
     tokens = plan.both_splits(config, lm, dataset)
