@@ -21,7 +21,7 @@ WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "a
 HERE = Config(
     datasets="notes.txt", lm="model", static_sae="sae", cache_dir="cache", hook=HOOK, seeds=1,
     device="cpu", precision="float32", seq=24, pieces=2, batch=4, steps=8, pretrain=0.4,
-    distil=0.1, introduce=0.1, warmup=2, checkpoint_every=2, k=4, d_sae=48, window=3, hidden_enc=3,
+    settle=0.1, introduce=0.1, warmup=2, checkpoint_every=2, k=4, d_sae=48, window=3, hidden_enc=3,
     hidden_dec=5, dead_after=500, train_tokens=1_000, val_tokens=300, splice_tokens=100,
     sections="lifetimes",
 )  # fmt: skip

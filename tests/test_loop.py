@@ -86,7 +86,7 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_bits_and_log(unit, tmp_path)
 def test_a_damaged_checkpoint_is_said_and_the_one_before_it_or_the_start_leads_to_the_same_bits(
     unit, tmp_path, capsys, damaged
 ):
-    alone = tsae.Phases(pretrain=12, distil=0, introduce=0, refine=0)
+    alone = tsae.Phases(pretrain=12, settle=0, introduce=0, refine=0)
     start = lambda: experiment.start_static(unit)  # noqa: E731
     whole, _ = experiment.fit(unit, "static", start, range(8), alone)
     other = replace(unit, folder=tmp_path / "other", log=tmp_path / "other.jsonl")
