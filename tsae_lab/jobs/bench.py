@@ -13,8 +13,6 @@ from typing import Annotated, Any
 import torch
 import typer
 from jaxtyping import Float
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 import tsae
@@ -22,7 +20,7 @@ import tsae_kernels
 from tsae_lab.data import language_model
 from tsae_lab.jobs import training
 from tsae_lab.jobs.training import Recipe
-from tsae_lab.terminal import cpu_threads, fast_memory
+from tsae_lab.terminal import cpu_threads, fast_memory, print_table
 
 ALONE = tsae.Phases(pretrain=10**6, settle=0, introduce=0, refine=0)
 REFINE = tsae.Phases(pretrain=0, settle=0, introduce=0, refine=10**6)
@@ -221,38 +219,29 @@ def _medians(arms: Arms, repeats: int) -> dict[str, float]:
     return {name: statistics.median(turns) for name, turns in seconds.items()}
 
 
-def _steps_table(seconds: dict[str, float], job: Job) -> Table:
+def _show_steps(seconds: dict[str, float], job: Job) -> None:
     """Per arm: milliseconds, tokens per second, times the dense arm, share of encoder product."""
-    title = f"one step of {job.tokens:,} tokens, {torch.get_num_threads()} threads"
-    table = _right_aligned("arm", "ms", "tokens/s", "x dense", "encoder product", title=title)
+    rows = []
     for name, took in seconds.items():
         own = _product_of(job.low if _name_of(job.low) in name else torch.float32)
         ratio, share = seconds[DENSE] / took, seconds[own] / took
-        table.add_row(
-            name, f"{took * 1e3:.1f}", f"{job.tokens / took:,.0f}", f"{ratio:.2f}", f"{share:.0%}"
-        )
-    return table
+        speeds = f"{took * 1e3:.1f}", f"{job.tokens / took:,.0f}"
+        rows.append((name, *speeds, f"{ratio:.2f}", f"{share:.0%}"))
+    title = f"one step of {job.tokens:,} tokens, {torch.get_num_threads()} threads"
+    print_table(title, ("arm", "ms", "tokens/s", "x dense", "encoder product"), rows)
 
 
-def _parts_table(seconds: dict[str, float], whole: float) -> Table:
+def _show_parts(seconds: dict[str, float], whole: float) -> None:
     """What takes the time in a TSAE's step."""
-    title = "parts of the TSAE step, each alone, forward and backward"
-    table = _right_aligned("part", "ms", "of the step", title=title)
     shown = dict(seconds)
     both = shown.pop("selection (memory and top-k)")
     shown["memory"] = max(both - shown["top-k, twice"], 0.0)
     # each alone may take more than in its place: what is left is not below 0
     shown["everything else"] = max(whole - sum(shown.values()), 0.0)
-    for name, took in sorted(shown.items(), key=lambda item: -item[1]):
-        table.add_row(name, f"{took * 1e3:.1f}", f"{took / whole:.0%}")
-    return table
-
-
-def _right_aligned(first: str, *columns: str, title: str) -> Table:
-    table = Table(first, title=title)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
+    slowest_first = sorted(shown.items(), key=lambda item: -item[1])
+    rows = [(name, f"{took * 1e3:.1f}", f"{took / whole:.0%}") for name, took in slowest_first]
+    title = "parts of the TSAE step, each alone, forward and backward"
+    print_table(title, ("part", "ms", "of the step"), rows)
 
 
 def bench_command(
@@ -285,13 +274,13 @@ def bench_command(
     x = torch.randn(batch, seq, d_in, generator=g)
     static = tsae.init_static(x.mean((0, 1)), d_sae, generator=g)
     job = Job(x=x, recipe=recipe, low=language_model.fast_dtype(x.device), static=static)
-    arms, console = _arms_of(job), Console()
+    arms = _arms_of(job)
     seconds = _medians(arms, repeats)
-    console.print(_steps_table(seconds, job))
+    _show_steps(seconds, job)
     full = f"TSAE, {_name_of(job.low)} products"
-    console.print(_parts_table(_medians(_parts_of(job), repeats), seconds[full]))
+    _show_parts(_medians(_parts_of(job), repeats), seconds[full])
     if profile:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
             arms[full]()
         operations = profiled.key_averages()
-        console.print(operations.table("self_cpu_time_total", 24, max_name_column_width=40))
+        typer.echo(operations.table("self_cpu_time_total", 24, max_name_column_width=40))
