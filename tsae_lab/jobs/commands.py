@@ -240,7 +240,9 @@ def transitions_command(context: Context) -> Report:
     n, slug = section.numbers, context.subjects[0].slug
     n_found = f"{n['transitions_significant']:.0f} significant transitions"
     caption = (
-        f"{cell(n['transitions_replication'], '.0%')} of {n['transitions_screened']:.0f} screened"
+        f"of {n['transitions_candidates']:,.0f} candidates {cell(n['transitions_cut_frac'], '.0%')}"
+        f" are not tested; {cell(n['transitions_replication'], '.0%')} of"
+        f" {n['transitions_screened']:,.0f} screened"
         f" replicate, {n['transitions_beyond_token_pairs']:.0f} go beyond token pairs;"
         f" chains of three: {n['transitions_chains']:.0f}"
     )
