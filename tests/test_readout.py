@@ -6,22 +6,26 @@ import csv
 import json
 import math
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from toys import HOOK, save_saes
+from toys import HOOK, save_saes, store_of
 from typer.testing import CliRunner
 
 import experiment
+import metrics
 import probes
 import tsae
 from probes import Item
 from tsae_lab import files
 from tsae_lab.data import language_model, tasks
 from tsae_lab.measures import readout
+from tsae_lab.sections.context import Context, Subject
+from tsae_lab.sections.probing import probing_section
 
 TEXTS = (
     "the quick brown fox",
@@ -186,6 +190,49 @@ def test_probe_rows_are_the_rows_of_each_task_with_layer_0_where_it_is_wanted(lm
     assert calls
 
 
+def test_the_probing_section_reads_a_task_once_per_seed_and_each_code_once_per_text(
+    lm, params, monkeypatch
+):
+    items = [item(f"{noun} w{i} runs", label=i % 2, group=noun) for i, noun in
+             enumerate(("fox", "dog", "cat", "hen") * 4)]  # fmt: skip
+    probed = [probes.Task(name=name, items=tuple(items[n:]), n_folds=2)
+              for n, name in enumerate(("one", "two"))]  # fmt: skip
+    read, readers, read_items, n_texts = readout.read, readout.readers, [], Counter()
+
+    def counted_read(lm, hook, items):
+        read_items.append(items)
+        return read(lm, hook, items)
+
+    def counted(name, reader):
+        def counting(x):
+            n_texts[name] += len(x)
+            return reader(x)
+
+        return counting
+
+    monkeypatch.setattr(tasks, "all_tasks", lambda **_: probed)
+    monkeypatch.setattr(readout, "read", counted_read)
+    monkeypatch.setattr(
+        readout, "readers", lambda *saes: {n: counted(n, r) for n, r in readers(*saes).items()}
+    )
+    held = store_of(torch.zeros(1, 2, 24), torch.ones(1, 2, dtype=torch.bool))
+    codes = metrics.codes_from_dense(torch.ones(1, 2, 40))
+    subjects = [
+        Subject(name=name, prefix=prefix, sae=sae, codes=codes, fve=0.0)
+        for name, prefix, sae in (
+            ("TSAE", "", tsae.Sae(params=params, dials=DIALS)),
+            ("static SAE", "static_", tsae.static_sae(params.static, 4)),
+        )
+    ]
+    for text in ("first", "second"):
+        context = Context(dataset=text, seed=0, long=False, lm=lm, store=held, words={},
+                          subjects=tuple(subjects), share=0.017)  # fmt: skip
+        probing_section(context)
+        assert read_items == [task.items for task in probed]
+        n = sum(len(task.items) for task in probed) * (1 + (text == "second"))
+        assert n_texts == {"tsae": n, "static": n}
+
+
 def test_two_texts_are_read_as_the_difference_of_their_features(lm, params):
     wanted = {
         "tsae": readout.code_reader(tsae.Sae(params=params, dials=DIALS)),
@@ -253,7 +300,7 @@ def test_the_command_prints_a_table_and_writes_its_files(model_dir, tmp_path):
     ]
     done = CliRunner().invoke(experiment.app, call)
     assert done.exit_code == 0, done.output
-    assert re.search(r"│ all +│ +5 │.*│ [01]\.\d{3} \([01]\.\d\d-", done.output)
+    assert re.search(r"│ all +│ +5 │.*│ [01]\.\d{3} ± \d\.\d{3} \([01]\.\d\d to ", done.output)
     held = json.loads(out["json"].read_text())
     with out["csv"].open() as file:
         lines = list(csv.DictReader(file))

@@ -71,7 +71,7 @@ def print_table(
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     out = Console()
-    wide = Console(width=max(WIDTH, 24 * len(columns)))
+    wide = Console(width=max(WIDTH, 32 * len(columns)))
     (out if out.is_terminal else wide).print(table)
 
 
@@ -110,8 +110,9 @@ STUDY_MEASURES = (
     "tss_weighted_mean", "tss_in_document_mean", "tss_in_document_floor_mean",
     "tss_eligible_frac", "splice_kept_0",
     "restricted_mean_16", "restricted_mean_64", "shuffled_restricted_mean_64",
-    "feature_restricted_mean_64", "persistence", "transitions_significant",
-    "transitions_replication", "transitions_beyond_token_pairs", "transitions_chains",
+    "feature_restricted_mean_64", "persistence", "transitions_candidates",
+    "transitions_cut_frac", "transitions_significant", "transitions_replication",
+    "transitions_beyond_token_pairs", "transitions_chains",
     "probe_agreement_attractor_k5", "probe_agreement_attractor_k10", "probe_coreference_k5",
     "probe_coreference_k10", "probe_disambiguation_k5", "effect_propagated", "kl_unrelated",
     "lifetime_effect_rho_propagated",
