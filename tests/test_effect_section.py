@@ -218,6 +218,28 @@ def test_controls_do_not_depend_on_the_chosen_features_but_the_effect_does(share
     assert effect * other < 0
 
 
+def test_a_random_set_costs_one_pass_of_the_test_cases_and_of_the_few_at_all_offsets(
+    shared, subjects, tokens
+):
+    def cost(controls: int) -> np.ndarray:
+        """Forward passes of the layers above, and texts in them."""
+        n_texts = []
+
+        def above(ids, hidden, keep):
+            n_texts.append(len(ids))
+            return shared.above(ids, hidden, keep)
+
+        counts = replace(SMALL, controls=controls)
+        counted = replace(shared, above=above, counts=counts, pairs={}, absent=())
+        effect_section.effect_measures(counted, subjects, tokens)
+        return np.array([len(n_texts), sum(n_texts)])
+
+    test, few = shared.test.batches, shared.few.batches
+    n_edits = sum(len(batch.ids) * (-batch.seq <= o) for batch in few for o in SMALL.offsets)
+    per_set = 2 * len(test) + len(few), 2 * len(shared.test.clean) + n_edits
+    np.testing.assert_array_equal(cost(5) - cost(2), 3 * np.array(per_set))
+
+
 # --------------------------------------------------------------------- on text
 
 

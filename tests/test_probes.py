@@ -211,7 +211,7 @@ def test_accuracy_is_the_mean_within_an_interval_over_groups(drawn):
     if len(set(groups)) < 2:
         assert found.low is found.high is None
     else:
-        assert 0 <= found.low <= found.high <= 1  # type: ignore
+        assert 0 <= found.low <= found.high <= 1
     assert (found.n_items, found.n_groups) == (len(drawn), len(set(groups)))
 
 
@@ -221,8 +221,27 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
         rates = rng.beta(7, 3, size=60)
         right = rng.binomial(1, np.repeat(rates, 5)).astype(float)
         found = probes.accuracy(right, [str(i // 5) for i in range(300)], n_boot=300)
-        hits += found.low <= 0.7 <= found.high  # type: ignore
+        hits += found.low <= 0.7 <= found.high
     assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_intervals_cover_an_accuracy_and_a_difference_of_correlated_twins_as_often_as_they_say():
+    rng, n_runs, n_pairs = np.random.default_rng(0), 500, 60
+    groups = [str(i // 2) for i in range(2 * n_pairs)]
+
+    def twins(rate):
+        """Right or wrong, with a correlation of 0.8 between the two of a pair."""
+        alone, both = rng.random((n_pairs, 2)) < rate, rng.random((n_pairs, 1)) < rate
+        return np.where(rng.random((n_pairs, 1)) < 0.8, both, alone).astype(float).ravel()
+
+    covered = {"accuracy": 0, "difference": 0}
+    for _ in range(n_runs):
+        first, second = twins(0.7), twins(0.6)
+        own = probes.accuracy(first, groups, n_boot=200)
+        apart = probes.accuracy(first - second, groups, least=-1.0, n_boot=200)
+        covered["accuracy"] += own.low <= 0.7 <= own.high
+        covered["difference"] += apart.low <= 0.1 <= apart.high
+    assert all(0.92 <= n / n_runs <= 0.98 for n in covered.values())
 
 
 def test_the_standard_error_is_that_of_the_mean_of_independent_groups():
@@ -353,7 +372,7 @@ def test_numbers_are_the_rows_under_their_names(rows):
 def test_figures_show_every_code(rows):
     for figure in (figures.accuracy_figure(rows), figures.distance_figure(rows, 5)):
         (axes,) = figure.axes
-        labels = {text.get_text() for text in axes.get_legend().get_texts()}  # type: ignore
+        labels = {text.get_text() for text in axes.get_legend().get_texts()}
         assert {"TSAE", "static SAE", "residual stream"} <= labels
         assert probes.DIFFERENCE not in labels
     with pytest.raises(ValueError, match="at least one row"):
