@@ -39,9 +39,9 @@ def planted(lm, batch: Batch) -> tuple[Sae, int]:
             positions = torch.arange(hidden.shape[1])[None]
             hidden_out = layer(hidden, position_embeddings=view.rotary_emb(hidden, positions))
             hidden_out = hidden_out[0] if isinstance(hidden_out, tuple) else hidden_out
-        logits = lm.model.lm_head(view.norm(hidden_out))[:, -1]  # type: ignore
+        logits = lm.model.lm_head(view.norm(hidden_out))[:, -1]
         (logits[:, 40] - logits[:, 30]).sum().backward()
-    push = hidden.grad[:, -batch.seq + 1].mean(0)  # type: ignore
+    push = hidden.grad[:, -batch.seq + 1].mean(0)
     W_dec, W_enc, b_enc = static.W_dec.clone(), static.W_enc.clone(), static.b_enc.clone()
     W_dec[planted] = push / push.norm()
     W_enc[:, planted] = 200 * apart
@@ -248,7 +248,7 @@ def test_the_normalised_effect_is_a_ratio_of_sums_over_the_cases_that_have_the_p
 
 def test_the_interval_of_a_normalised_effect_is_that_of_its_mean_where_all_patches_are_equal():
     effect = np.random.default_rng(0).normal(size=200)
-    low, high = effects.normalised_interval(effect, np.full(200, 2.0), np.arange(200))  # type: ignore
+    low, high = effects.normalised_interval(effect, np.full(200, 2.0), np.arange(200))
     half = stats.t.ppf(0.975, 199) * effect.std(ddof=1) / np.sqrt(200) / 2
     np.testing.assert_allclose([low, high], effect.mean() / 2 + half * np.array([-1, 1]), atol=0.01)
 
@@ -260,7 +260,7 @@ def test_the_interval_covers_the_truth_where_twins_are_alike():
     for _ in range(200):
         effect = 0.5 + rng.normal(size=24)[group] + 0.5 * rng.normal(size=48)
         for name, drawn in (("pairs", group), ("cases", np.arange(48))):
-            low, high = effects.normalised_interval(effect, np.ones(48), drawn)  # type: ignore
+            low, high = effects.normalised_interval(effect, np.ones(48), drawn)
             covers[name] += low <= 0.5 <= high
     assert 0.91 <= covers["pairs"] / 200 <= 0.99
     assert covers["cases"] / 200 <= 0.89

@@ -93,7 +93,7 @@ def test_the_order_of_the_k_values_and_what_stands_on_padding_change_nothing(cas
     order = torch.tensor(data.draw(st.permutations(range(codes.vals.shape[2]))))
     vals = codes.vals[..., order].masked_fill(~codes.valid[..., None], float("nan"))
     other = metrics.codes_from_topk(vals, codes.idx[..., order], codes.d_sae, valid=codes.valid)
-    assert (metrics.token_matrix(other) != metrics.token_matrix(codes)).nnz == 0  # type: ignore
+    assert (metrics.token_matrix(other) != metrics.token_matrix(codes)).nnz == 0
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6))
@@ -421,7 +421,7 @@ def test_the_bootstrap_interval_holds_the_truth_about_as_often_as_it_says():
             sticky_codes(documents=60, seed=seed), lags=[1], n_boot=60
         ).macro_interval or (0, 0)
         assert 0 <= low < high <= 1
-        inside += low <= truth <= high  # type: ignore
+        inside += low <= truth <= high
     assert 50 <= inside <= 60  # binomial(60, 0.95) is within this 99.9 % of the time
 
 
@@ -447,9 +447,9 @@ def test_resamples_draw_every_unit_as_often_and_none_of_a_single_one():
 def test_interval_of_three_numbers_by_hand_is_cut_and_absent_where_nothing_is_known():
     half = 4.302652729749464 * 0.1 * 1.5**0.5  # t of 2 degrees, sd of the replicates, n = 3
     replicates = np.array([0.4, 0.5, 0.6])
-    low, high = metrics.interval(0.5, replicates, 3, -9.0, 9.0)  # type: ignore
+    low, high = metrics.interval(0.5, replicates, 3, -9.0, 9.0)
     assert (low, high) == pytest.approx((0.5 - half, 0.5 + half))
-    assert metrics.interval(0.9, replicates, 3)[1] == 1.0  # type: ignore
+    assert metrics.interval(0.9, replicates, 3)[1] == 1.0
     assert metrics.bootstrap_error(replicates, 3) == pytest.approx(0.1 * 1.5**0.5)
     known = np.append(replicates, np.nan)  # a sample in which the measure is not defined
     assert metrics.interval(0.5, known, 3, -9.0, 9.0) == (low, high)

@@ -104,7 +104,7 @@ def test_stability_reports_both_models_and_their_difference_as_the_measures_them
     for prefix, one in (("", ours), ("static_", static)):
         norm = one.sae.params.static.W_dec.norm(dim=1)
         for name, null in (("tss", "global"), ("tss_in_document", "document")):
-            score = metrics.tss(one.codes, norm, range(1, 17), null)  # type: ignore
+            score = metrics.tss(one.codes, norm, range(1, 17), null)
             assert numbers[f"{prefix}{name}_mean"] == pytest.approx(score.macro)
             assert numbers[f"{prefix}{name}_lag_16"] == pytest.approx(score.macro_by_lag[15])
             assert numbers[f"{prefix}{name}_weighted_lag_1"] == pytest.approx(
@@ -115,13 +115,11 @@ def test_stability_reports_both_models_and_their_difference_as_the_measures_them
         assert numbers[f"{prefix}smoothness"] == pytest.approx(
             metrics.smoothness(one.codes, context.store.x(slice(None)))
         )
-    assert (
-        numbers["jaccard"] > numbers["static_jaccard"]
-    )  # the memory prefers what was on  # type: ignore
+    assert numbers["jaccard"] > numbers["static_jaccard"]  # the memory prefers what was on
     for name in [n.removeprefix("static_") for n in numbers if n.startswith("static_")]:
         own, theirs = numbers[name], numbers[f"static_{name}"]
         absent = own is None or theirs is None
-        assert numbers[f"difference_{name}"] == (None if absent else pytest.approx(own - theirs))  # type: ignore
+        assert numbers[f"difference_{name}"] == (None if absent else pytest.approx(own - theirs))
 
 
 def test_the_interval_of_the_difference_in_lifetime_is_that_of_paired_samples():
@@ -146,7 +144,7 @@ def test_the_interval_of_the_difference_in_lifetime_is_that_of_paired_samples():
     assert (row["low"], row["high"]) == pytest.approx((row["value"] - half, row["value"] + half))
     own = rows["TSAE", "restricted_mean_16"]
     assert (own["low"], own["high"]) == tsae_mean.interval
-    apart = tsae_mean.interval[1] - tsae_mean.interval[0], np.diff(static_mean.interval)[0]  # type: ignore
+    apart = tsae_mean.interval[1] - tsae_mean.interval[0], np.diff(static_mean.interval)[0]
     assert row["high"] - row["low"] < np.hypot(*apart)  # documents in common
 
 
@@ -175,7 +173,7 @@ def test_lifetimes_are_those_of_the_runs_and_above_their_shuffle_where_there_is_
         lifetimes.restricted_mean(found, 64).value
     )
     assert numbers["persistence"] == pytest.approx(lifetimes.persistence(found)[0])
-    assert numbers["persistence"] > numbers["shuffled_persistence"]  # type: ignore
+    assert numbers["persistence"] > numbers["shuffled_persistence"]
     by_feature = lifetimes.feature_restricted_mean(found, 16)
     assert numbers["feature_restricted_mean_16"] == pytest.approx(by_feature[by_feature > 0].mean())
 
@@ -244,7 +242,7 @@ def test_spliced_codes_of_a_static_sae_are_the_codes_of_the_two_documents():
 def test_over_a_splice_a_static_sae_has_chance_similarity_and_a_memory_more():
     numbers = stability.stability_section(a_context()).numbers
     assert numbers["static_similarity_across"] == pytest.approx(numbers["static_similarity_chance"])
-    assert numbers["similarity_across"] > 1.1 * numbers["similarity_chance"]  # type: ignore
+    assert numbers["similarity_across"] > 1.1 * numbers["similarity_chance"]
     for after in (
         0,
         1,
@@ -302,7 +300,7 @@ def test_every_section_of_degenerate_codes_is_finite_and_can_be_written(name, se
     assert all(value is None or math.isfinite(value) for value in made.numbers.values())
     for row in made.tables.get("intervals", []):
         absent = row["value"] is None or row["low"] is None
-        assert absent or row["low"] <= row["value"] <= row["high"]  # type: ignore
+        assert absent or row["low"] <= row["value"] <= row["high"]
     study.write_section(tmp_path, section, made)
     assert json.loads((tmp_path / f"{section}.json").read_text())["numbers"] == made.numbers
 
@@ -364,10 +362,10 @@ def test_codes_without_order_have_the_stability_of_their_floor():
     one = with_codes(two_subjects(store)[0], codes)
     numbers = stability.stability_section(a_context(store, (one,))).numbers
     for null in ("tss", "tss_in_document"):
-        assert 0 < numbers[f"{null}_floor_mean"] < 0.02  # type: ignore
+        assert 0 < numbers[f"{null}_floor_mean"] < 0.02
         assert numbers[f"{null}_mean"] == pytest.approx(numbers[f"{null}_floor_mean"], abs=0.004)
     kept = stability.stability_section(a_context()).numbers
-    assert kept["tss_mean"] > kept["tss_floor_mean"]  # type: ignore
+    assert kept["tss_mean"] > kept["tss_floor_mean"]
 
 
 MEASURES = {
@@ -511,7 +509,7 @@ def test_a_planted_transition_is_listed_first_with_its_tokens_marked():
     assert best["token_pair_frac"] == pytest.approx(
         max(map(pairs.count, pairs)) / len(pairs), abs=1e-3
     )
-    assert section.numbers["static_transitions_significant"] >= 1  # type: ignore
+    assert section.numbers["static_transitions_significant"] >= 1
     assert [row["rank"] for row in section.tables["beyond_pairs_static"]] == [1]
     assert ["0"] in [
         t.get_text().split()[:1] for t in section.figures["transitions_static"].axes[0].texts
@@ -534,6 +532,22 @@ def test_an_evolution_is_of_the_first_document_seen_from_its_beginning_and_summe
         assert row["active_tokens"] == (acts > 0).sum()
         assert row["peak"] == pytest.approx(acts.max(), rel=1e-3)
         assert acts[list(table.index).index(row["peak_token"])] == acts.max()
+
+
+def test_features_that_are_on_at_the_same_tokens_are_one_row_that_says_how_many():
+    store, acts = a_store(), torch.zeros(12, 20, D_SAE)
+    acts[0, 3:9, 7], acts[0, 3:9, 4], acts[0, 5:12, 2] = 1.0, 2.0, 1.0
+    layout = {name: getattr(store.tokens, name) for name in ("valid", "document", "start")}
+    one = with_codes(two_subjects(store)[1], metrics.codes_from_dense(acts, **layout))
+    shown = a_context(store, (one,))
+    rows = transitions_in_words.evolution_summary(one, 0, top_words(one.codes, shown))
+    assert [(row["feature"], row["alike"]) for row in rows] == [(4, 2), (2, 1)]
+    section = transitions_in_words.document_section(one, 0, shown)
+    cells = section.tables["evolution_static"]
+    assert {(row["feature"], row["alike"]) for row in cells} == {(4, 2), (2, 1)}
+    for figure in section.figures.values():
+        labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        assert [label.endswith(" (+1 alike)") for label in labels] == [True, False]
 
 
 def test_a_context_marks_source_and_target_and_is_cut_to_what_is_near():

@@ -64,7 +64,7 @@ def test_run_3_trains_run_2_beside_it_and_writes_its_measures_tables_and_figures
         for prefix in ("", "static_", "difference_"):
             mean = info["means"][f"{prefix}{key}_mean"]
             absent = key == "splice_kept_8" and mean is None  # neighbours no more alike
-            assert absent or math.isfinite(mean)  # type: ignore
+            assert absent or math.isfinite(mean)
             assert info["stderrs"][f"{prefix}{key}_stderr"] is None  # one seed
     # the codes are those run_2 measured
     assert info["means"]["jaccard_mean"] == pytest.approx(
@@ -169,7 +169,7 @@ def test_a_command_says_of_the_runs_own_text_what_run_3_says(model, finished, na
 def test_evolution_takes_a_text_of_the_users_own_and_a_sae_in_the_format_of_saelens(tmp_path):
     made = tsae.init_static(torch.zeros(576), 64, generator=torch.Generator().manual_seed(0))
     names = {"model_name": "smollm2-135m", "hook_name": "blocks.2.hook_resid_post"}
-    checkpoint.save_sae(tmp_path / "sae", tsae.static_sae(made, k=4), **names)  # type: ignore
+    checkpoint.save_sae(tmp_path / "sae", tsae.static_sae(made, k=4), **names)
     rows, figure = tmp_path / "rows.csv", tmp_path / "raster.svg"
     done = call(
         "evolution",

@@ -250,12 +250,12 @@ def test_shares_and_counts_do_not_depend_on_how_many_candidates_are_taken():
         cut = transitions.find_transitions(codes, screen_level=0.05, max_candidates=most)
         assert cut.n_candidates == whole.n_candidates
         assert cut.cut_frac == pytest.approx(1 - most / whole.n_candidates)
-        spread = 4 * (whole.replication * (1 - whole.replication) / len(cut.patterns)) ** 0.5  # type: ignore
+        spread = 4 * (whole.replication * (1 - whole.replication) / len(cut.patterns)) ** 0.5
         assert cut.replication == pytest.approx(whole.replication, abs=spread)
         assert cut.weight.sum() == pytest.approx(len(whole.patterns), rel=0.15)
         assert planted <= set(triples(cut, cut.significant))  # the strongest are there to be listed
         # what a cap of the largest deviance would have called replication
-        assert (cut.p_value[cut.weight == 1] <= 0.05).mean() > whole.replication + 0.02  # type: ignore
+        assert (cut.p_value[cut.weight == 1] <= 0.05).mean() > whole.replication + 0.02
 
 
 def written(*documents):

@@ -322,6 +322,7 @@ class Evolution:
 
     document: int
     features: Int[np.ndarray, " rows"]
+    alike: Int[np.ndarray, " rows"]  # features on at exactly the row's tokens, its own included
     acts: Float[np.ndarray, "rows tokens"]
     births: Bool[np.ndarray, "rows tokens"]  # first token of a run whose beginning was seen
     deaths: Bool[np.ndarray, "rows tokens"]  # first token after a run
@@ -334,10 +335,13 @@ class Evolution:
 def evolution(
     codes: CodedText, document: int, *, n_features: int = 20, max_tokens: int | None = None
 ) -> Evolution:
-    """The features with the largest summed activation in the first `max_tokens` of a document.
+    """The most active features in the first `max_tokens` of a document, one per set of tokens.
 
-    A run does not go over a seam of two chunks. Fewer rows than `n_features` if fewer are active.
-    Raises ValueError for a document that the codes do not have, or one with no valid token.
+    Activity is the summed activation with each value cut at the median of all that are above 0, so
+    that one token of outlying norm does not fill the rows. Of features that are on at exactly the
+    same tokens the most active stands for all. A run does not go over a seam of two chunks. Fewer
+    rows than `n_features` if fewer are active. Raises ValueError for a document that the codes do
+    not have, or one with no valid token.
     """
     chunks = np.flatnonzero(codes.document.numpy() == document)
     chunks = chunks[np.argsort(codes.start.numpy()[chunks], kind="stable")]
@@ -347,8 +351,7 @@ def evolution(
     chunk = np.repeat(chunks, lengths)[:max_tokens]
     position = np.concatenate([np.arange(n) for n in lengths])[:max_tokens]
     dense = token_matrix(codes)[chunk * codes.valid.shape[1] + position].toarray().T
-    leading = np.argsort(-dense.sum(1), kind="stable")[: max(n_features, 0)]
-    leading = leading[dense[leading].sum(1) > 0]
+    leading, alike = _leading(dense, max(n_features, 0))
     acts = dense[leading]
     centre = acts @ np.arange(acts.shape[1]) / acts.sum(1)
     order = np.argsort(centre, kind="stable")
@@ -357,6 +360,7 @@ def evolution(
     return Evolution(
         document=document,
         features=leading[order],
+        alike=alike[order],
         acts=acts[order],
         births=births,
         deaths=deaths,
@@ -365,6 +369,21 @@ def evolution(
         chunk=chunk,
         position=position,
     )
+
+
+def _leading(
+    dense: Float[np.ndarray, "d_sae tokens"], n: int
+) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]]:
+    """Up to n features, the most active first, one per set of tokens, and how many have it."""
+    on = dense > 0
+    level = np.median(dense[on]) if on.any() else 0.0
+    activity = np.minimum(dense, level).sum(1)
+    ranked = np.lexsort((-dense.sum(1), -activity))[: int(on.any(1).sum())]
+    _, first, n_alike = np.unique(
+        np.packbits(on[ranked], axis=1), axis=0, return_index=True, return_counts=True
+    )
+    shown = np.argsort(first)[:n]
+    return ranked[first[shown]], n_alike[shown]
 
 
 def _events(

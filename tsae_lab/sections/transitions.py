@@ -248,6 +248,8 @@ def document_section(
     )
     words = [context.words[int(i)] for i in context.ids.numpy()[table.chunk, table.position]]
     names, slug = labels(top_words(subject.codes, context)), subject.slug
+    for feature, n in zip(table.features.tolist(), table.alike.tolist(), strict=True):
+        names[feature] += f" (+{n - 1} alike)" if n > 1 else ""
     figures = {}
     if len(table.features):
         title = f"{context.dataset}, document {document}, {subject.name}"
@@ -261,6 +263,7 @@ def _evolution_rows(table: Evolution, words: list[str]) -> list[dict[str, Any]]:
     return [
         {
             "feature": int(table.features[row]),
+            "alike": int(table.alike[row]),
             "token": int(table.index[token]),
             "word": figures.shown(words[token]),
             "act": float(f"{table.acts[row, token]:.6g}"),
@@ -274,7 +277,10 @@ def _evolution_rows(table: Evolution, words: list[str]) -> list[dict[str, Any]]:
 def evolution_summary(
     subject: Subject, document: int, words: Mapping[int, str]
 ) -> list[dict[str, Any]]:
-    """One row per leading feature of a document: words, active tokens, births, deaths, peak."""
+    """One row per leading feature of a document: words, active tokens, births, deaths, peak.
+
+    `alike`: features that are on at exactly the same tokens, of which the row shows one.
+    """
     table = lifetimes.evolution(subject.codes, document, n_features=EVOLUTION_FEATURES)
     peaks: Int[np.ndarray, " rows"] = (
         table.acts.argmax(axis=1) if len(table.features) else np.zeros(0, np.int64)
@@ -283,6 +289,7 @@ def evolution_summary(
         {
             "feature": int(feature),
             "top_words": words.get(int(feature), ""),
+            "alike": int(table.alike[row]),
             "active_tokens": int((table.acts[row] > 0).sum()),
             "births": int(table.births[row].sum()),
             "deaths": int(table.deaths[row].sum()),
