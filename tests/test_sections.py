@@ -151,18 +151,32 @@ def test_the_interval_of_the_difference_in_lifetime_is_that_of_paired_samples():
 def test_intervals_of_paired_samples_are_narrower_than_their_models_and_hold_the_value():
     rows = stability.stability_section(a_context()).tables["intervals"]
     by_key = {(r["model"], r["measure"]): r for r in rows}
-    assert all(r["low"] <= r["value"] <= r["high"] for r in rows)
+    assert all(r["low"] <= r["value"] <= r["high"] for r in rows if r["value"] is not None)
     same = a_context()
-    twice = a_context(
-        subjects=(same.subjects[1], with_codes(same.subjects[1], same.subjects[1].codes))
-    )
+    twice = a_context(subjects=(same.subjects[0], same.subjects[0]))
     equal = {
         (r["model"], r["measure"]): r
         for r in stability.stability_section(twice).tables["intervals"]
     }
-    row = equal["static SAE - static SAE", "jaccard"]
-    assert (row["value"], row["low"], row["high"]) == (0.0, 0.0, 0.0)
-    assert by_key["TSAE", "jaccard"]["high"] > by_key["TSAE", "jaccard"]["low"]
+    for measure in ("jaccard", "jaccard_kappa", "splice_kept_2"):
+        row = equal["TSAE - TSAE", measure]
+        assert (row["value"], row["low"], row["high"]) == (0.0, 0.0, 0.0)
+        assert by_key["TSAE", measure]["high"] > by_key["TSAE", measure]["low"]
+
+
+def test_the_overlap_above_chance_is_resampled_by_document_with_chance_held_fixed():
+    context = a_context()
+    one, n_doc = context.subjects[0], len(context.store.tokens.document.unique())
+    rows = stability.stability_section(context).tables["intervals"]
+    row = {(r["model"], r["measure"]): r for r in rows}["TSAE", "jaccard_kappa"]
+    kappa = metrics.jaccard_kappa(one.codes)
+    assert row["value"] == kappa
+    chance = (metrics.jaccard(one.codes) - kappa) / (1 - kappa)
+    sums, n_pairs = metrics.jaccard_by_document(one.codes)
+    drawn = metrics.resamples(n_doc, 200, torch.Generator().manual_seed(context.seed))
+    replicates = [(w @ sums / (w @ n_pairs) - chance) / (1 - chance) for w in drawn]
+    bounds = metrics.interval(kappa, np.array(replicates), n_doc, -np.inf)
+    assert (row["low"], row["high"]) == pytest.approx(bounds)
 
 
 def test_lifetimes_are_those_of_the_runs_and_above_their_shuffle_where_there_is_memory():

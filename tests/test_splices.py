@@ -33,6 +33,31 @@ def test_a_code_that_lags_keeps_all_over_a_splice_for_as_long_and_a_static_one_n
     assert (found.within > found.chance).all()
 
 
+def test_what_survives_a_splice_is_summed_by_the_document_that_it_ends():
+    x, rows, document = (
+        topics(),
+        torch.arange(40.0)[:, None, None].expand(40, 40, 1),
+        torch.arange(40) % 3,
+    )
+    mixed, begun = metrics.splice_documents(rows, document, 20)
+    continued = mixed[:, -1, 0].long()
+    acts = lagging(torch.cat([x[begun, :20], x[continued, 20:]], dim=1), 1)
+    codes = metrics.codes_from_dense(lagging(x, 1), document=document)
+
+    def measured(some):
+        across = metrics.codes_from_dense(acts[some])
+        return splices.splice_kept(codes, across, begun[some], continued[some], 20, after=(0, 2))
+
+    whole = measured(torch.arange(len(begun)))
+    for row in range(3):
+        some = (document[begun] == row).nonzero()[:, 0]
+        alone = measured(some)
+        survived, could = alone.across - alone.chance, alone.within - alone.chance
+        assert whole.survived[:, row] == pytest.approx(len(some) * survived)
+        assert whole.could[:, row] == pytest.approx(len(some) * could)
+    assert whole.kept == pytest.approx(whole.survived.sum(1) / whole.could.sum(1))
+
+
 def test_a_frozen_code_has_nothing_above_chance_to_keep_and_chunks_must_be_long_enough():
     codes, rows = metrics.codes_from_dense(torch.ones(4, 6, 3)), torch.arange(4)
     assert np.isnan(

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from scipy import sparse
 from torch import Tensor
 
-from metrics import CodedText, ratio, similarity, token_matrix
+from metrics import CodedText, document_rank, ratio, similarity, token_matrix
 
 EPS = 1e-9  # a similarity that is above chance by less has nothing to keep
 
@@ -24,6 +24,10 @@ class Splice:
     kept: Float[
         np.ndarray, " after"
     ]  # (across - chance) / (within - chance); NaN if within is not above
+    survived: Float[np.ndarray, "after n_doc"]
+    """sum of across - chance over the splices that begin in each document, ids ascending"""
+    could: Float[np.ndarray, "after n_doc"]
+    """sum of within - chance: `kept` is the ratio of the sums over all documents"""
     n_splices: int
 
 
@@ -55,8 +59,12 @@ def splice_kept(
     seam = codes.valid.numel() + np.arange(len(begun)) * seq + position
     goes_on = begun.numpy() * seq + position, seam, continued.numpy() * seq + position
     within, across, chance = (
-        np.array([similarity(matrix, (seam - 1, rows + d)).mean() for d in after])
-        for rows in goes_on
+        np.stack([similarity(matrix, (seam - 1, rows + d)) for d in after]) for rows in goes_on
     )
-    kept = np.where(within - chance > EPS, ratio(across - chance, within - chance), np.nan)
-    return Splice(after, within, across, chance, kept, len(begun))
+    rank = document_rank(codes)
+    begins = rank[begun.numpy()][:, None] == np.arange(rank.max() + 1)
+    survived, could = (across - chance) @ begins, (within - chance) @ begins
+    top, bottom = survived.sum(1) / len(begun), could.sum(1) / len(begun)
+    kept = np.where(bottom > EPS, ratio(top, bottom), np.nan)
+    means = (similar.mean(1) for similar in (within, across, chance))
+    return Splice(after, *means, kept, survived, could, len(begun))

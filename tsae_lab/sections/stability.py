@@ -53,11 +53,14 @@ def stability_section(context: Context) -> Section:
     overlaps = [_overlap(s.codes, _generator(context)) for s in context.subjects]
     numbers, estimates = [], []
     for subject, by_null, overlap in zip(context.subjects, scores, overlaps, strict=True):
-        estimates.append({"jaccard": overlap} | _score_estimates(by_null))
+        similar, after_splice = _splice_measures(subject, context)
+        own = {"jaccard": overlap, "jaccard_kappa": _above_chance(subject.codes, overlap)}
+        own |= after_splice
+        estimates.append(own | _score_estimates(by_null))
         numbers.append(
-            {"jaccard": overlap.value, "jaccard_kappa": _jaccard_kappa(subject.codes)}
+            {name: estimate.value for name, estimate in own.items()}
             | _score_numbers(by_null)
-            | _splice_numbers(subject, context.store)
+            | similar
             | _floor_numbers(subject, _generator(context))
             | {"smoothness": _smoothness(subject.codes, context.store)}
         )
@@ -146,8 +149,13 @@ def _overlap(codes: CodedText, generator: torch.Generator) -> Estimate:
     return Estimate(float(sums.sum() / n_pairs.sum()), replicates)
 
 
-def _jaccard_kappa(codes: CodedText) -> float | None:
-    return metrics.jaccard_kappa(codes) if _longest(codes) > 1 else None
+def _above_chance(codes: CodedText, overlap: Estimate) -> Estimate:
+    """`jaccard_kappa`; the samples hold chance fixed, `1 - J0 = (1 - J) / (1 - kappa)`."""
+    kappa = None if overlap.value is None else metrics.jaccard_kappa(codes)
+    if overlap.value is None or kappa is None:
+        return ABSENT
+    scale = (1 - kappa) / (1 - overlap.value) if overlap.value < 1 else 0.0
+    return Estimate(kappa, 1 - scale * (1 - overlap.replicates), -np.inf)
 
 
 def _smoothness(codes: CodedText, store: Store) -> float | None:
@@ -159,18 +167,26 @@ def _smoothness(codes: CodedText, store: Store) -> float | None:
     return metrics.smoothness(codes, x) if bool((moves > metrics.EPS_DISTANCE).any()) else None
 
 
-def _splice_numbers(subject: Subject, store: Store) -> Numbers:
-    """Similarity to the last code before a splice, and the share kept; None without a splice."""
-    middle = store.tokens.valid.shape[1] // 2
-    after = [n for n in AFTER_SPLICE if middle + n < store.tokens.valid.shape[1]]
-    spliced = spliced_codes(subject, store, middle)
-    names = [f"splice_kept_{n}" for n in after]
-    names += ["similarity_within", "similarity_across", "similarity_chance"]
+def _splice_measures(subject: Subject, context: Context) -> tuple[Numbers, dict[str, Estimate]]:
+    """Similarities at a splice, and the share kept after it; all absent without a splice.
+
+    The samples are of the documents that a splice ends, whatever it goes on with.
+    """
+    seq = context.store.tokens.valid.shape[1]
+    after = [n for n in AFTER_SPLICE if seq // 2 + n < seq]
+    names = ("similarity_within", "similarity_across", "similarity_chance")
+    spliced = spliced_codes(subject, context.store, seq // 2)
     if spliced is None:
-        return dict.fromkeys(names)
-    splice = splices.splice_kept(subject.codes, *spliced, middle, subject.dec_norm, after)
-    values = [*splice.kept, splice.within[0], splice.across[0], splice.chance[0]]
-    return dict(zip(names, map(metrics.finite, values), strict=True))
+        return dict.fromkeys(names), {f"splice_kept_{n}": ABSENT for n in after}
+    splice = splices.splice_kept(subject.codes, *spliced, seq // 2, subject.dec_norm, after)
+    estimates = {}
+    for row, n in enumerate(after):
+        sums = splice.survived[row], splice.could[row]
+        replicates = metrics.resampled_ratio(*sums, N_BOOT, _generator(context))
+        value = metrics.finite(splice.kept[row])
+        estimates[f"splice_kept_{n}"] = Estimate(value, replicates, -np.inf, np.inf)
+    similar = (splice.within[0], splice.across[0], splice.chance[0])
+    return dict(zip(names, map(metrics.finite, similar), strict=True)), estimates
 
 
 @torch.inference_mode()
