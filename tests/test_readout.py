@@ -24,8 +24,8 @@ from probes import Item
 from tsae_lab import files
 from tsae_lab.data import language_model, tasks
 from tsae_lab.measures import readout
+from tsae_lab.sections import probing
 from tsae_lab.sections.context import Context, Subject
-from tsae_lab.sections.probing import probing_section
 
 TEXTS = (
     "the quick brown fox",
@@ -194,7 +194,7 @@ def test_the_probing_section_reads_a_task_once_per_seed_and_each_code_once_per_t
     lm, params, monkeypatch
 ):
     items = [item(f"{noun} w{i} runs", label=i % 2, group=noun) for i, noun in
-             enumerate(("fox", "dog", "cat", "hen") * 4)]  # fmt: skip
+             enumerate(("fox", "dog", "cat", "hen") * 2)]  # fmt: skip
     probed = [probes.Task(name=name, items=tuple(items[n:]), n_folds=2)
               for n, name in enumerate(("one", "two"))]  # fmt: skip
     read, readers, read_items, n_texts = readout.read, readout.readers, [], Counter()
@@ -210,6 +210,7 @@ def test_the_probing_section_reads_a_task_once_per_seed_and_each_code_once_per_t
 
         return counting
 
+    monkeypatch.setattr(probing, "PROBE_KS", (1,))
     monkeypatch.setattr(tasks, "all_tasks", lambda **_: probed)
     monkeypatch.setattr(readout, "read", counted_read)
     monkeypatch.setattr(
@@ -227,7 +228,7 @@ def test_the_probing_section_reads_a_task_once_per_seed_and_each_code_once_per_t
     for text in ("first", "second"):
         context = Context(dataset=text, seed=0, long=False, lm=lm, store=held, words={},
                           subjects=tuple(subjects), share=0.017)  # fmt: skip
-        probing_section(context)
+        probing.probing_section(context)
         assert read_items == [task.items for task in probed]
         n = sum(len(task.items) for task in probed) * (1 + (text == "second"))
         assert n_texts == {"tsae": n, "static": n}
