@@ -66,5 +66,5 @@ def splice_kept(
     survived, could = (across - chance) @ begins, (within - chance) @ begins
     top, bottom = survived.sum(1) / len(begun), could.sum(1) / len(begun)
     kept = np.where(bottom > EPS, ratio(top, bottom), np.nan)
-    means = (similar.mean(1) for similar in (within, across, chance))
+    means = within.mean(1), across.mean(1), chance.mean(1)
     return Splice(after, *means, kept, survived, could, len(begun))
