@@ -254,7 +254,7 @@ def alive_frac(codes: CodedText) -> float:
     return float((firing_rate(codes) > 0).double().mean())
 
 
-# ---------------------------------------------------------------- similarity of pairs of tokens
+# ---------------------------------------------------------------- events and pairs of tokens
 
 
 def _pairs(codes: CodedText, lag: int) -> _Pairs:
@@ -265,6 +265,33 @@ def _pairs(codes: CodedText, lag: int) -> _Pairs:
         raise ValueError(f"pairs need 0 < lag < longest chunk; got lag={lag}, longest={longest}")
     later = np.flatnonzero(np.pad(valid[:, lag:], ((0, 0), (lag, 0))))
     return later - lag, later
+
+
+def births(codes: CodedText) -> float:
+    """Mean number of features that switch on at a token that has one before it in its chunk.
+
+    What a reader has to read at a token that was not there before; in [0, l0] of those tokens, L0
+    times (1 - the share of them that was on before). Raises ValueError without a pair of tokens.
+    """
+    support, (before, now) = _support(codes), _pairs(codes, 1)
+    return float((support[now].sum(1) - support[before].multiply(support[now]).sum(1)).mean())
+
+
+def distinct(codes: CodedText, window: int = 16) -> float | None:
+    """Mean number of different features that are on in a window of `window` tokens.
+
+    The windows follow one another from the start of each chunk; what is left at its end is not
+    one. None where no chunk is that long.
+    """
+    n_seq, seq = codes.valid.shape
+    inside = slice(seq // window * window)
+    whole = codes.valid[:, inside].reshape(n_seq, seq // window, window).all(-1).numpy()
+    if not whole.any():
+        return None
+    row = np.arange(n_seq * seq).reshape(n_seq, seq)
+    rows = row[:, inside].reshape(*whole.shape, window)[whole]
+    summed = _member(np.repeat(np.arange(len(rows)), window)) @ _support(codes)[rows.ravel()]
+    return summed.nnz / len(rows)
 
 
 def similarity(matrix: sparse.csr_array, pairs: _Pairs) -> Float[np.ndarray, " pairs"]:
@@ -532,28 +559,7 @@ def interval(
     return max(value - half, least), min(value + half, most)
 
 
-# ---------------------------------------------------------------- splices and smoothness
-
-
-def splice_documents(
-    x: Float[Tensor, "n_seq seq d_in"], document: Int[Tensor, " n_seq"], position: int
-) -> tuple[Float[Tensor, "n_spliced seq d_in"], Int[Tensor, " n_spliced"]]:
-    """Chunks that go on, from `position`, as another document, and the chunk each begins as.
-
-    Encode the result for `splices.splice_kept`. Each chunk is continued by one of another
-    document, or left out. `x` may be anything per token. Raises ValueError for a position outside
-    the chunk or a single document.
-    """
-    if not 0 < position < x.shape[1]:
-        raise ValueError(f"splice needs 0 < position < {x.shape[1]}; got {position}")
-    # chunks in order of document, moved on by the size of the largest, so that few meet their own
-    order = document.argsort(stable=True)
-    other = order.roll(-int(document.unique(return_counts=True)[1].max()))
-    differ = document[order] != document[other]
-    if not differ.any():
-        raise ValueError("splice needs chunks of at least two documents; got one")
-    begun, continued = order[differ], other[differ]
-    return torch.cat([x[begun, :position], x[continued, position:]], dim=1), begun
+# ---------------------------------------------------------------- smoothness
 
 
 def smoothness(codes: CodedText, x: Float[Tensor, "n_seq seq d_in"]) -> float:

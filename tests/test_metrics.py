@@ -1,4 +1,4 @@
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import jaxtyping
 import numpy as np
@@ -520,24 +520,49 @@ def test_what_degenerate_codes_do_not_have_is_absent():
 # ---------------------------------------------------------------- splices and smoothness
 
 
-@given(st.data(), st.integers(1, 6), st.integers(2, 5))
-def test_splice_joins_chunks_of_two_documents(data, n_seq, seq):
-    document = torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=n_seq, max_size=n_seq)))
-    assume(len(document.unique()) > 1)
-    x = torch.arange(n_seq)[:, None, None].expand(n_seq, seq, 1) + 0.0
-    spliced, begun = metrics.splice_documents(x, document, position=1)
-    assert torch.equal(spliced[:, 0, 0].long(), begun)
-    assert (spliced[:, 1:] == spliced[:, 1:2]).all()
-    assert (document[spliced[:, 1, 0].long()] != document[begun]).all()
+def events_by_loop(case, window):
+    """New features at each token that has one before it; different features in each window."""
+    new, different = [], []
+    for acts, _ in chunks_of(case):
+        on = acts > 0
+        new += [int((now & ~before).sum()) for before, now in pairwise(on)]
+        ends = range(window, len(on) + 1, window)
+        different += [int(on[end - window : end].any(0).sum()) for end in ends]
+    return new, different
 
 
-def test_splice_refuses_one_document_and_a_seam_outside():
-    with pytest.raises(ValueError, match="two documents"):
-        metrics.splice_documents(
-            torch.zeros(2, 3, 1), torch.zeros(2, dtype=torch.int64), position=1
-        )
-    with pytest.raises(ValueError, match="0 < position < 3; got 3"):
-        metrics.splice_documents(torch.zeros(2, 3, 1), torch.arange(2), position=3)
+@given(dense_codes(), st.integers(1, 4), st.data())
+def test_births_and_distinct_features_are_counted_token_by_token(case, window, data):
+    codes = metrics.codes_from_dense(**case)
+    new, different = events_by_loop(case, window)
+    if different:
+        assert metrics.distinct(codes, window) == pytest.approx(np.mean(different))
+    else:
+        assert metrics.distinct(codes, window) is None
+    if not new:
+        with pytest.raises(ValueError, match="pairs need"):
+            metrics.births(codes)
+        return
+    assert metrics.births(codes) == pytest.approx(np.mean(new))
+    order = torch.tensor(data.draw(st.permutations(range(codes.d_sae))))
+    other = metrics.codes_from_dense(**(case | {"acts": case["acts"][..., order]}))
+    assert metrics.births(other) == pytest.approx(metrics.births(codes))
+    assert metrics.distinct(other, window) == metrics.distinct(codes, window)
+
+
+@given(st.floats(0.05, 0.9), st.integers(0, 5))
+def test_births_are_at_most_l0_and_a_window_has_at_least_l0_features(density, seed):
+    codes = random_codes(density, n_seq=4, seed=seed)
+    l0 = metrics.l0(codes.vals, codes.valid)
+    assert 0 <= metrics.births(codes) <= metrics.l0(codes.vals[:, 1:]) + 1e-9
+    assert metrics.distinct(codes, 1) == pytest.approx(l0)
+    assert metrics.distinct(codes, 10) >= l0 - 1e-9
+    support = codes.vals > 0
+    frozen = metrics.codes_from_topk(
+        codes.vals[:, :1].expand_as(codes.vals), codes.idx[:, :1].expand_as(codes.idx), codes.d_sae
+    )
+    assert metrics.births(frozen) == 0
+    assert metrics.distinct(frozen) == pytest.approx(support[:, 0].sum(-1).double().mean().item())
 
 
 @given(dense_codes(), st.data())

@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 import metrics
 from tsae_lab.measures import splices
@@ -21,7 +23,7 @@ def topics(n_seq=40, seq=40):
 @pytest.mark.parametrize("lag", [0, 1, 2, 4, 8])
 def test_a_code_that_lags_keeps_all_over_a_splice_for_as_long_and_a_static_one_nothing(lag):
     x, rows = topics(), torch.arange(40.0)[:, None, None].expand(40, 40, 1)
-    mixed, begun = metrics.splice_documents(rows, torch.arange(40) % 4, 20)
+    mixed, begun = splices.splice_documents(rows, torch.arange(40) % 4, 20)
     continued = mixed[:, -1, 0].long()
     spliced = torch.cat([x[begun, :20], x[continued, 20:]], dim=1)
     codes, across = (metrics.codes_from_dense(lagging(text, lag)) for text in (x, spliced))
@@ -83,3 +85,23 @@ def test_similarity_is_that_of_contributions_and_0_of_two_empty_codes():
     )
     first, second = np.array([0, 2]), np.array([1, 2])
     assert metrics.similarity(matrix, (first, second)).tolist() == [1 / 4, 0.0]
+
+
+@given(st.data(), st.integers(1, 6), st.integers(2, 5))
+def test_splice_joins_chunks_of_two_documents(data, n_seq, seq):
+    document = torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=n_seq, max_size=n_seq)))
+    assume(len(document.unique()) > 1)
+    x = torch.arange(n_seq)[:, None, None].expand(n_seq, seq, 1) + 0.0
+    spliced, begun = splices.splice_documents(x, document, position=1)
+    assert torch.equal(spliced[:, 0, 0].long(), begun)
+    assert (spliced[:, 1:] == spliced[:, 1:2]).all()
+    assert (document[spliced[:, 1, 0].long()] != document[begun]).all()
+
+
+def test_splice_refuses_one_document_and_a_seam_outside():
+    with pytest.raises(ValueError, match="two documents"):
+        splices.splice_documents(
+            torch.zeros(2, 3, 1), torch.zeros(2, dtype=torch.int64), position=1
+        )
+    with pytest.raises(ValueError, match="0 < position < 3; got 3"):
+        splices.splice_documents(torch.zeros(2, 3, 1), torch.arange(2), position=3)

@@ -113,6 +113,17 @@ DEFINITIONS = {
         "#{f: idle_f >= min(10 M, tokens of a pass)} / d_sae", "[0, 1]", "lower",
         "training.dead_frac"),
 
+    "births": Measure(
+        "sparsity", "births", "features per token",
+        "Features that switch on at a token, over the tokens that have one before them in their "
+        "chunk: what a reader has to read anew.",
+        "mean over t of |A_t+1 - A_t|", "[0, L0]", "lower", "metrics.births"),
+    "distinct": Measure(
+        "sparsity", "distinct features per 16 tokens", "features per window",
+        "Different features that are on in a window of 16 tokens; windows follow one another "
+        "from the start of a chunk. Absent where no chunk has 16 tokens.",
+        "mean over windows of |union of A_t|", "[L0, 16 L0]", "lower", "metrics.distinct"),
+
     "jaccard": Measure(
         "stability", "Jaccard overlap of neighbours", "",
         "Mean overlap of the active sets of neighbouring tokens of one chunk; two empty sets "

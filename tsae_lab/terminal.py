@@ -81,6 +81,8 @@ RUN_MEASURES = (
     "tss",
     "tss_floor",
     "l0",
+    "births",
+    "distinct",
     "delta_ce",
     "kl",
     "ce_recovered",

@@ -71,7 +71,7 @@ def measure(sae: Sae, store: Store, progress: Callable[[], None] = lambda: None)
 def code_measures(
     measured: Measured, W_dec: Float[Tensor, "d_sae d_in"], prefix: str = ""
 ) -> dict[str, float | None]:
-    """FVE, L0, alive share, Jaccard overlap of neighbours, lag-1 TSS and its floor, by name.
+    """FVE, L0, alive share, events, Jaccard overlap of neighbours, lag-1 TSS and its floor.
 
     The TSS of shuffled tokens is the floor; None without an eligible feature.
     """
@@ -81,6 +81,8 @@ def code_measures(
         f"{prefix}fve": measured.fve,
         f"{prefix}l0": metrics.l0(codes.vals, codes.valid),
         f"{prefix}alive_frac": metrics.alive_frac(codes),
+        f"{prefix}births": metrics.births(codes),
+        f"{prefix}distinct": metrics.distinct(codes),
         f"{prefix}jaccard": metrics.jaccard(codes),
         f"{prefix}tss": score.macro,
         f"{prefix}tss_floor": floor.macro,

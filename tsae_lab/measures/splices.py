@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from scipy import sparse
 from torch import Tensor
@@ -29,6 +30,27 @@ class Splice:
     could: Float[np.ndarray, "after n_doc"]
     """sum of within - chance: `kept` is the ratio of the sums over all documents"""
     n_splices: int
+
+
+def splice_documents(
+    x: Float[Tensor, "n_seq seq d_in"], document: Int[Tensor, " n_seq"], position: int
+) -> tuple[Float[Tensor, "n_spliced seq d_in"], Int[Tensor, " n_spliced"]]:
+    """Chunks that go on, from `position`, as another document, and the chunk each begins as.
+
+    Encode the result for `splice_kept`. Each chunk is continued by one of another
+    document, or left out. `x` may be anything per token. Raises ValueError for a position outside
+    the chunk or a single document.
+    """
+    if not 0 < position < x.shape[1]:
+        raise ValueError(f"splice needs 0 < position < {x.shape[1]}; got {position}")
+    # chunks in order of document, moved on by the size of the largest, so that few meet their own
+    order = document.argsort(stable=True)
+    other = order.roll(-int(document.unique(return_counts=True)[1].max()))
+    differ = document[order] != document[other]
+    if not differ.any():
+        raise ValueError("splice needs chunks of at least two documents; got one")
+    begun, continued = order[differ], other[differ]
+    return torch.cat([x[begun, :position], x[continued, position:]], dim=1), begun
 
 
 def splice_kept(

@@ -202,7 +202,7 @@ def spliced_codes(
     if len(document.unique()) < 2 or not 1 < begin < store.tokens.valid.shape[1]:
         return None
     index = rows.double()[:, None, None].expand(-1, store.tokens.valid.shape[1], 1)
-    mixed, _ = metrics.splice_documents(index, document, begin)
+    mixed, _ = splices.splice_documents(index, document, begin)
     sae, device = subject.sae, subject.sae.params.static.W_dec.device
     vals, idx = [], []
     joined = mixed[:, [0, -1], 0].long()
