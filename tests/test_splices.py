@@ -41,7 +41,7 @@ def test_what_survives_a_splice_is_summed_by_the_document_that_it_ends():
         torch.arange(40.0)[:, None, None].expand(40, 40, 1),
         torch.arange(40) % 3,
     )
-    mixed, begun = metrics.splice_documents(rows, document, 20)
+    mixed, begun = splices.splice_documents(rows, document, 20)
     continued = mixed[:, -1, 0].long()
     acts = lagging(torch.cat([x[begun, :20], x[continued, 20:]], dim=1), 1)
     codes = metrics.codes_from_dense(lagging(x, 1), document=document)
