@@ -11,6 +11,7 @@ import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from threadpoolctl import threadpool_info
 
 import probes
 from probes import Item
@@ -250,6 +251,24 @@ def test_the_standard_error_is_that_of_the_mean_of_independent_groups():
     assert found.stderr == pytest.approx(right.std() / 20, rel=0.1)
     single = probes.accuracy(right, ["a"] * 400)
     assert (single.stderr, single.low, single.high) == (None, None, None)
+
+
+def test_a_probe_is_fitted_on_one_blas_thread_and_leaves_the_others_as_they_were(monkeypatch):
+    def threads():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    before, during, regression = threads(), [], probes._regression
+
+    def watched(*arguments):
+        during.append(threads())
+        return regression(*arguments)
+
+    monkeypatch.setattr(probes, "_regression", watched)
+    rng = np.random.default_rng(0)
+    probes.probe(rng.normal(size=(24, 3)), np.arange(24) % 2, [str(i // 2) for i in range(24)])
+    assert during
+    assert all(n == 1 for seen in during for n in seen)
+    assert threads() == before
 
 
 def test_baselines_find_the_frequent_label_and_the_word_that_tells_it():
