@@ -204,7 +204,7 @@ def test_evolution_takes_a_text_of_the_users_own_and_a_sae_in_the_format_of_sael
         (["stability", "MODEL", "--hook=blocks.99.hook_resid_post"], "blocks.29.hook_resid_post"),
         (["stability", "MODEL", "--lm=no-such-model"], "smollm2-135m"),
         (["stability", "MODEL", "--tokens=5"], "one sequence"),
-        (["transitions", "MODEL", "--tokens=260"], "at least 2 documents"),
+        (["transitions", "MODEL", "--tokens=252"], "at least 2 documents"),
     ],
 )
 def test_bad_requests_end_in_one_line(model, arguments, needle):
