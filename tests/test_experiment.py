@@ -95,7 +95,7 @@ def test_the_log_has_one_line_a_step(smoke):
     phases = plan.phases_of(Config(**plan.SCALES["smoke"]))
     assert steps["static"] == list(range(1, phases.total + 1))
     assert steps["tsae"] == list(range(phases.pretrain + 1, phases.total + 1))
-    assert {"loss", "fve", "l0", "dead", "k", "mix", "tokens_per_second"} <= lines[0].keys()
+    assert {"loss", "fve", "l0", "dead", "k", "beta", "tokens_per_second"} <= lines[0].keys()
 
 
 def test_the_saved_model_is_the_measured_one(smoke):
