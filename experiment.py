@@ -67,6 +67,7 @@ from tsae_lab.jobs.plan import (
 from tsae_lab.measures import evaluation
 from tsae_lab.measures.evaluation import EVAL_ROWS
 from tsae_lab.sections import figures
+from tsae_lab.sections.context import differences
 from tsae_lab.terminal import (
     DEBUG,
     console,
@@ -416,7 +417,7 @@ def _run(out_dir: Path, config: Config, plan: str) -> dict[str, Any]:
             folder = out_dir / folder_name(name) / f"seed_{seed}"
             unit = Unit(**shared, seed=seed, folder=folder, device=lm.device, low=low)
             measured.append(run_unit(unit, lm, plan))
-        info[name] = summary(measured)
+        info[name] = summary([own | differences(own) for own in measured])
     files.write_json(out_dir / "final_info.json", info)
     lines = [json.loads(text) for text in log.read_text().splitlines()]
     curves = figures.training_figure(lines, pieces=config.pieces)

@@ -21,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from scipy import stats
 
 from tsae_lab import definitions
 
@@ -91,21 +92,34 @@ RUN_MEASURES = (
 
 
 def show(info: dict[str, Any], plan: str) -> None:
-    """Print the main measures per text, static SAE beside TSAE: mean and standard error."""
+    """Print the main measures per text: static SAE, TSAE, and the paired difference by seed."""
     for name, text in info.items():
         means, errors = text["means"], text["stderrs"]
-        models = {"static SAE": "static_"} | ({"TSAE": ""} if "fve_mean" in means else {})
+        n_seeds = len(text["final_info_dict"]["clean_ce"])
+        both = "fve_mean" in means
+        models = {"static SAE": "static_"} | ({"TSAE": ""} if both else {})
         rows = []
         for key in RUN_MEASURES:
             keys = [f"{prefix}{key}" for prefix in models.values()]
             cells = [
                 _with_error(means.get(f"{k}_mean"), errors.get(f"{k}_stderr"), ".4f") for k in keys
             ]
+            change = (
+                d.get(f"difference_{key}_{n}") for d, n in ((means, "mean"), (errors, "stderr"))
+            )
+            cells += [_with_interval(*change, n_seeds)] if both else []
             rows.append([definitions.label(key), *cells])
-        n_seeds = len(text["final_info_dict"]["clean_ce"])
         spread = f": mean ± standard error over {n_seeds} seeds" if n_seeds > 1 else ", one seed"
-        title = f"{name}, {plan}{spread}"
-        print_table(title, ["measure", *models], rows)
+        columns = ["measure", *models, *(["TSAE - static, 95 % over seeds"] if both else [])]
+        print_table(f"{name}, {plan}{spread}", columns, rows)
+
+
+def _with_interval(value: float | None, error: float | None, n: int) -> str:
+    """A mean difference over n pairs with its t-interval, where there is one."""
+    if value is None or error is None:
+        return cell(value, "+.4f")
+    half = float(stats.t.ppf(0.975, n - 1)) * error
+    return f"{value:+.4f} ({between(value - half, value + half, '+.4f')})"
 
 
 STUDY_MEASURES = (
