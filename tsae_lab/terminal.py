@@ -104,10 +104,9 @@ def show(info: dict[str, Any], plan: str) -> None:
             cells = [
                 _with_error(means.get(f"{k}_mean"), errors.get(f"{k}_stderr"), ".4f") for k in keys
             ]
-            change = (
-                d.get(f"difference_{key}_{n}") for d, n in ((means, "mean"), (errors, "stderr"))
-            )
-            cells += [_with_interval(*change, n_seeds)] if both else []
+            gain = means.get(f"difference_{key}_mean")
+            error = errors.get(f"difference_{key}_stderr")
+            cells += [_with_interval(gain, error, n_seeds)] if both else []
             rows.append([definitions.label(key), *cells])
         spread = f": mean ± standard error over {n_seeds} seeds" if n_seeds > 1 else ", one seed"
         columns = ["measure", *models, *(["TSAE - static, 95 % over seeds"] if both else [])]
