@@ -127,9 +127,7 @@ def _check_values(vals: Tensor, idx: Tensor, d_sae: int) -> None:
         raise ValueError(f"codes need values >= 0; got {float(vals.min())}")
     active = vals > 0
     if (active & ~((vals.float() > 0) & (vals.float() < torch.inf))).any():
-        raise ValueError(
-            "codes need values that float32 holds; got one that is 0 or infinite in it"
-        )
+        raise ValueError("codes need values that float32 holds; got one 0 or infinite in it")
     if (active & ((idx < 0) | (idx >= d_sae))).any():
         least, most = int(idx[active].min()), int(idx[active].max())
         raise ValueError(f"codes need features in [0, {d_sae}); got {least} to {most}")
@@ -270,8 +268,7 @@ def _pairs(codes: CodedText, lag: int) -> _Pairs:
 def births(codes: CodedText) -> float:
     """Mean number of features that switch on at a token that has one before it in its chunk.
 
-    What a reader has to read at a token that was not there before; in [0, l0] of those tokens, L0
-    times (1 - the share of them that was on before). Raises ValueError without a pair of tokens.
+    What a reader has to read anew; at most the L0 of those tokens. ValueError without such a token.
     """
     support, (before, now) = _support(codes), _pairs(codes, 1)
     return float((support[now].sum(1) - support[before].multiply(support[now]).sum(1)).mean())
@@ -280,18 +277,17 @@ def births(codes: CodedText) -> float:
 def distinct(codes: CodedText, window: int = 16) -> float | None:
     """Mean number of different features that are on in a window of `window` tokens.
 
-    The windows follow one another from the start of each chunk; what is left at its end is not
-    one. None where no chunk is that long.
+    The windows follow one another from the start of each chunk. None where no chunk has one.
     """
     n_seq, seq = codes.valid.shape
     inside = slice(seq // window * window)
     whole = codes.valid[:, inside].reshape(n_seq, seq // window, window).all(-1).numpy()
     if not whole.any():
         return None
-    row = np.arange(n_seq * seq).reshape(n_seq, seq)
-    rows = row[:, inside].reshape(*whole.shape, window)[whole]
-    summed = _member(np.repeat(np.arange(len(rows)), window)) @ _support(codes)[rows.ravel()]
-    return summed.nnz / len(rows)
+    row = np.arange(n_seq * seq).reshape(n_seq, seq)[:, inside]
+    rows = row.reshape(*whole.shape, window)[whole].ravel()
+    summed = _member(np.arange(len(rows)) // window, int(whole.sum())) @ _support(codes)[rows]
+    return summed.nnz / int(whole.sum())
 
 
 def similarity(matrix: sparse.csr_array, pairs: _Pairs) -> Float[np.ndarray, " pairs"]:
@@ -456,10 +452,9 @@ def _weighted_mean(
     return quotient(values[:, counted] @ weight[counted], np.full(len(values), weight.sum()))
 
 
-def _member(group: Int[np.ndarray, " n"], n_groups: int | None = None) -> sparse.csr_array:
+def _member(group: Int[np.ndarray, " n"], n_groups: int) -> sparse.csr_array:
     """(n_groups, n), 1 where an entry is of the group: `member @ values` sums by group."""
     where = group, np.arange(len(group))
-    n_groups = int(group.max()) + 1 if n_groups is None else n_groups
     return sparse.csr_array((np.ones(len(group)), where), shape=(n_groups, len(group)))
 
 
@@ -530,8 +525,7 @@ def resampled_ratio(
 def bootstrap_error(replicates: Float[np.ndarray, " n_boot"], n: int) -> float | None:
     """Standard error `sd(replicates) sqrt(n / (n - 1))` of what was resampled over n units.
 
-    NaN replicates are left out. None without two replicates and two units: one document cannot be
-    resampled.
+    NaN replicates are left out. None without two: one document cannot be resampled.
     """
     known = replicates[np.isfinite(replicates)]
     if len(known) < 2 or n < 2:
@@ -566,10 +560,17 @@ def smoothness(codes: CodedText, x: Float[Tensor, "n_seq seq d_in"]) -> float:
     """T-SAE's smoothness (Bhalla et al. 2025, arXiv 2511.05541), in activation per norm of x.
 
     Mean over chunks of the mean over the features active in the chunk of the steepest slope
-    `|a_t+1 - a_t| / |x_t+1 - x_t|`; lower is smoother. Depends on the code's scale and is low for
-    inactive codes: report it beside TSS only. Pairs whose x are within 1e-8, and chunks without a
-    pair or an active feature, are left out. Raises ValueError if none is left, or x is not finite.
+    `|a_t+1 - a_t| / |x_t+1 - x_t|`; lower is smoother. Low for inactive codes and small scales: to
+    be read beside TSS. Pairs whose x are within 1e-8, and chunks without a pair or an active
+    feature, are left out. Raises ValueError if none is left, or x is not finite.
     """
+    return float(smoothness_by_chunk(codes, x)[1].mean())
+
+
+def smoothness_by_chunk(
+    codes: CodedText, x: Float[Tensor, "n_seq seq d_in"]
+) -> tuple[Int[np.ndarray, " chunks"], Float[np.ndarray, " chunks"]]:
+    """The chunks that have a smoothness, and what it is there; ValueError as `smoothness`."""
     if x.shape[:2] != codes.valid.shape:
         shape = tuple(codes.valid.shape)
         raise ValueError(f"smoothness needs x {shape} + (d_in,); got {tuple(x.shape)}")
@@ -589,8 +590,8 @@ def smoothness(codes: CodedText, x: Float[Tensor, "n_seq seq d_in"]) -> float:
     group = first[slope.coords[0]] // seq * codes.d_sae + slope.coords[1]
     steepest = np.zeros(len(groups))
     np.maximum.at(steepest, np.searchsorted(groups, group), slope.data / distance[slope.coords[0]])
-    member = _member(np.unique(groups // codes.d_sae, return_inverse=True)[1])
-    return float((member @ steepest / member.sum(1)).mean())
+    chunks, of_chunk = np.unique(groups // codes.d_sae, return_inverse=True)
+    return chunks, np.bincount(of_chunk, steepest) / np.bincount(of_chunk)
 
 
 def _distance(flat: Float[Tensor, "n d_in"], pairs: _Pairs) -> Float[np.ndarray, " pairs"]:

@@ -593,6 +593,8 @@ def test_smoothness_of_two_sequences_by_hand_and_of_x_that_is_not_finite():
     codes = metrics.codes_from_dense(torch.tensor([[[0.0, 0], [3, 0]], [[1, 1], [1, 2]]]))
     x = torch.tensor([[[0.0], [1.0]], [[0.0], [2.0]]])
     assert metrics.smoothness(codes, x) == 1.625  # (3 + (0 + 1 / 2) / 2) / 2; pooled: 3.5 / 3
+    chunks, values = metrics.smoothness_by_chunk(codes, x)
+    assert (chunks.tolist(), values.tolist()) == ([0, 1], [3.0, 0.25])
     for wrong in (float("nan"), float("inf")):
         x[1, 1] = wrong
         with pytest.raises(ValueError, match="needs finite x"):

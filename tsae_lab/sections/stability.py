@@ -56,13 +56,13 @@ def stability_section(context: Context) -> Section:
         similar, after_splice = _splice_measures(subject, context)
         own = {"jaccard": overlap, "jaccard_kappa": _above_chance(subject.codes, overlap)}
         own |= after_splice
+        own["smoothness"] = _smoothness(subject.codes, context.store, _generator(context))
         estimates.append(own | _score_estimates(by_null))
         numbers.append(
             {name: estimate.value for name, estimate in own.items()}
             | _score_numbers(by_null)
             | similar
             | _floor_numbers(subject, _generator(context))
-            | {"smoothness": _smoothness(subject.codes, context.store)}
         )
     tables = {"intervals": interval_rows(context, estimates)}
     figures = {}
@@ -158,13 +158,21 @@ def _above_chance(codes: CodedText, overlap: Estimate) -> Estimate:
     return Estimate(kappa, 1 - scale * (1 - overlap.replicates), -np.inf)
 
 
-def _smoothness(codes: CodedText, store: Store) -> float | None:
-    """None where no two neighbours differ or nothing is active."""
+def _smoothness(codes: CodedText, store: Store, generator: torch.Generator) -> Estimate:
+    """Absent where no two neighbours differ or nothing is active."""
     if _longest(codes) < 2 or not (codes.vals > 0).any():
-        return None
+        return ABSENT
     x = store.x(slice(None))
     moves = (x[:, 1:] - x[:, :-1]).norm(dim=-1)[codes.valid[:, 1:]]
-    return metrics.smoothness(codes, x) if bool((moves > metrics.EPS_DISTANCE).any()) else None
+    if not (moves > metrics.EPS_DISTANCE).any():
+        return ABSENT
+    chunks, values = metrics.smoothness_by_chunk(codes, x)
+    document = metrics.document_rank(codes)
+    n_doc = int(document.max()) + 1
+    sums = np.bincount(document[chunks], values, n_doc)
+    n_chunks = np.bincount(document[chunks], minlength=n_doc)
+    replicates = metrics.resampled_ratio(sums, n_chunks, N_BOOT, generator)
+    return Estimate(float(values.mean()), replicates, most=np.inf)
 
 
 def _splice_measures(subject: Subject, context: Context) -> tuple[Numbers, dict[str, Estimate]]:
