@@ -421,7 +421,7 @@ def tradeoff_figure(
     axes.annotate("twice the static overlap", foot, xytext=(-10, 0), **upright)
     fve, overlap = definitions.label("fve"), definitions.label("jaccard")
     axes.set(xlabel=overlap, ylabel=f"{fve} on validation text", title=title)
-    axes.legend(frameon=False, loc="lower left")
+    axes.legend(frameon=False, loc="upper right")
     return figure
 
 
