@@ -56,6 +56,7 @@ from tsae_lab.jobs.plan import (
     identity_now,
     lm_of,
     names_of,
+    options_of,
     phases_of,
     plan_of,
     products,
@@ -147,7 +148,7 @@ def fit(
     kept; a killed run continues to the same bits. `model` is "static" or "tsae" and names them.
     """
     config, path = unit.config, unit.folder / f"{model}.checkpoint.safetensors"
-    trainer, begin, seconds = _resumed(unit, path, start, steps.start)
+    trainer, begin, seconds = _resumed(unit, model, path, start, steps.start)
     trim_log(unit, model, begin)
     times: list[float] = []
     label = f"{unit.data.name}, seed {unit.seed}: {model}"
@@ -168,7 +169,8 @@ def fit(
             advance(f"fve {info['fve']:.3f}  l0 {info['l0']:.1f}  {rate:,.0f} tokens/s")
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps.stop:
                 log.flush()
-                meta = {"step": step + 1, "seconds": seconds, "identity": unit.identity}
+                meta = {"model": model, "step": step + 1, "seconds": seconds}
+                meta["identity"] = unit.identity
                 if path.exists():
                     path.replace(_before(path))
                 checkpoint.save_tensors(path, training.snapshot(trainer), meta)
@@ -188,7 +190,7 @@ def _diverged(info: dict[str, Any], step: int, lr: float) -> str:
 
 
 def _resumed(
-    unit: Unit, path: Path, start: Callable[[], training.Trainer], begin: int
+    unit: Unit, model: str, path: Path, start: Callable[[], training.Trainer], begin: int
 ) -> tuple[training.Trainer, int, float]:
     """The trainer, its next step and the seconds so far: of the checkpoint, else of `start`.
 
@@ -196,7 +198,7 @@ def _resumed(
     """
     for place in (path, _before(path)):
         try:
-            trainer, meta = _restored(unit, place)
+            trainer, meta = _restored(unit, place, model)
             return trainer, meta["step"], meta["seconds"]
         except FileNotFoundError:
             continue
@@ -210,9 +212,11 @@ def _resumed(
     return trainer, begin, seconds
 
 
-def _restored(unit: Unit, path: Path) -> tuple[training.Trainer, dict[str, Any]]:
+def _restored(unit: Unit, path: Path, model: str) -> tuple[training.Trainer, dict[str, Any]]:
     """The trainer that a file holds, and its meta; ValueError where it is of something else."""
     saved, meta = checkpoint.load_tensors(path, unit.device)
+    if meta.get("model", model) != model:
+        raise ValueError(f"{path} is of the model {meta['model']}; needed is {model}")
     identity.refuse_unequal(path, meta.get("identity", {}), unit.identity)
     return training.restore(saved, unit.config), meta
 
@@ -251,7 +255,7 @@ def train_static(unit: Unit) -> tuple[training.Trainer, training.Trainer, float]
         else:
             first = range(phases.pretrain)
             trainer, _ = fit(unit, "static", lambda: start_static(unit), first, alone)
-        meta = {"steps": phases.pretrain, "identity": unit.identity}
+        meta = {"model": "pretrained", "steps": phases.pretrain, "identity": unit.identity}
         checkpoint.save_tensors(early, training.snapshot(trainer), meta)
     pretrained, rest = load_pretrained(unit), range(phases.pretrain, phases.total)
     trainer, seconds = fit(unit, "static", lambda: load_pretrained(unit), rest, alone)
@@ -269,7 +273,7 @@ def given_static(unit: Unit, alone: tsae.Phases) -> training.Trainer:
 
 def load_pretrained(unit: Unit) -> training.Trainer:
     """The static SAE as its pretraining left it."""
-    return _restored(unit, unit.folder / "pretrained.safetensors")[0]
+    return _restored(unit, unit.folder / "pretrained.safetensors", "pretrained")[0]
 
 
 def train_tsae(
@@ -411,11 +415,11 @@ def _run(out_dir: Path, config: Config, plan: str) -> dict[str, Any]:
     info: dict[str, Any] = {}
     for data in texts:
         name, shared = data.name, {"config": config, "data": data, "log": log}
-        shared["identity"] = identity.of_text(now, name)
-        measured = []
+        of_text, measured = identity.of_text(now, name), []
         for seed in range(config.seeds):
             folder = out_dir / folder_name(name) / f"seed_{seed}"
-            unit = Unit(**shared, seed=seed, folder=folder, device=lm.device, low=low)
+            own = identity.of_seed(of_text, seed, options_of(config))
+            unit = Unit(**shared, seed=seed, folder=folder, device=lm.device, low=low, identity=own)
             measured.append(run_unit(unit, lm, plan))
         info[name] = summary([own | differences(own) for own in measured])
     files.write_json(out_dir / "final_info.json", info)

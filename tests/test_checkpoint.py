@@ -289,6 +289,7 @@ def test_an_sae_comes_back_bit_for_bit_with_its_configuration(folder, data, n):
         name: bits(t) for name, t in sae.items()
     }
     assert (cfg["k"], cfg["d_in"], cfg["d_sae"]) == (k, n["d_in"], n["d_sae"])
+    assert cfg["metadata"].pop("contents").keys() == {"sae_weights.safetensors"}
     assert cfg["metadata"] == {
         "sae_lens_version": "6.0.0",
         "model_name": "lm",
@@ -304,7 +305,9 @@ def test_the_files_hold_what_saelens_asks_for_and_nothing_else(tmp_path):
     assert {name: bits(t) for name, t in weights.items()} == {
         name: bits(t.float()) for name, t in sae.items()
     }
-    assert json.loads((tmp_path / "new" / "sae" / "cfg.json").read_text()) == {
+    cfg = json.loads((tmp_path / "new" / "sae" / "cfg.json").read_text())
+    assert len(cfg["metadata"].pop("contents")["sae_weights.safetensors"]) == 8  # a crc32
+    assert cfg == {
         **{
             "architecture": "topk",
             "d_in": 3,

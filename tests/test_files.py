@@ -498,3 +498,10 @@ def test_a_cache_directory_that_is_given_wins_over_the_users(tmp_path, monkeypat
         assert files.cache_dir() == tmp_path / "inside"
     files.use_cache("")
     assert files.cache_dir() == tmp_path / "users"
+
+
+def test_an_output_that_is_no_regular_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    for path in (tmp_path / "pipe.json", tmp_path):
+        with pytest.raises(ValueError, match="is no regular file"):
+            files.check_outputs([path], [])

@@ -109,13 +109,15 @@ def test_a_finished_run_that_did_not_change_is_read_and_says_what_it_was_made_of
     assert made
     assert made["texts"]["notes.txt"].keys() == {"training", "validation"}
     of_text = identity.of_text(made, "notes.txt")
+    of_seed = identity.of_seed(of_text, 0, plan.options_of(HERE))
+    assert of_seed != identity.of_seed(of_text, 0, plan.options_of(replace(HERE, lr=1.0)))
     assert [made[key] for key in ("device", "products", "torch")] == [
         "cpu", "float32", torch.__version__,
     ]  # fmt: skip
     seed = Path("run_2/notes.txt/seed_0")
-    assert json.loads((seed / "measures.json").read_text())["identity"] == of_text
+    assert json.loads((seed / "measures.json").read_text())["identity"] == of_seed
     _, cfg = checkpoint.load_sae(seed / "tsae")
-    assert cfg["metadata"]["identity"] == of_text
+    assert cfg["metadata"]["identity"] == of_seed
     section = json.loads(Path("run_3/notes.txt/seed_0/lifetimes.json").read_text())
     assert section["identity"]["lm"] == made["lm"]
     assert "identity" not in info["notes.txt"]["final_info_dict"]
@@ -261,3 +263,62 @@ def test_what_other_programs_call_an_identity_is_not_taken_for_ours(here, theirs
     cfg["metadata"]["identity"] = theirs
     path.write_text(json.dumps(cfg))
     assert saved.open_model(path.parent).made == {}
+
+
+def edit_json(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"static_fve": 0.5, "jaccard": 0.1}'])
+def test_damaged_measures_are_refused_with_what_to_do(here, content):
+    done = here / "run_2/notes.txt/seed_0/measures.json"
+    done.write_text(content)
+    with pytest.raises(ValueError, match=r"measures\.json is damaged.*delete it") as caught:
+        experiment.run(Path("run_2"), HERE)
+    assert "\n" not in str(caught.value)
+    done.unlink()
+    experiment.run(Path("run_2"), HERE)
+
+
+def test_what_was_made_with_another_seed_or_other_options_is_refused(here):
+    done = here / "run_2/notes.txt/seed_0/measures.json"
+    made = json.loads(done.read_text())["identity"]
+    for change, needle in ({"seed": 1}, "made of seed 1"), ({"options": "x"}, "other options"):
+        edit_json(done, identity=made | change)
+        with pytest.raises(ValueError, match=needle):
+            experiment.run(Path("run_2"), HERE)
+    edit_json(done, identity=made)
+    cfg = here / "run_2/notes.txt/seed_0/tsae/cfg.json"
+    metadata = json.loads(cfg.read_text())["metadata"]
+    edit_json(cfg, metadata=metadata | {"identity": made | {"seed": 1}})
+    with pytest.raises(ValueError, match="made of seed 1"):
+        run_3(Path("run_3"), HERE)
+
+
+def test_a_tsae_without_its_temporal_part_or_with_anothers_is_refused(here):
+    models = here / "run_2/notes.txt/seed_0"
+    part = models / "tsae/temporal.safetensors"
+    own = part.read_bytes()
+    part.unlink()
+    with pytest.raises(ValueError, match=r"temporal\.safetensors is missing"):
+        run_3(Path("run_3"), HERE)
+    temporal, meta = checkpoint.load_tensors(save_bytes(here / "own.safetensors", own))
+    checkpoint.save_tensors(part, temporal | {"bridge": temporal["bridge"] + 1}, meta)
+    with pytest.raises(ValueError, match=r"is not the one that was saved with cfg\.json"):
+        run_3(Path("run_3"), HERE)
+    part.write_bytes(own)
+    shutil.copy(models / "static/sae_weights.safetensors", models / "tsae")
+    with pytest.raises(ValueError, match=r"is not the one that was saved with cfg\.json"):
+        saved.open_model(models / "tsae")
+
+
+def save_bytes(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_the_trade_offs_of_two_strengths_that_look_alike_are_apart(here):
+    betas = [0.5, 0.5000001]
+    curve = study.tradeoff(Path("run_2"), "notes.txt", betas, 0, train=experiment.train_tsae)
+    assert [point["beta"] for point in curve["tsae"]] == betas
+    assert (here / "run_2/tradeoff_notes.txt.json").is_file()

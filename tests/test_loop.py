@@ -529,3 +529,13 @@ def test_a_summary_has_one_row_per_text_and_measure_that_both_models_have():
     assert row["difference_mean"] == pytest.approx(0.0)
     assert row["tsae_stderr"] == pytest.approx(0.1)
     assert row["static_stderr"] == 0.0
+
+
+def test_a_checkpoint_of_another_model_is_refused(unit):
+    alone = tsae.Phases(pretrain=12, settle=0, introduce=0, refine=0)
+    start = lambda: experiment.start_static(unit)  # noqa: E731
+    experiment.fit(unit, "static", start, range(2), alone)
+    name = "checkpoint.safetensors"
+    (unit.folder / f"static.{name}").rename(unit.folder / f"tsae.{name}")
+    with pytest.raises(ValueError, match="is of the model static; needed is tsae"):
+        experiment.fit(unit, "tsae", start, range(3), alone)

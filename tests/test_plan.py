@@ -137,3 +137,34 @@ def test_validation_takes_part_of_every_document(lm, tmp_path, capsys):
     assert sorted(found.document.tolist()) == [0, 0, 1, 2, 3]
     assert found.n_tokens == 100
     assert "no more" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "needle"),
+    [
+        ({"tau": float("inf")}, "tau needs a finite number; got inf"),
+        ({"cap": float("nan")}, "cap needs a finite number; got nan"),
+        ({"settle": float("nan")}, "settle needs a finite number"),
+        ({"k_multiple": float("inf")}, "k_multiple needs a finite number"),
+        ({"beta": 1e39}, "beta needs to be below"),
+        ({"coupling": 1e39}, "coupling needs to be in"),
+        ({"dead_after": 10**30}, "dead_after needs to be in"),
+        ({"threads": -1}, "threads needs to be in"),
+        ({"seq": 1, "pieces": 1}, "seq needs at least 2 tokens"),
+        ({"device": "foo"}, "device 'foo' cannot be used here"),
+        ({"device": "meta"}, "device 'meta' cannot be used here"),
+        ({"datasets": "/texts/log.jsonl.txt"}, "would have the folder log.jsonl"),
+        ({"datasets": "/"}, "a run's own name"),
+    ],
+)
+def test_options_that_no_run_can_have_are_named_before_any_work(change, needle):
+    with pytest.raises(ValueError, match=needle) as caught:
+        plan.check_config(replace(Config(), **change), "run_2")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_folder_of_a_path_is_inside_the_runs_directory(tmp_path):
+    (tmp_path / "texts" / "sub").mkdir(parents=True)
+    assert plan.folder_name(f"{tmp_path}/texts/sub/..") == "texts"
+    assert plan.folder_name("a/b.c.txt") == "b.c"
+    assert plan.folder_name("notes.txt") == "notes.txt"

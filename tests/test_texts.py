@@ -462,3 +462,10 @@ def test_shakespeare_char_is_split_exactly_like_the_published_baseline():
     assert [len(split) for split in splits] == [1_003_854, 111_540]
     assert "".join(splits) == TINY_SHAKESPEARE.read_text()
     assert (len(corpus.train), len(corpus.val)) == (125, 20)
+
+
+def test_documents_that_differ_in_blanks_around_them_are_one():
+    train, val = split_documents([f"{i} a" for i in range(9)] + [" 0 a\n", "8 a\n\n"])
+    assert len({d.strip() for d in (*train, *val)}) == len(train) + len(val) == 9
+    corpus = texts.Corpus("x", ("one\n", "two"), ("one", "three"))
+    assert texts.cut_corpus(special_tokenizer(), corpus).val == ("three",)

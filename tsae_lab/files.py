@@ -159,6 +159,8 @@ def check_outputs(outputs: Sequence[Path | None], figures: Sequence[Path | None]
     for path in (*outputs, *figures):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
+        if path is not None and path.exists() and not path.is_file():
+            raise ValueError(f"{path} cannot be written: it is no regular file")
     for path in figures:
         if path is not None and path.suffix not in (".png", ".svg"):
             raise ValueError(f"a figure is written as .png or .svg; got {path}")

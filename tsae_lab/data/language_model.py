@@ -102,7 +102,7 @@ def load_lm(
     with _quiet():
         local = folder is not None
         model, tokenizer, report = _from_pretrained(str(folder or name), dtype, local=local)
-        _check_weights(name, report)
+        _check_weights(name, model, report)
         model = model.to(device).eval().requires_grad_(False)
         _check_causal(name, model)
     if not tokenizer.is_fast:
@@ -224,11 +224,14 @@ def _from_pretrained(name: str, dtype: torch.dtype, *, local: bool) -> tuple[Any
         raise ValueError(f"cannot load the language model {name}: {_one_line(error)}") from error
 
 
-def _check_weights(name: str | Path, report: Mapping[str, Any]) -> None:
-    """ValueError where the loading report names tensors that were drawn at random."""
+def _check_weights(name: str | Path, model: nn.Module, report: Mapping[str, Any]) -> None:
+    """ValueError where the loading report names tensors drawn at random, or of layers too many."""
     wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
     for key, saved, needed in sorted(report["mismatched_keys"]):
         wrong.append(f"{key} has shape {tuple(saved)}, the model needs {tuple(needed)}")
+    known = len(layers_of(model))
+    numbered = ((key, re.search(r"\.(\d+)\.", key)) for key in sorted(report["unexpected_keys"]))
+    wrong += [f"{key} is of no layer" for key, n in numbered if n and int(n[1]) >= known]
     if wrong:
         others = f" (and {len(wrong) - 2} others)" if len(wrong) > 2 else ""
         said = f"{', '.join(wrong[:2])}{others}"

@@ -71,7 +71,7 @@ def split_documents(
     Which ones depends on `seed` and the documents' contents alone, not on their order. Blank and
     repeated documents are left out. ValueError when fewer than two are left.
     """
-    distinct = [d for d in dict.fromkeys(documents) if d.strip()]
+    distinct = list({d.strip(): d for d in reversed(documents) if d.strip()}.values())[::-1]
     if len(distinct) < 2:
         raise ValueError(f"a split needs two different documents; got {len(distinct)}")
 
@@ -281,8 +281,8 @@ def parts(tokenizer: Any, documents: Sequence[str]) -> list[str]:
 def cut_corpus(tokenizer: Any, corpus: Corpus) -> Corpus:
     """The corpus in `parts`: of those in both splits, validation has none."""
     train, val = (parts(tokenizer, documents) for documents in (corpus.train, corpus.val))
-    known = set(train)
-    return Corpus(corpus.name, tuple(train), tuple(d for d in val if d not in known))
+    known = {document.strip() for document in train}
+    return Corpus(corpus.name, tuple(train), tuple(d for d in val if d.strip() not in known))
 
 
 def plain_ids(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:

@@ -69,15 +69,18 @@ def save_sae(
     names = {"model_name": model_name, "hook_name": hook_name}
     cfg = {"architecture": "topk", "d_in": d_in, "d_sae": d_sae, "k": k, "dtype": "float32"}
     cfg |= {"device": "cpu", "apply_b_dec_to_input": True, "normalize_activations": "none"}
-    cfg |= {"metadata": {**(metadata or {}), "sae_lens_version": "6.0.0", **names}}
+    dials = {name: value for name, value in vars(sae.dials).items() if name != "low"}
+    temporal, meta = vars(sae.params.temporal), json.dumps({"dials": dials, **names})
+    contents = {SAELENS_WEIGHTS: _crc32(_on_cpu(static), "{}")}
+    contents |= {TEMPORAL_WEIGHTS: _crc32(_on_cpu(temporal), meta)} if sae.temporal else {}
+    about = {**(metadata or {}), "contents": contents}
+    cfg |= {"metadata": {**about, "sae_lens_version": "6.0.0", **names}}
     text = json_text(folder / SAELENS_CFG, cfg, indent=2) + "\n"
     writers: dict[Path, Writer] = {
         folder / SAELENS_WEIGHTS: lambda path: _write_safetensors(path, static, "{}"),
         folder / SAELENS_CFG: lambda path: path.write_text(text),
     }
     if sae.temporal:
-        dials = {name: value for name, value in vars(sae.dials).items() if name != "low"}
-        meta, temporal = json.dumps({"dials": dials, **names}), vars(sae.params.temporal)
         writers = {
             folder / TEMPORAL_WEIGHTS: lambda path: _write_safetensors(path, temporal, meta)
         } | writers
@@ -97,6 +100,7 @@ def load_sae(
         if not (folder / name).is_file():
             raise ValueError(f"{folder} holds no model: there is no {name}")
     weights, cfg = load_saelens(folder)
+    _check_contents(folder, (cfg.get("metadata") or {}).get("contents") or {})
     if not (folder / TEMPORAL_WEIGHTS).is_file():
         sae = tsae.static_sae(tsae.Static(**weights), cfg["k"], low)
     else:
@@ -104,6 +108,15 @@ def load_sae(
         params = tsae.params_from(weights | temporal)
         sae = tsae.Sae(params=params, dials=tsae.Dials(**meta["dials"], low=low))
     return tsae.to(sae, device), cfg
+
+
+def _check_contents(folder: Path, contents: Mapping[str, str]) -> None:
+    """ValueError where a file that was saved with cfg.json is missing, or is another one."""
+    for name, crc in contents.items():
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} is not whole: {name} is missing")
+        if _crc32(*_read_safetensors(folder / name)) != crc:
+            raise ValueError(f"{folder / name} is not the one that was saved with {SAELENS_CFG}")
 
 
 def load_saelens(
@@ -194,11 +207,13 @@ def _check_sae(where: Path, sae: Mapping[str, Tensor], d_in: int, d_sae: int, k:
 def _write_safetensors(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:
     """The checksum and `text` are one entry of the header: the library orders several at random."""
     # cloned, because the library refuses tensors that share memory
-    own = {
-        name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, t in tensors.items()
-    }
+    own = {name: t.clone(memory_format=torch.contiguous_format)
+           for name, t in _on_cpu(tensors).items()}  # fmt: skip
     path.write_bytes(safetensors.torch.save(own, {"checked": _crc32(own, text) + text}))
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> Tensors:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _read_safetensors(path: Path) -> tuple[Tensors, str]:

@@ -73,7 +73,7 @@ def _examined(ask: Ask) -> Context:
     saved = open_model(ask.model, ask.lm, ask.hook)
     title, documents = documents_of(ask, saved)
     lm, saved = with_lm(saved)
-    activations = _store(ask, saved, lm, documents)
+    activations = _store(ask, saved, lm, _unseen(ask, saved, lm, documents))
     n_batches = math.ceil(len(activations) / evaluation.EVAL_ROWS)
     with progress_bar("codes", n_batches) as advance:
         subjects = [subject(saved.sae, activations, progress=advance)]
@@ -92,6 +92,14 @@ def documents_of(ask: Ask, saved: Saved) -> tuple[str, Sequence[str]]:
         last = len(documents) - 1
         raise ValueError(f"{title} has documents 0 to {last}; got document {ask.document}")
     return title, [documents[ask.document]]
+
+
+def _unseen(ask: Ask, saved: Saved, lm: LanguageModel, documents: Sequence[str]) -> Sequence[str]:
+    """Of a named text what the run validates on: parts that training has too are left out."""
+    if ask.document is not None or not (ask.text is None or ask.text in texts.CORPORA):
+        return documents
+    name, data_dir = ask.text or saved.dataset, saved.config.data_dir or None
+    return texts.cut_corpus(lm.tokenizer, texts.load_corpus(name, data_dir=data_dir)).val
 
 
 def _text_of(ask: Ask, saved: Saved) -> tuple[str, Sequence[str]]:

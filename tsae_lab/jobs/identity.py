@@ -6,6 +6,7 @@ text or a model lies, not what it is.
 
 import hashlib
 import importlib.metadata
+import json
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +60,14 @@ def of_text(identity: Identity, name: str) -> dict[str, Any]:
     return {**identity, "texts": {name: identity["texts"][name]}}
 
 
+def of_seed(identity: Identity, seed: int, options: Mapping[str, Any] | None = None) -> Identity:
+    """The identity of what is made with one seed and, where they are known, these options."""
+    if options is None:
+        return {**identity, "seed": seed}
+    text = json.dumps(options, sort_keys=True, default=str)
+    return {**identity, "seed": seed, "options": hashlib.sha256(text.encode()).hexdigest()}
+
+
 def refuse_content(where: Path, made: Identity, now: Identity) -> None:
     """ValueError where `where` was made of other tokens, or another language model or SAE.
 
@@ -77,6 +86,9 @@ def refuse_content(where: Path, made: Identity, now: Identity) -> None:
         other.append("another language model of this name")
     if made["static_sae"] != now["static_sae"]:
         other.append("another static SAE of this name")
+    named = {"seed": f"seed {made.get('seed')}", "options": "other options"}
+    other += [said for key, said in named.items() if made.get(key, now.get(key)) != now.get(key)
+              and key in now]  # fmt: skip
     if other:
         raise ValueError(f"{where} was made of {', '.join(other)}; {ADVICE}")
 

@@ -34,6 +34,7 @@ from tsae_lab.jobs.identity import Identity
 from tsae_lab.jobs.training import Recipe
 from tsae_lab.terminal import console
 
+REMADE = "delete it, and the run measures its models again"
 PLANS = ("run_0", "run_1", "run_2", "run_3", "run_4")
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {
@@ -55,6 +56,9 @@ RETIRED = {"lr_lstm": 1.0, "lr_lstm_refine": 1.0, "lr_bridge": 1.0}
 LOOKED_AT = (
     "distil",
 )  # of earlier versions: their models are opened, their training does not go on
+# names of a run's own files
+RESERVED = ("config.json", "log.jsonl", "final_info.json", "summary.csv", "intervals.csv")
+MOST = 10**12  # of a number that is not limited otherwise
 AT_LEAST_1 = (
     *("seeds", "seq", "batch", "steps", "train_tokens", "val_tokens", "splice_tokens"),
     *("checkpoint_every", "hidden_enc", "hidden_dec", "warmup", "k_aux"),
@@ -192,16 +196,24 @@ def check_config(config: Config, plan: str) -> None:
     """Raise ValueError, in one line, for the first setting that no run can have."""
     if plan == "run_4":
         raise ValueError(f"{plan} is not built yet: run_0 to run_3 are (see the README)")
+    for name, value in vars(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} needs a finite number; got {value}")
     tsae.check_dials(training.final_dials(config), d_sae=config.d_sae)
     for name in AT_LEAST_1:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} needs to be at least 1; got {getattr(config, name)}")
-    for name in ("coupling", "dead_after", "aux"):
-        if not 0 <= getattr(config, name) < math.inf:
-            raise ValueError(f"{name} needs to be finite and >= 0; got {getattr(config, name)}")
+    for name in ("coupling", "dead_after", "aux", "threads"):
+        if not 0 <= getattr(config, name) < MOST:
+            raise ValueError(f"{name} needs to be in [0, {MOST:g}); got {getattr(config, name)}")
     for name in ("lr", "clip", "decay"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise ValueError(f"{name} needs to be a finite number > 0; got {getattr(config, name)}")
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} needs to be > 0; got {getattr(config, name)}")
+    if config.beta >= MOST:
+        raise ValueError(f"beta needs to be below {MOST:g}; got {config.beta}")
+    if config.seq < 2:
+        raise ValueError(f"seq needs at least 2 tokens, which are neighbours; got {config.seq}")
+    _check_device(config.device)
     if round(config.k * config.k_multiple) > config.d_sae or config.k_multiple < 1:
         raise ValueError(f"k_multiple needs 1 <= k_multiple <= d_sae / k; got {config.k_multiple}")
     if not 0 < config.share <= 1:
@@ -220,6 +232,16 @@ def check_config(config: Config, plan: str) -> None:
         raise ValueError(f"sinks is drop or keep; got {config.sinks!r}")
     if config.precision not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"precision is auto, float32 or bfloat16; got {config.precision!r}")
+
+
+def _check_device(name: str) -> None:
+    """ValueError for a device that torch does not know or this machine does not have."""
+    try:
+        device = torch.device(name or "cpu")
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used here: {reason}") from error
 
 
 def _brought(static_sae: str) -> dict[str, Any]:
@@ -246,6 +268,8 @@ def _check_names(datasets: list[str]) -> None:
             texts_named = f"{owners[folder]!r} and {name!r}"
             advice = "give each a run of its own, or rename one"
             raise ValueError(f"datasets {texts_named} would share the folder {folder}: {advice}")
+        if folder in RESERVED or not folder.strip("."):
+            raise ValueError(f"dataset {name!r} would have the folder {folder}, a run's own name")
         owners[folder] = name
 
 
@@ -306,9 +330,17 @@ def check_identity(out_dir: Path, now: Identity) -> None:
 
 
 def read_measures(path: Path, now: Identity) -> dict[str, Any]:
-    """The numbers of a measures.json; ValueError where they are of another content than `now`."""
-    saved = json.loads(path.read_text())
+    """The numbers of a measures.json; ValueError if damaged or of other content than `now`."""
+    try:
+        saved = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): {REMADE}") from error
+    if not isinstance(saved, dict) or not isinstance(saved.get("static_fve"), float):
+        raise ValueError(f"{path} is damaged: it has no static_fve; {REMADE}")
     identity.refuse_content(path, saved.pop("identity", {}), now)
+    absent = [key for key, value in saved.items() if key.endswith("fve") and value is None]
+    if absent or ("jaccard" in saved) != ("fve" in saved):
+        raise ValueError(f"{path} is damaged: it has no {(absent or ['fve'])[0]}; {REMADE}")
     return saved
 
 
@@ -357,9 +389,15 @@ def names_of(config: Config) -> list[str]:
     return [name.strip() for name in config.datasets.split(",") if name.strip()]
 
 
+def options_of(config: Config) -> dict[str, Any]:
+    """The options that a trained model depends on."""
+    return {n: value for n, value in vars(config).items() if n not in (*FREE, "share", "seeds")}
+
+
 def folder_name(dataset: str) -> str:
     """A text's name as a folder: of a path, its last part."""
-    return re.sub(r"[^\w.-]+", "_", Path(dataset).stem if os.sep in dataset else dataset)
+    place = Path(dataset).expanduser().resolve() if os.sep in dataset else Path(f"{dataset}/")
+    return re.sub(r"[^\w.-]+", "_", place.stem if os.sep in dataset else dataset)
 
 
 def lm_of(config: Config) -> LanguageModel:

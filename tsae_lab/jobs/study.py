@@ -123,10 +123,10 @@ def _dataset(
     open_store = functools.cache(lambda: plan.open_store(config, lm, tokens))
     measured, intervals = [], []
     for seed in range(config.seeds):
-        place = Path(plan.folder_name(name)) / f"seed_{seed}"
+        place, own = Path(plan.folder_name(name)) / f"seed_{seed}", identity.of_seed(now, seed)
         folders = out_dir / place, models / place
-        sections = study_unit(*folders, config, lm, name, seed, open_store, now)
-        numbers = plan.read_measures(models / place / "measures.json", now)
+        sections = study_unit(*folders, config, lm, name, seed, open_store, own)
+        numbers = plan.read_measures(models / place / "measures.json", own)
         for section in sections:
             numbers |= section["numbers"]
         measured.append(differences(numbers) | numbers)
@@ -156,7 +156,7 @@ def study_unit(
     missing = [section for section in wanted if there[section] is None]
     if missing:
         label = f"{name}, seed {seed}"
-        context = _context(models, config, lm, name, seed, open_store(), label)
+        context = _context(models, config, lm, name, seed, open_store(), label, now or {})
         for i, section in enumerate(missing, 1):
             began = time.perf_counter()
             write_section(folder, section, SECTIONS[section](context), now)
@@ -174,21 +174,25 @@ def read_section(path: Path, now: Identity | None = None) -> dict[str, Any] | No
         saved = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return None
-    if not isinstance(saved, dict) or not {"numbers", "intervals"} <= saved.keys():
+    if not isinstance(saved, dict) or not saved.get("numbers") or "intervals" not in saved:
         return None
     identity.refuse_unequal(path, saved.get("identity") or {}, now or {})
     return saved
 
 
 def _context(
-    models: Path, config: Config, lm: LanguageModel, name: str, seed: int, store: Store, label: str
-) -> Context:
+    models: Path, config: Config, lm: LanguageModel, name: str, seed: int, store: Store,
+    label: str, now: Identity,
+) -> Context:  # fmt: skip
     low = plan.products(config, lm.device)
     n_batches = 2 * math.ceil(len(store) / evaluation.EVAL_ROWS)
     subjects = []
     with progress_bar(f"{label}: codes", n_batches, 0) as advance:
         for folder, prefix in ((models / "tsae", ""), (models / "static", "static_")):
-            sae, _ = load_sae(folder, low, lm.device)
+            sae, cfg = load_sae(folder, low, lm.device)
+            identity.refuse_content(folder, cfg.get("metadata", {}).get("identity", {}), now)
+            if sae.temporal != (prefix == ""):
+                raise ValueError(f"{folder} holds another kind of SAE than its name says")
             subjects.append(subject(sae, store, prefix=prefix, progress=lambda: advance("")))
     context = context_of(name, seed, lm, store, subjects, long=seed == 0)
     return replace(context, share=config.share, data_dir=config.data_dir)
@@ -272,14 +276,14 @@ def _traded(
     tokens = plan.both_splits(config, lm, dataset)
     now = plan.identity_now(config, lm, {dataset: tokens})
     plan.check_identity(out_dir, now)
-    measures = plan.read_measures(base / "measures.json", now)
+    measures = plan.read_measures(base / "measures.json", identity.of_seed(now, seed))
     saved, _ = load_tensors(base / "pretrained.safetensors")
     pretrained = restore(saved, config)
     data, low = plan.data_of(config, lm, dataset, tokens), plan.products(config, lm.device)
     shared = {"data": data, "seed": seed, "device": lm.device, "low": low, "identity": now}
     points = []
     for beta in betas:
-        folder = base / f"beta_{beta:g}"
+        folder = base / f"beta_{beta!r}"
         own, done = replace(config, beta=beta), folder / "tradeoff.json"
         folder.mkdir(exist_ok=True)
         if beta == config.beta and run == "run_2" and not done.exists():
@@ -307,7 +311,7 @@ def _point_of(done: Path, unit: Unit, train: Callable[[Unit], tsae.Params]) -> d
 def _write_curve(out_dir: Path, curve: dict[str, Any]) -> dict[str, Any]:
     name = curve["dataset"]
     stem = out_dir / f"tradeoff_{plan.folder_name(name)}"
-    files.write_json(stem.with_suffix(".json"), curve)
+    files.write_json(stem.with_name(f"{stem.name}.json"), curve)
     title = f"{name}: faithfulness against stability"
     figures.save_figure(figures.tradeoff_figure(curve["tsae"], curve["static"], title), stem)
     show_tradeoff(curve)
