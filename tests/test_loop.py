@@ -287,8 +287,9 @@ def test_measures_are_of_every_model_and_the_last_one_is_the_runs_own(unit, lm):
 
 
 def test_a_unit_that_has_its_measures_is_read_and_not_trained(unit, lm):
-    (unit.folder / "measures.json").write_text('{"fve": 0.5}')
-    assert experiment.run_unit(unit, lm, "run_2") == {"fve": 0.5}
+    numbers = {"static_fve": 0.5, "fve": 0.5, "jaccard": 0.25}
+    (unit.folder / "measures.json").write_text(json.dumps(numbers))
+    assert experiment.run_unit(unit, lm, "run_2") == numbers
     assert [path.name for path in unit.folder.iterdir()] == ["measures.json"]
 
 
