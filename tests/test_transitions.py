@@ -388,3 +388,14 @@ def test_occurrences_are_where_both_onsets_are():
     acts[1, 0, 0] = acts[1, 7, 0] = 1  # the first is no onset seen, the last has nothing after it
     chunk, position = transitions.occurrences(metrics.codes_from_dense(acts), 0, 1, 2)
     assert list(zip(chunk.tolist(), position.tolist(), strict=True)) == [(0, 2), (1, 3)]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"lags": [1, 1]}, {"alpha": float("nan")}, {"alpha": -1.0},
+     {"max_candidates": 0}, {"screen_level": 0.0}, {"min_count": 0}],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused(odd):
+    codes = metrics.codes_from_dense(torch.ones(2, 4, 3))
+    with pytest.raises(ValueError, match=r"transitions need (lags|0 < alpha)"):
+        transitions.find_transitions(codes, **odd)

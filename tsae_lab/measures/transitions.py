@@ -276,11 +276,15 @@ def find_transitions(
     listed, and a random sample of the others, each of which stands for many: weighted shares and
     counts do not depend on the size of the sample. A feature is not paired with itself. No
     candidate gives empty arrays. The generator splits the documents and draws the sample (None:
-    seed 0). Raises ValueError for a single document, or a lag < 1 or twice.
+    seed 0). Raises ValueError for a single document and for numbers out of range.
     """
     lags = tuple(lags)
     if not lags or min(lags) < 1 or len(set(lags)) < len(lags):
         raise ValueError(f"transitions need lags >= 1, each once; got {lags}")
+    if not (0 < alpha < 1 and 0 < screen_level < 1 and max_candidates >= 2 and min_count >= 1):
+        got = f"{alpha}, {screen_level}, {max_candidates}, {min_count}"
+        needs = "0 < alpha, screen_level < 1, max_candidates >= 2, min_count >= 1"
+        raise ValueError(f"transitions need {needs}; got {got}")
     rank = document_rank(codes)
     n_doc = int(rank.max()) + 1
     if n_doc < 2:
