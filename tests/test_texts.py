@@ -48,13 +48,14 @@ def own_cache(tmp_path, monkeypatch):
 @untimed
 @given(st.lists(some_text), st.floats(0.05, 0.95), st.integers(0, 3))
 def test_split_documents_puts_every_distinct_document_into_one_split(documents, val_frac, seed):
-    distinct = {d for d in documents if d.strip()}
+    distinct = {d.strip() for d in documents if d.strip()}
     if len(distinct) < 2:
         with pytest.raises(ValueError, match="two different documents"):
             split_documents(documents, val_frac=val_frac, seed=seed)
         return
     train, val = split_documents(documents, val_frac=val_frac, seed=seed)
-    assert set(train) | set(val) == distinct
+    assert {d.strip() for d in (*train, *val)} == distinct
+    assert set(train) | set(val) <= set(documents)
     assert len(train) + len(val) == len(distinct)
     assert train
     assert abs(len(val) - val_frac * len(distinct)) <= 1

@@ -71,7 +71,11 @@ def split_documents(
     Which ones depends on `seed` and the documents' contents alone, not on their order. Blank and
     repeated documents are left out. ValueError when fewer than two are left.
     """
-    distinct = list({d.strip(): d for d in reversed(documents) if d.strip()}.values())[::-1]
+    by_text: dict[str, str] = {}
+    for document in filter(str.strip, documents):
+        text = document.strip()
+        by_text[text] = min(document, by_text.get(text, document))
+    distinct = list(by_text.values())
     if len(distinct) < 2:
         raise ValueError(f"a split needs two different documents; got {len(distinct)}")
 

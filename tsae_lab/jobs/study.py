@@ -174,7 +174,7 @@ def read_section(path: Path, now: Identity | None = None) -> dict[str, Any] | No
         saved = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return None
-    if not isinstance(saved, dict) or not saved.get("numbers") or "intervals" not in saved:
+    if not isinstance(saved, dict) or not {"numbers", "intervals"} <= saved.keys():
         return None
     identity.refuse_unequal(path, saved.get("identity") or {}, now or {})
     return saved
