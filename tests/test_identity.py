@@ -254,6 +254,7 @@ def test_a_directory_that_another_process_makes_is_refused_at_once(here):
 def test_a_lock_that_a_killed_process_left_is_no_foreign_file(tmp_path):
     (tmp_path / files.LOCK).write_text("(pid 1)")
     plan.claim(tmp_path, HERE, "run_2")
+    assert plan.run_config(tmp_path) == (HERE, "run_2")
 
 
 @pytest.mark.parametrize("theirs", ["mine", 3, None, {"lm": "x"}])
