@@ -281,9 +281,9 @@ def find_transitions(
     lags = tuple(lags)
     if not lags or min(lags) < 1 or len(set(lags)) < len(lags):
         raise ValueError(f"transitions need lags >= 1, each once; got {lags}")
-    if not (0 < alpha < 1 and 0 < screen_level < 1 and max_candidates >= 2 and min_count >= 1):
+    if not (0 < alpha < 1 and 0 < screen_level <= 1 and max_candidates >= 2 and min_count >= 1):
         got = f"{alpha}, {screen_level}, {max_candidates}, {min_count}"
-        needs = "0 < alpha, screen_level < 1, max_candidates >= 2, min_count >= 1"
+        needs = "0 < alpha < 1, 0 < screen_level <= 1, max_candidates >= 2, min_count >= 1"
         raise ValueError(f"transitions need {needs}; got {got}")
     rank = document_rank(codes)
     n_doc = int(rank.max()) + 1
