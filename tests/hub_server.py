@@ -6,14 +6,19 @@ import hashlib
 import http.server
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
 import pyarrow
 import pyarrow.parquet
+from toys import ROOT
 
 Files = Mapping[str, bytes]
 
@@ -71,6 +76,17 @@ def serve(repositories: Mapping[tuple[str, str], Files]) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def printed(url: str, home: Path, code: str) -> str:
+    """What `code` prints in a fresh process whose hub is at `url`."""
+    kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    place = {"HF_ENDPOINT": url, "HF_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=kept | place, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def _answer(

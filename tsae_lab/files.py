@@ -25,6 +25,7 @@ from typing import Any, TextIO
 
 CONTENTS = ".contents.json"  # of an unpacked folder: size and crc32 of every file
 LOCK = ".lock"  # in the directory of a run that is being made
+PACKED = (".gz", ".zst")  # endings of files that are unpacked when they are read
 Writer = Callable[[Path], object]  # writes the file it is given the path of
 
 
@@ -32,23 +33,36 @@ Writer = Callable[[Path], object]  # writes the file it is given the path of
 
 
 def decode_text(data: bytes, what: str | Path) -> str:
-    """`data` as UTF-8 text; ValueError names the first byte that is not."""
+    """`data` as UTF-8 text; ValueError names the first byte that is not, a NUL among them."""
     try:
-        return data.decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         byte = f"byte 0x{data[error.start]:02x} at offset {error.start:,}"
         raise ValueError(f"{what} is not UTF-8 text: {byte}") from None
+    if "\0" in text:
+        place = f"NUL byte at offset {data.index(0):,}"
+        raise ValueError(f"{what} is not UTF-8 text: {place} (UTF-16, or no text)")
+    return text
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file holds, unpacked where its name ends in .gz or .zst; ValueError in one line."""
+    try:
+        if path.suffix.lower() not in PACKED:
+            return path.read_bytes()
+        from pyarrow import input_stream  # takes half a second, and is needed here only
+
+        with input_stream(str(path)) as stream:
+            return stream.read()
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def read_text(path: Path) -> str:
     """The UTF-8 text of a file, without a byte order mark, its lines ended by a line feed alone."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
-    return decode_text(data, path).removeprefix("\ufeff").replace("\r\n", "\n")
+    return decode_text(read_bytes(path), path).removeprefix("\ufeff").replace("\r\n", "\n")
 
 
 # ---------------------------------------------------------------- writing

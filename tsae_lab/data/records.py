@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from tsae_lab import files
+from tsae_lab.data import tables
 
 Record = TypeVar("Record")
 Line = TypeVar("Line")
@@ -183,8 +184,7 @@ def lines(source: str | Path) -> list[str]:
 # ----------------------------------------------------------------------------------------- datasets
 
 _NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(:\w[\w.-]*){0,2}")
-_ENDINGS = "jsonl json tsv csv txt dev test parquet gz zip bz2 xz".split()  # noqa: SIM905
-_SPLITS = ("train", "validation", "test")
+_ENDINGS = "jsonl ndjson json tsv csv txt dev test parquet gz zst zip bz2 xz".split()  # noqa: SIM905
 CONVERTED = "refs/convert/parquet"  # revision with the hub's tables of a dataset that is a script
 
 
@@ -197,25 +197,25 @@ def is_name(source: str | Path) -> bool:
     return bool(_NAME.fullmatch(name)) and not is_file and not Path(name).exists()
 
 
-@functools.lru_cache(maxsize=8)
-def _dataset_rows(name: str) -> tuple[dict[str, Any], ...]:
-    """The rows of a dataset's split; without a network, from the hub's cache.
+def dataset_table(name: str) -> Any:
+    """The table of a dataset's split; without a network, from the hub's cache.
 
     The cache does not serve datasets that are scripts. ValueError in one line where there is no
     such dataset, configuration or split, or it cannot be fetched.
     """
     repository, configuration, split, *_ = [*name.split(":"), "", ""]
     try:
-        tables = _fetched(repository, configuration or None)
+        by_split = _fetched(repository, configuration or None)
     except Exception as error:  # of the hub, the network, the tables or the file system
         reason = " ".join(str(error).split())[:300]
         told = f"there is no file {name}, and no dataset of that name could be read: {reason}"
         raise ValueError(told) from error
-    wanted = [split] if split else [*_SPLITS, *tables]
-    chosen = next((name for name in wanted if name in tables), None)
-    if chosen is None:
-        raise ValueError(f"{name} has no split {split}: there are {', '.join(tables)}")
-    return tuple(dict(row) for row in tables[chosen])
+    return tables.chosen_split(name, by_split, split)
+
+
+@functools.lru_cache(maxsize=8)
+def _dataset_rows(name: str) -> tuple[dict[str, Any], ...]:
+    return tuple(dict(row) for row in dataset_table(name))
 
 
 def _fetched(repository: str, configuration: str | None) -> Any:

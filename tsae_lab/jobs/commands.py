@@ -7,7 +7,7 @@
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,10 +15,11 @@ import typer
 
 import probes
 from probes import Task
-from tsae_lab import definitions, files
+from tsae_lab import definitions
 from tsae_lab.data import language_model, public_sets, records, store, tasks, texts
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.data.store import Store
+from tsae_lab.jobs import plan
 from tsae_lab.jobs.saved import (
     CsvOption,
     HookOption,
@@ -47,6 +48,9 @@ TextOption = Annotated[
         "--text", help="a text by name, a file or a folder; default: the run's own validation text"
     ),
 ]
+ColumnOption = Annotated[
+    str, typer.Option("--column", help="column of a table that holds the texts [text]")
+]
 TokensOption = Annotated[int, typer.Option("--tokens", help="tokens of text, at most", min=1)]
 Report = tuple[Section, str, tuple[str, ...]]  # with the names of its main table and its figures
 
@@ -61,6 +65,8 @@ class Ask:
     lm: str
     hook: str
     outputs: Outputs
+    column: str = ""
+    """of a table; "": the run's own"""
     document: int | None = None
     """the one document that is read, by its index; then `text` may also be the text itself"""
 
@@ -98,28 +104,28 @@ def _unseen(ask: Ask, saved: Saved, lm: LanguageModel, documents: Sequence[str])
     """Of a named text what the run validates on: parts that training has too are left out."""
     if ask.document is not None or not (ask.text is None or ask.text in texts.CORPORA):
         return documents
-    name, data_dir = ask.text or saved.dataset, saved.config.data_dir or None
-    return texts.cut_corpus(lm.tokenizer, texts.load_corpus(name, data_dir=data_dir)).val
+    name = ask.text or saved.dataset
+    return texts.cut_corpus(lm.tokenizer, plan.load_text(saved.config, name)).val
 
 
 def _text_of(ask: Ask, saved: Saved) -> tuple[str, Sequence[str]]:
-    name, data_dir = ask.text, saved.config.data_dir or None
+    name, config = ask.text, saved.config
+    config = replace(config, column=ask.column or config.column)
     if name is None and not saved.dataset:
         raise ValueError(f"{ask.model} does not say what text it was trained on; give --text")
     if name is None or name in texts.CORPORA:
         name = name or saved.dataset
-        return f"{name} (validation)", texts.load_corpus(name, data_dir=data_dir).val
+        return f"{name} (validation)", plan.load_text(config, name).val
     if not name.strip():
         raise ValueError("the text is empty")
-    path = os.path.expanduser(name)  # which, as isfile, takes any text
-    if os.path.isfile(path):
-        content = files.read_text(Path(path))
-        if not content.strip():
-            raise ValueError(f"{path} is empty")
-        return Path(path).name, texts.pieces(content) if ask.document is None else [content]
-    if ask.document is None or os.path.isdir(path):
-        corpus = texts.load_corpus(name, data_dir=data_dir)
-        return Path(path).name, (*corpus.train, *corpus.val)
+    path = os.path.expanduser(name)  # which, as exists, takes any text
+    if os.path.exists(path):
+        documents = texts.documents_at(Path(path), config.column)
+        whole = len(documents) > 1 or ask.document is not None
+        return Path(path).name, documents if whole else texts.pieces(documents[0])
+    if ask.document is None:
+        corpus = plan.load_text(config, name)
+        return name, (*corpus.train, *corpus.val)
     return "text", [name]
 
 
@@ -161,6 +167,7 @@ def _on_text(report: Callable[[Context], Report]) -> Callable[..., None]:
     def command(
         model: ModelFolder,
         text: TextOption = None,
+        column: ColumnOption = "",
         tokens: TokensOption = 40_000,
         json: JsonOption = None,
         csv: CsvOption = None,
@@ -170,7 +177,8 @@ def _on_text(report: Callable[[Context], Report]) -> Callable[..., None]:
     ) -> None:
         with one_line_errors():
             outputs = checked_outputs(json, csv, png)
-            ask = Ask(model=model, text=text, tokens=tokens, lm=lm, hook=hook, outputs=outputs)
+            ask = Ask(model=model, text=text, tokens=tokens, lm=lm, hook=hook, outputs=outputs,
+                      column=column)  # fmt: skip
             _report(ask, report)
 
     command.__doc__ = report.__doc__
@@ -289,6 +297,7 @@ def evolution_command(
             help="a text by name, a file, a folder, or the text itself; default: the run's own",
         ),
     ] = None,
+    column: ColumnOption = "",
     document: Annotated[
         int, typer.Option("--document", help="which document of the text, from 0")
     ] = 0,
@@ -313,7 +322,7 @@ def evolution_command(
             raise ValueError(f"evolution shows {most}; got --tokens={tokens}")
         outputs = checked_outputs(json, csv, png, raster)
         ask = Ask(model=model, text=text, tokens=tokens, lm=lm, hook=hook, outputs=outputs,
-                  document=document)  # fmt: skip
+                  document=document, column=column)  # fmt: skip
         _report(ask, _evolution)
 
 

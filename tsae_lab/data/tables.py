@@ -1,0 +1,169 @@
+"""Rows of the files that people keep data in: JSON, JSON Lines, CSV, TSV, Parquet, `datasets`.
+
+Each may be packed as .gz or .zst. Bad input is a `ValueError` of one line that names the file.
+"""
+
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tsae_lab import files
+
+SAVED = ("dataset_dict.json", "state.json")  # in a folder of `datasets.save_to_disk`
+SPLITS = ("train", "validation", "test")  # that is taken where none is named
+
+
+def ending(path: Path) -> str:
+    """The ending that says what a file holds, in small letters: ".json" of a.json and a.json.gz."""
+    bare = path.with_suffix("") if path.suffix.lower() in files.PACKED else path
+    return bare.suffix.lower()
+
+
+def column_of(path: Path, column: str) -> list[str]:
+    """The texts in one column of a table, row by row, nulls left out.
+
+    Rows of JSON may also be texts without a name; a JSON object is one row, a column per name
+    (lists), or holds the rows in the only list of objects that it has.
+    """
+    try:
+        cells = list(READERS[ending(path)](path, column))
+    except (ValueError, KeyError, OSError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(told if told.startswith(str(path)) else f"{path}: {told}") from error
+    texts = [cell for cell in cells if cell is not None]
+    wrong = next((cell for cell in texts if not isinstance(cell, str)), None)
+    if wrong is not None:
+        raise ValueError(f"{path}: the column {column!r} needs texts; got {wrong!r:.40}")
+    return texts
+
+
+def _cell(row: Any, column: str) -> Any:
+    if isinstance(row, str):
+        return row
+    if not isinstance(row, dict):
+        raise ValueError(f"a row needs to be an object or a text; got {row!r:.40}")
+    _check_column(column, row)
+    return row[column]
+
+
+def _check_column(column: str, names: Iterable[str]) -> None:
+    if column not in (names := list(names)):
+        there = f"there are {', '.join(map(str, names))}" if names else "there is none"
+        raise ValueError(f"no column {column!r}: {there}; give --column")
+
+
+def json_rows(path: Path) -> list[Any]:
+    """The rows of JSON or JSON Lines, whichever the file is: many .json files are lines.
+
+    An object alone is one row. ValueError names the line that is no JSON.
+    """
+    text = files.read_text(path)
+    if text.lstrip()[:1] in ("[", "{"):
+        try:
+            whole = json.loads(text)
+            return whole if isinstance(whole, list) else [whole]
+        except ValueError as error:
+            if text.lstrip().startswith("["):
+                raise ValueError(f"{path}: {error}") from error
+    parsed = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                parsed.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+    return parsed
+
+
+def _json_cells(path: Path, column: str) -> list[Any]:
+    rows = json_rows(path)
+    if len(rows) == 1 and isinstance(rows[0], dict):
+        (whole,) = rows
+        inside = [value for value in whole.values() if _is_rows(value)]
+        if isinstance(whole.get(column), list):
+            return whole[column]
+        if column not in whole and len(inside) == 1:
+            rows = inside[0]
+    return [_cell(row, column) for row in rows]
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _csv_cells(path: Path, column: str, delimiter: str = ",") -> list[Any]:
+    """Fields may be in quotes, and then hold line breaks; an empty one is an empty text."""
+    from pyarrow import csv
+
+    data = files.read_text(path).encode()
+    table = csv.read_csv(
+        io.BytesIO(data),
+        read_options=csv.ReadOptions(block_size=max(len(data), 1)),
+        parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        convert_options=csv.ConvertOptions(column_types={column: "string"}),
+    )
+    _check_column(column, table.column_names)
+    return table[column].to_pylist()
+
+
+def _parquet_cells(path: Path, column: str) -> list[Any]:
+    import pyarrow
+    from pyarrow import parquet
+
+    file = parquet.ParquetFile(pyarrow.BufferReader(files.read_bytes(path)))
+    _check_column(column, file.schema_arrow.names)
+    return file.read(columns=[column])[column].to_pylist()
+
+
+READERS: Mapping[str, Callable[[Path, str], Iterable[Any]]] = {
+    ".jsonl": _json_cells,
+    ".ndjson": _json_cells,
+    ".json": _json_cells,
+    ".csv": _csv_cells,
+    ".tsv": lambda path, column: _csv_cells(path, column, "\t"),
+    ".parquet": _parquet_cells,
+}
+
+
+# ----------------------------------------------------------------------------------------- datasets
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `datasets.save_to_disk` wrote this folder."""
+    return any((folder / name).is_file() for name in SAVED)
+
+
+def saved_texts(folder: Path, column: str) -> list[str]:
+    """The texts of a folder of `datasets.save_to_disk`; of several splits the training split."""
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+    except Exception as error:  # of the library, the tables or the file system
+        raise ValueError(f"{folder} cannot be read: {' '.join(str(error).split())}") from error
+    return table_texts(str(folder), chosen_split(str(folder), loaded, ""), column)
+
+
+def chosen_split(name: str, loaded: Any, split: str) -> Any:
+    """The table of a split, by default training's; `loaded` is one table or one per split."""
+    if not isinstance(loaded, dict):
+        return loaded
+    wanted = [split] if split else [*SPLITS, *loaded]
+    chosen = next((part for part in wanted if part in loaded), None)
+    if chosen is None:
+        raise ValueError(f"{name} has no split {split}: there are {', '.join(loaded)}")
+    return loaded[chosen]
+
+
+def table_texts(name: str, table: Any, column: str) -> list[str]:
+    """The texts in one column of a table of `datasets`, nulls left out."""
+    try:
+        _check_column(column, table.column_names)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    texts = [text for text in table[column] if text is not None]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{name}: the column {column!r} needs texts")
+    return texts
