@@ -40,6 +40,7 @@ from tsae_lab.jobs import (
     commands_edit,
     identity,
     plan,
+    reporting,
     study,
     training,
 )
@@ -505,6 +506,7 @@ app.command("steer")(commands_edit.steer_command)
 app.command("minimal-pairs")(commands_edit.minimal_pairs_command)
 app.command("probe")(commands.probe_command)
 app.command("bench")(bench.bench_command)
+app.command("report")(reporting.report_command)
 
 if __name__ == "__main__":
     app()

@@ -65,7 +65,7 @@ def test_the_wheel_holds_five_modules_one_package_and_one_command(wheel):
     assert top == MODULES | {"tsae_lab"}
     assert commands.split() == ["[console_scripts]", "tsae", "=", "experiment:app"]
     packaged = {name for name in names if name.startswith("tsae_lab/")}
-    sources = (ROOT / "tsae_lab").rglob("*.py")
+    sources = [*(ROOT / "tsae_lab").rglob("*.py"), *(ROOT / "tsae_lab/report/assets").iterdir()]
     assert packaged == {str(path.relative_to(ROOT)) for path in sources}
 
 

@@ -20,7 +20,7 @@ from tsae_lab import files
 from tsae_lab.data.language_model import LanguageModel, load_lm
 from tsae_lab.data.store import Store
 from tsae_lab.data.texts import Tokens
-from tsae_lab.jobs import identity, plan
+from tsae_lab.jobs import identity, plan, reporting
 from tsae_lab.jobs.checkpoint import load_sae, load_tensors
 from tsae_lab.jobs.identity import Identity
 from tsae_lab.jobs.plan import Config, Unit
@@ -97,6 +97,7 @@ def _study(
     files.write_csv(out_dir / "summary.csv", summary_rows(info))
     files.write_csv(out_dir / "intervals.csv", _interval_table(info))
     show_study(info)
+    reporting.report_beside(out_dir, lm)
     console.print(f"{out_dir}: done in {(time.perf_counter() - began) / 60:.1f} minutes")
     return info
 

@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import metrics
+import tsae
+import tsae_kernels as kernels
 from tsae import Sae, forward
 from tsae_lab.data.language_model import LanguageModel, splice
 from tsae_lab.data.store import Store
@@ -66,6 +68,33 @@ def measure(sae: Sae, store: Store, progress: Callable[[], None] = lambda: None)
     codes = metrics.codes_from_topk(torch.cat(vals), torch.cat(idx), sae.d_sae, **layout)
     fve, speed = metrics.fve_value(sums), codes.n_tokens / sum(times)
     return Measured(codes=codes, fve=fve, tokens_per_second=speed)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Anatomy:
+    """How each value of a code came about: `vals = relu(pre) * gate`; `pre + added` chose it."""
+
+    vals: Float[Tensor, "batch seq k"]
+    idx: Int[Tensor, "batch seq k"]
+    pre: Float[Tensor, "batch seq k"]
+    added: Float[Tensor, "batch seq k"]  # by the memory, to the selection; 0 without one
+    gate: Float[Tensor, "batch seq k"]  # in [0, 1]; 1 without gates
+
+
+@torch.inference_mode()
+def anatomy(sae: Sae, x: Float[Tensor, "batch seq d_in"]) -> Anatomy:
+    """The codes of sequences that start from an empty state, in their parts; on the CPU."""
+    params, dials = sae.params, sae.dials
+    state = tsae.start_state(params, len(x), dials)
+    seen = tsae.see(params, x, dials, state)
+    idx, added = tsae.select(seen, seen.static, state.memory, params.temporal, dials)
+    codes = tsae.codes_with(params, seen, seen.static, state.memory, dials)
+    gate = torch.ones_like(codes.vals)
+    if seen.hs is not None:
+        t, flat = params.temporal, idx.flatten(0, 1)
+        gate = kernels.gate_values(seen.hs.flatten(0, 1), t.W_gate, t.b_gate, flat).view_as(gate)
+    parts = {"vals": codes.vals, "idx": idx, "pre": seen.pre.gather(2, idx), "added": added}
+    return Anatomy(**{name: part.cpu() for name, part in (parts | {"gate": gate}).items()})
 
 
 def code_measures(

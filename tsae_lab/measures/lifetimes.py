@@ -131,7 +131,7 @@ def survival(all_runs: Runs) -> Survival:
         for bound in (band.low.evaluate(t), band.high.evaluate(t))
     )
     one_group = np.zeros_like(all_runs.document)
-    deaths, at_risk = (rows[0] for rows in _life_table(all_runs, one_group, 1, follow_up))
+    deaths, at_risk = (rows[0] for rows in life_table(all_runs, one_group, 1, follow_up))
     return Survival(
         t=t,
         survival=curve,
@@ -146,7 +146,7 @@ def survival(all_runs: Runs) -> Survival:
     )
 
 
-def _life_table(
+def life_table(
     all_runs: Runs, group: Int[np.ndarray, " runs"], n_groups: int, longest: int
 ) -> tuple[Float[np.ndarray, "n_groups t"], Float[np.ndarray, "n_groups t"]]:
     """Deaths at, and runs at risk at, t = 0..longest in each group; truncated runs left out."""
@@ -196,7 +196,7 @@ def restricted_mean(
     if tau < 1:
         raise ValueError(f"restricted_mean needs tau >= 1; got {tau}")
     n_doc, longest = len(all_runs.document_ids), all_runs.longest
-    deaths, at_risk = _life_table(all_runs, all_runs.document, n_doc, longest)
+    deaths, at_risk = life_table(all_runs, all_runs.document, n_doc, longest)
     if not at_risk[:, 1:].any():
         n = len(all_runs.length)
         raise ValueError(f"restricted_mean needs a run followed for one token; got none of {n}")
@@ -218,7 +218,7 @@ def feature_restricted_mean(
     """
     if tau < 1:
         raise ValueError(f"feature_restricted_mean needs tau >= 1; got {tau}")
-    deaths, at_risk = _life_table(all_runs, all_runs.feature, all_runs.d_sae, all_runs.longest)
+    deaths, at_risk = life_table(all_runs, all_runs.feature, all_runs.d_sae, all_runs.longest)
     return np.where(deaths.sum(1) >= max(min_deaths, 1), _restricted(deaths, at_risk, tau), np.nan)
 
 

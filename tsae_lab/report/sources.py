@@ -1,0 +1,158 @@
+"""The runs that a report is made of, read as they are: what is missing or damaged is said.
+
+A run's numbers are its final_info.json, its tables the CSV files of a text's first seed.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MOST_ROWS = 600  # of a table in the page
+MEASURED = ("fve", "tss", "jaccard", "births", "distinct", "l0", "kl", "delta_ce", "alive_frac")
+"""what is told of every system, by the end of its key"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """What a run's directory holds."""
+
+    folder: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)  # {} where the run is not finished
+    missing: tuple[str, ...] = ()  # what is not there or damaged, in words
+
+    @property
+    def name(self) -> str:
+        return self.folder.absolute().name
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Configuration and numbers of a run; what cannot be read is left out and said."""
+    config, no_config = _json_object(folder / "config.json")
+    info, no_info = _json_object(folder / "final_info.json")
+    unfinished = f"{folder.name}/final_info.json is missing: the run is not finished"
+    said = [line for line in (no_config, unfinished if "missing" in no_info else no_info) if line]
+    texts = {name: text for name, text in info.items() if isinstance(text, dict)}
+    if info and not texts:
+        said.append(f"{folder.name}/final_info.json holds no text's numbers")
+    return RunFiles(folder=folder, config=config, info=texts, missing=tuple(said))
+
+
+def _json_object(path: Path) -> tuple[dict[str, Any], str]:
+    """The object in a JSON file, and "" or what is wrong with it."""
+    name = f"{path.parent.name}/{path.name}"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+    except FileNotFoundError:
+        return {}, f"{name} is missing"
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        return {}, f"{name} is damaged: {reason}"
+    return (content, "") if isinstance(content, dict) else ({}, f"{name} is damaged: no object")
+
+
+def numbers_of(text: Mapping[str, Any], table: str) -> dict[str, float]:
+    """The finite numbers of "means" or "stderrs", by measure."""
+    end = {"means": "_mean", "stderrs": "_stderr"}[table]
+    values = text.get(table)
+    return {
+        key.removesuffix(end): float(value)
+        for key, value in (values.items() if isinstance(values, dict) else ())
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    }
+
+
+# ------------------------------------------------------------------------------------- the systems
+
+
+def systems(run: RunFiles) -> Iterator[tuple[str, str, dict[str, float], dict[str, float]]]:
+    """Text, system, means and standard errors of every trained system that a run has measured.
+
+    A system is whatever has an `fve`: by a key's prefix ("" the TSAE, "static_" the static SAE), or
+    an entry of a table of systems, whatever level it stands on.
+    """
+    for text, content in run.info.items():
+        yield from _systems(content, text, "")
+
+
+def _systems(
+    node: Any, text: str, name: str
+) -> Iterator[tuple[str, str, dict[str, float], dict[str, float]]]:
+    if isinstance(node, list):
+        names = [entry for entry in node if isinstance(entry, dict)]
+        node = {str(_called(entry, i)): entry for i, entry in enumerate(names)}
+    if not isinstance(node, dict):
+        return
+    means = numbers_of(node, "means") or {
+        key.removesuffix("_mean"): float(value)
+        for key, value in node.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    prefixes = [key.removesuffix("fve") for key in means if re.fullmatch(r"(\w+_)?fve", key)]
+    errors = numbers_of(node, "stderrs")
+    for prefix in prefixes:
+        if not prefix.endswith("difference_"):
+            own = [
+                {key: table[f"{prefix}{key}"] for key in MEASURED if f"{prefix}{key}" in table}
+                for table in (means, errors)
+            ]
+            yield text, _spelled(prefix, name), own[0], own[1]
+    for key, entry in node.items():
+        if key not in ("means", "stderrs", "final_info_dict", "intervals"):
+            yield from _systems(entry, text, "" if key == "systems" else str(key))
+
+
+def _called(entry: Mapping[str, Any], row: int) -> object:
+    """The name that an entry of a list of systems has."""
+    return next((entry[k] for k in ("system", "name", "model", "label") if k in entry), row)
+
+
+def _spelled(prefix: str, name: str) -> str:
+    """A system's name for a reader."""
+    words = {"": "TSAE", "static_": "static SAE"}.get(prefix, prefix.strip("_").replace("_", " "))
+    if not name:
+        return words
+    return name.replace("_", " ") + (f", {words}" if prefix else "")
+
+
+# -------------------------------------------------------------------------------------- the tables
+
+
+def read_tables(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
+    """The CSV tables of a folder by name, numbers as numbers, and what could not be read.
+
+    An empty cell and a number that is not finite are None.
+    """
+    tables: dict[str, list[dict[str, Any]]] = {}
+    missing = []
+    for path in sorted(folder.glob("*.csv")):
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        except (OSError, ValueError, csv.Error) as error:
+            missing.append(f"{path.parent.name}/{path.name} is damaged: {error}")
+            continue
+        tables[path.stem] = [
+            {
+                str(key): _parsed_cell(str(key), value)
+                for key, value in row.items()
+                if key is not None
+            }
+            for row in rows[:MOST_ROWS]
+        ]
+    return tables, missing
+
+
+def _parsed_cell(column: str, text: str | None) -> str | float | None:
+    if text is None or text == "":
+        return None
+    if re.search(r"words?$|^token_pair$|^example|^features$|^lags$", column):
+        return text
+    if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text, re.IGNORECASE):
+        number = float(text)
+        return number if abs(number) < 1e300 else None
+    return None if text in ("nan", "inf", "-inf") else text
