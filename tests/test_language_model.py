@@ -260,13 +260,8 @@ def test_unknown_models_and_hooks_say_what_exists(lm, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot load the language model") as caught:
         language_model.load_lm(tmp_path)
     assert "\n" not in str(caught.value)
-    assert language_model.check_hook(lm, "blocks.2.hook_resid_post") == 2
-    for hook in (
-        "blocks.3.hook_resid_post",
-        "blocks.0.hook_resid_pre",
-        "blocks.x.hook_resid_post",
-        "",
-    ):
+    assert language_model.check_hook(lm, "blocks.2.hook_resid_post").layer == 2
+    for hook in ("blocks.3.hook_resid_post", "blocks.0.hook_z", "blocks.x.hook_resid_post", ""):
         with pytest.raises(
             ValueError, match=r"blocks\.0\.hook_resid_post to blocks\.2\.hook_resid_post"
         ):

@@ -19,7 +19,7 @@ SMALL = {
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A clone whose runner, as it may, has edited the plain run: a toy model and text, few steps."""
+    """A clone whose plain run was edited, as the runner may: a toy model and text, few steps."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout")
     clone = tmp_path / "templates" / "tsae"

