@@ -69,9 +69,9 @@ class Dials:
 
     k: int = 32  # most active features per token
     window: int = 16  # tokens that the memory holds
-    tau: float = 2.0  # tokens in which the memory's reading falls by 1/e; inf reads the plain mean
+    tau: float = 4.0  # tokens in which the memory's reading falls by 1/e; inf reads the plain mean
     cap: float = 1.6  # largest value of a code that the memory reads, times `scale`; inf: no limit
-    beta: float = 1.4  # strength of the memory in the selection
+    beta: float = 1.5  # strength of the memory in the selection
     mix: float = 1.0  # share of the temporal parts: 0 is the static SAE
     gate: bool = True  # whether the encoder LSTM's gates act
     recur: bool = True  # whether the decoder LSTM acts

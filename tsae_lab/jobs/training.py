@@ -51,7 +51,7 @@ class Recipe:
         float,
         "share of what gates and decoder LSTM add that the code leaves to them: 0 trains it to "
         "explain all of x by itself, 1 to explain what they do not",
-    ] = 1.0
+    ] = 0.7
     k_multiple: Annotated[
         float, "k at the start of the annealing, relative to its final value; 1 anneals nothing"
     ] = 1.5
