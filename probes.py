@@ -6,6 +6,7 @@ of regularisation.
 """
 
 import itertools
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,6 +85,11 @@ Features = sparse.csr_array | Float[np.ndarray, "_items _width"]
 STRENGTHS = (0.01, 0.1, 1.0)  # C of scikit-learn: the inverse of the penalty
 KS = (1, 2, 5, 10, 20)
 CONTROLLED = (5, None)  # numbers of features whose probes have a random-label control
+Choice = Literal["raw", "standardised", "l1"]
+"""Rule by which a sparse probe's features are chosen, see `chosen`."""
+MOST_C = 1_000  # end of the L1 path, by the C at which it begins
+CHOICES: tuple[Choice, ...] = ("raw", "standardised", "l1")
+COMPARED = (5, 10)  # numbers of features that all rules choose; others are by the raw difference
 EMBEDDING = "embedding"
 MAJORITY, WORDS = "majority", "bag of words"  # baselines that see no code
 DENSE_ONLY = (EMBEDDING, MAJORITY, WORDS)
@@ -177,11 +183,67 @@ def _rows(features: Any, at: np.ndarray) -> Any:  # scipy's types know no row in
     return features[at]
 
 
-def chosen(features: Features, labels: Int[np.ndarray, " items"], k: int) -> tuple[int, ...]:
-    """The k features with the largest `|mean(label 1) - mean(label 0)|`; on ties the lower."""
+def chosen(
+    features: Features, labels: Int[np.ndarray, " items"], k: int, by: Choice = "raw"
+) -> tuple[int, ...]:
+    """The k features that tell the classes apart best, best first; on ties the lower.
+
+    "raw": largest `|mean(label 1) - mean(label 0)|`; "standardised": the same over the standard
+    deviation of the feature, 0 where it is constant; "l1": largest weights in a logistic regression
+    at the strongest L1 penalty that leaves k or more weights, features scaled as for a probe; the
+    standardised difference breaks its ties.
+    """
+    wide = features.astype(np.float64)
+    if by == "l1":
+        order = np.lexsort((-_difference(wide, labels, "standardised"), -_l1(wide, labels, k)))
+    else:
+        order = np.argsort(-_difference(wide, labels, by), kind="stable")
+    return tuple(order[:k].tolist())
+
+
+def _difference(features: Any, labels: np.ndarray, by: Choice) -> Float[np.ndarray, " width"]:
+    """Absolute difference of the class means of each feature, raw or in standard deviations."""
     negative, positive = (_rows(features, labels == label).mean(axis=0) for label in (0, 1))
-    difference = np.asarray(positive - negative)
-    return tuple(np.argsort(-np.abs(difference), kind="stable")[:k].tolist())
+    difference = np.abs(np.asarray(positive - negative))
+    if by == "raw":
+        return difference
+    squares = features**2 if isinstance(features, np.ndarray) else features.power(2)
+    power, mean = (np.asarray(x.mean(axis=0)) for x in (squares, features))
+    variance = power - mean**2
+    varies = variance > 1e-12 * power  # a constant's is rounding alone
+    return difference / np.sqrt(np.where(varies, variance, np.inf))
+
+
+def _l1(features: Any, labels: np.ndarray, k: int) -> Float[np.ndarray, " width"]:
+    """Absolute weights at the strongest penalty, to 5 %, under which k or more are not 0.
+
+    Where no penalty of the path leaves so many, those at its weak end.
+    """
+    scaled = _scaled(features, np.ones(len(labels), dtype=bool))
+    if not isinstance(scaled, np.ndarray):  # liblinear takes no wider indices
+        parts = (scaled.data, scaled.indices.astype(np.int32), scaled.indptr.astype(np.int32))
+        scaled = sparse.csr_array(parts, shape=scaled.shape)
+    steepest = np.abs(scaled.T @ (labels - labels.mean())).max()
+    if steepest < 1e-9:  # no feature varies with the labels
+        return np.zeros(features.shape[1])
+    low = high = 1 / steepest  # C at which the first weight leaves 0
+    weights = _l1_weights(scaled, labels, high)
+    while np.count_nonzero(weights) < k and high * steepest < MOST_C:
+        low, high = high, 2 * high
+        weights = _l1_weights(scaled, labels, high)
+    for _ in range(4):
+        middle = math.sqrt(low * high)
+        fewer = _l1_weights(scaled, labels, middle)
+        enough = np.count_nonzero(fewer) >= k
+        low, high, weights = (low, middle, fewer) if enough else (middle, high, weights)
+    return weights
+
+
+def _l1_weights(features: Any, labels: np.ndarray, strength: float) -> Float[np.ndarray, " width"]:
+    fitted = LogisticRegression(
+        C=strength, l1_ratio=1, solver="liblinear", tol=1e-3, intercept_scaling=10, random_state=0
+    ).fit(features, labels)
+    return np.abs(fitted.coef_[0])
 
 
 def probe(
@@ -190,6 +252,7 @@ def probe(
     groups: Sequence[str],
     *,
     k: int | None = None,
+    by: Choice = "raw",
     n_folds: int = 5,
     few: bool = False,
     seed: int = 0,
@@ -197,9 +260,9 @@ def probe(
     """Probes on `n_folds` splits by group, each trained on all folds but one and tested on that;
     with `few`, trained on one and tested on the others.
 
-    With `k`, a probe is given the k features of `chosen`, picked on its training items. Dense
-    features are standardised, sparse ones divided by their root mean square, over the training
-    items.
+    With `k`, a probe is given the k features of `chosen`, picked on its training items by the rule
+    `by`. Dense features are standardised, sparse ones divided by their root mean square, over the
+    training items.
 
     Raises ValueError for lengths that differ, labels other than 0 and 1, one class only (also in a
     training split), k outside 1 .. width, and values that are not finite.
@@ -210,7 +273,7 @@ def probe(
     picked, strengths = [], []
     for i in range(n_folds):
         train = fold == i if few else fold != i
-        columns = () if k is None else chosen(_rows(features, train), labels[train], k)
+        columns = () if k is None else chosen(_rows(features, train), labels[train], k, by)
         inputs = features if k is None else _columns(features, columns)
         with threadpool_limits(1, user_api="blas"):  # waiting for threads takes longer than adding
             predicted, strength = _fitted(inputs, labels, groups, train, seed)
@@ -340,6 +403,7 @@ def scores(
     items: Sequence[Item],
     *,
     k: int | None,
+    by: Choice = "raw",
     n_folds: int = 5,
     few: bool = False,
     control: Control = "",
@@ -358,7 +422,7 @@ def scores(
         if control == "recurring":
             groups = [str(i) for i in rows]
         try:
-            probed = probe(inputs, labels, groups, k=k, n_folds=n_folds, few=few, seed=seed)
+            probed = probe(inputs, labels, groups, k=k, by=by, n_folds=n_folds, few=few, seed=seed)
         except ValueError as error:
             raise ValueError(f"unit {unit!r} ({len(rows)} items): {error}") from error
         correct[rows] = probed.correct
@@ -398,6 +462,15 @@ class Task:
     """train on one fold and test on the others, so that a probe sees few items"""
 
 
+def probed_with(ks: Sequence[int]) -> list[tuple[int | None, Choice]]:
+    """Number of features and rule of each probe of a code; None, the last: all features.
+
+    The numbers of `COMPARED` are chosen by every rule, the others by the raw difference.
+    """
+    sparse = [(k, by) for k in ks for by in (CHOICES if k in COMPARED else CHOICES[:1])]
+    return [*sparse, (None, "raw")]
+
+
 def task_rows(
     task: Task,
     features: Mapping[str, Features],
@@ -406,7 +479,8 @@ def task_rows(
     seed: int = 0,
     progress: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
-    """One row per code, number of features ("all": dense) and line of `breakdown`.
+    """One row per code, number of features ("all": dense), rule that chose them (`chosen`; dense:
+    empty) and line of `breakdown`.
 
     `accuracy` with its `stderr` and interval `low`, `high` (95 %, bootstrap over groups),
     `n_items`, `n_groups`; and, where the controls were run (see `scores`), `control`, of held-out
@@ -415,27 +489,30 @@ def task_rows(
     """
     rows, masks, held = [], breakdown(task.items), {}
 
-    def add(name: str, k: int | None, correct: np.ndarray, controls: Mapping[str, Any]) -> None:
+    def add(name: str, k: int | None, by: Choice, controls: Mapping[str, Any]) -> None:
+        correct = held[name, k, by]
         for line, mask in masks.items():
-            row = {"task": task.name, "model": name, "k": k or "all", "items": line}
+            row = {"task": task.name, "model": name, "k": k or "all", "chosen": by if k else ""}
+            row["items"] = line
             rows.append(row | _measured(task, correct, controls, mask, seed, name == DIFFERENCE))
 
     for name, code in features.items():
-        for k in (None,) if name in DENSE_ONLY else (*ks, None):
+        for k, by in probed_with(() if name in DENSE_ONLY else ks):
             options: dict[str, Any] = {"k": k, "n_folds": task.n_folds, "few": task.few}
-            held[name, k] = scores(code, task.items, seed=seed, **options)
+            held[name, k, by] = scores(code, task.items, by=by, seed=seed, **options)
             controls = {}
-            if k in CONTROLLED and name not in (MAJORITY, WORDS):
+            if k in CONTROLLED and by == "raw" and name not in (MAJORITY, WORDS):
                 kinds: tuple[Control, ...] = ("groups", "recurring")
                 controls = {
                     kind: scores(code, task.items, seed=seed, control=kind, **options)
                     for kind in kinds
                 }
-            add(name, k, held[name, k], controls)
+            add(name, k, by, controls)
             progress()
     if {"tsae", "static"} <= features.keys():
-        for k in (*ks, None):
-            add(DIFFERENCE, k, held["tsae", k] - held["static", k], {})
+        for k, by in probed_with(ks):
+            held[DIFFERENCE, k, by] = held["tsae", k, by] - held["static", k, by]
+            add(DIFFERENCE, k, by, {})
     return rows
 
 
@@ -475,10 +552,11 @@ def baselines(items: Sequence[Item]) -> dict[str, Features]:
 
 
 def row_numbers(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Accuracies by name: `probe_agreement_k5`, `static_probe_agreement_object_RC_k5`,
+    """Accuracies by name: `probe_agreement_k5`, `static_probe_agreement_object_RC_k5_l1`,
     `resid_probe_agreement`.
 
-    The TSAE has no prefix and a dense probe no k; a line other than "all" follows the task.
+    The TSAE has no prefix, a dense probe no k, and the raw choice of features no name; a line other
+    than "all" follows the task.
     Distances are in the tables only. Selectivity is `..._selectivity`.
     """
     numbers = {}
@@ -487,6 +565,7 @@ def row_numbers(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
             continue
         line = "" if row["items"] == "all" else f"_{row['items'].replace(' ', '_')}"
         k = "" if row["k"] == "all" else f"_k{row['k']}"
+        k += "" if row["chosen"] in ("", "raw") else f"_{row['chosen']}"
         prefix = PREFIX.get(row["model"], f"{row['model'].replace(' ', '_').replace('+', '_')}_")
         name = f"{prefix}probe_{row['task']}{line}{k}"
         numbers[name] = row["accuracy"]

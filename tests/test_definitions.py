@@ -10,7 +10,7 @@ from tsae_lab.jobs import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 VALUES = {"lag": "16", "after": "8", "tau": "64", "k": "5", "average": "pooled", "mode": "local"}
-VALUES |= {"items": "agreement_attractor", "set": "blimp"}
+VALUES |= {"items": "agreement_attractor", "set": "blimp", "rule": "l1"}
 SAID = VALUES | {"items": "agreement, attractor"}
 
 

@@ -237,7 +237,8 @@ def test_the_tradeoff_figure_shows_every_strength_and_the_static_sae():
 
 
 PROBES = [
-    {"task": task, "model": model, "items": items, "k": k, "accuracy": a, "low": a - 0.1, "high": a}
+    {"task": task, "model": model, "items": items, "k": k, "chosen": "" if k == "all" else "raw"}
+    | {"accuracy": a, "low": a - 0.1, "high": a}
     for task in ("agreement", "coreference")
     for i, model in enumerate(("tsae", "static"))
     for items, k, a in (
@@ -257,7 +258,8 @@ def test_figures_of_probes_have_one_panel_per_task_and_one_line_per_code():
     for axes in by_features.axes:
         assert [t.get_text() for t in axes.get_xticklabels()] == ["5", "20", "all"]
         assert [t.get_text() for t in axes.get_legend().get_texts()] == ["TSAE", "static SAE"]
-    tsae, static = by_features.axes[1].containers
+    by_rule = [row | {"chosen": "l1", "accuracy": 0.99} for row in PROBES]  # not drawn
+    tsae, static = accuracy_figure(PROBES + by_rule).axes[1].containers
     assert list(tsae[0].get_ydata()) == [0.6, 0.75, 0.8]
     assert list(static[0].get_ydata()) == [0.7, 0.75, 0.8]
     (bar,) = static[2]
@@ -276,6 +278,13 @@ def test_figures_of_probes_have_one_panel_per_task_and_one_line_per_code():
 def line(axes, label):
     (found,) = [one for one in axes.lines if one.get_label() == label]
     return list(found.get_xdata()), list(found.get_ydata())
+
+
+def test_many_tasks_stand_in_lines_of_four_panels():
+    rows = [row | {"task": f"task {i}"} for i in range(5) for row in PROBES[:6]]
+    figure = accuracy_figure(rows)
+    assert [axes.get_title() for axes in figure.axes] == [f"task {i}" for i in range(5)]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy", "", "", "", "accuracy"]
 
 
 def test_the_offset_figure_draws_profiles_ceiling_and_controls_from_left_to_right():

@@ -2,6 +2,7 @@
 knows the tasks.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -81,6 +82,103 @@ def test_chosen_features_have_the_largest_difference_of_class_means(features, k)
     expected = sorted(range(5), key=lambda j: (-loops[j], j))[:k]
     assert list(probes.chosen(dense, labels, k)) == expected
     assert probes.chosen(sparse.csr_array(dense), labels, k) == probes.chosen(dense, labels, k)
+
+
+@settings(deadline=None)
+@given(strategies.tensors(8, 5, elements=strategies.grid), st.integers(1, 5))
+def test_the_standardised_difference_is_in_deviations_and_blind_to_scale(features, k):
+    labels = np.arange(8) % 2
+    dense = features.double().numpy()
+    loops = []
+    for column in dense.T.tolist():
+        mean = sum(column) / 8
+        spread = math.sqrt(sum((x - mean) ** 2 for x in column) / 8)
+        difference = abs(sum(column[1::2]) - sum(column[::2])) / 4
+        loops.append(difference / spread if spread else 0.0)
+    picked = probes.chosen(dense, labels, k, "standardised")
+    assert len(set(picked)) == k
+    least = min(loops[j] for j in picked)
+    assert all(loops[j] <= least + 1e-9 for j in range(5) if j not in picked)
+    scaled = dense * 2.0 ** np.array([0, 20, -20, 3, -1])
+    assert probes.chosen(scaled, labels, k, "standardised") == picked
+    assert probes.chosen(sparse.csr_array(dense), labels, k, "standardised") == picked
+    assert probes.chosen(dense.astype(np.float32), labels, k, "standardised") == picked
+
+
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_array])
+def test_the_rules_rank_a_quiet_telling_feature_and_a_loud_noisy_one_in_opposite_order(form):
+    rng = np.random.default_rng(0)
+    labels = np.tile([0, 1], 200)
+    groups = [f"g{i // 20}" for i in range(400)]
+    codes = np.maximum(rng.normal(size=(400, 12)), 0)
+    codes[:, 3] = 0.2 * labels * (rng.random(400) < 0.7)  # rare: on at seven of ten of one class
+    codes[:, 8] = rng.exponential(20 + 5 * labels)  # large raw difference, a quarter deviation
+    assert probes.chosen(form(codes), labels, 1) == (8,)
+    by_rule = {}
+    for by in probes.CHOICES:
+        picked = probes.probe(form(codes), labels, groups, k=1, by=by)
+        assert set(picked.features) == {(8,) if by == "raw" else (3,)}
+        by_rule[by] = picked.correct.mean()
+    assert by_rule["raw"] < 0.65
+    assert min(by_rule["standardised"], by_rule["l1"]) > 0.8
+
+
+def test_an_l1_path_takes_what_adds_to_a_feature_and_not_its_copy():
+    rng = np.random.default_rng(1)
+    labels = np.tile([0, 1], 300)
+    sign = 2.0 * labels - 1
+    features = rng.normal(size=(600, 10))
+    features[:, 2] = sign + 0.8 * rng.normal(size=600)
+    features[:, 5] = features[:, 2] + 0.05 * rng.normal(size=600)  # the copy
+    features[:, 7] = sign + 1.6 * rng.normal(size=600)  # weaker, and of its own
+    assert set(probes.chosen(features, labels, 2, "standardised")) == {2, 5}
+    picked = set(probes.chosen(features, labels, 2, "l1"))
+    assert 7 in picked
+    assert len(picked & {2, 5}) == 1
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 1_000), st.booleans())
+def test_the_first_feature_of_an_l1_path_has_the_steepest_loss_at_zero(seed, is_sparse):
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(60) % 2)
+    features = rng.normal(size=(60, 9)) + 0.3 * labels[:, None]
+    codes = as_codes(features) if is_sparse else features
+    rows = codes.toarray() if is_sparse else (features - features.mean(0)) / features.std(0)
+    rows = rows / np.sqrt((rows**2).mean(0))
+    slopes = [abs(sum((labels[i] - 0.5) * rows[i, j] for i in range(60))) for j in range(9)]
+    (first,) = probes.chosen(codes, labels, 1, "l1")
+    assert slopes[first] >= 0.93 * max(slopes)  # the path is followed in steps of 5 %
+
+
+@settings(deadline=None, max_examples=25)
+@given(strategies.tensors(8, 5, elements=strategies.grid), st.integers(1, 5))
+def test_an_l1_path_gives_k_features_of_any_codes_the_same_each_time(features, k):
+    labels = np.arange(8) % 2
+    dense = features.double().numpy()
+    picked = probes.chosen(dense, labels, k, "l1")
+    assert len(set(picked)) == k
+    assert set(picked) <= set(range(5))
+    assert probes.chosen(dense, labels, k, "l1") == picked
+    wide = sparse.csr_array(dense)
+    wide.indices, wide.indptr = wide.indices.astype(np.int64), wide.indptr.astype(np.int64)
+    assert len(set(probes.chosen(wide, labels, k, "l1"))) == k
+
+
+@pytest.mark.parametrize("by", probes.CHOICES)
+def test_features_are_chosen_on_the_training_items_alone(by):
+    features, labels, groups = planted(at=(7, 3), strength=1.0)
+    before = probes.probe(features, labels, groups, k=2, by=by)
+    fold = probes.folds(groups, labels, 5)
+    tested, trained = features.copy(), features.copy()
+    tested[fold == 2, 11] += 9.0 * labels[fold == 2]  # tells all, but only where it is tested
+    trained[fold != 2, 11] += 9.0 * labels[fold != 2]
+    picked = {
+        name: probes.probe(x, labels, groups, k=2, by=by).features[2]
+        for name, x in (("tested", tested), ("trained", trained))
+    }
+    assert picked["tested"] == before.features[2]
+    assert 11 in picked["trained"]
 
 
 @pytest.mark.parametrize("form", [np.asarray, as_codes])
@@ -174,6 +272,10 @@ def test_constant_features_are_at_chance_exactly():
         sparse.csr_array((160, 3)),
     ):
         assert probes.probe(features, labels, groups).correct.mean() == 0.5
+        for by in probes.CHOICES:
+            constant = probes.probe(features, labels, groups, k=2, by=by)
+            assert set(constant.features) == {(0, 1)}
+            assert constant.correct.mean() == 0.5
 
 
 def test_a_probe_is_the_same_each_time_and_writes_to_nothing():
@@ -355,8 +457,11 @@ def rows() -> list[dict]:
 
 def test_rows_hold_accuracy_interval_and_control_of_every_code_and_part(rows):
     models = ("tsae", "static", "resid", probes.DIFFERENCE)
-    expected = {(model, k) for model in models for k in (1, 5, "all")}
-    assert {(row["model"], row["k"]) for row in rows} == {("embedding", "all")} | expected
+    probed = {(1, "raw"), ("all", ""), *((5, by) for by in ("raw", "standardised", "l1"))}
+    expected = {(model, *with_) for model in models for with_ in probed}
+    expected |= {("embedding", "all", "")}
+    assert {(row["model"], row["k"], row["chosen"]) for row in rows} == expected
+    assert {(k or "all", by if k else "") for k, by in probes.probed_with((1, 5))} == probed
     assert all(row["low"] <= row["accuracy"] <= row["high"] for row in rows)
     controlled = [row for row in rows if "control" in row]
     assert {row["k"] for row in controlled} == {5, "all"}
@@ -364,10 +469,10 @@ def test_rows_hold_accuracy_interval_and_control_of_every_code_and_part(rows):
 
 
 def test_differences_are_paired_rows_whose_interval_is_that_of_the_same_items(rows):
-    by = {(row["model"], row["k"], row["items"]): row for row in rows}
-    for (model, k, items), row in by.items():
+    by = {(row["model"], row["k"], row["chosen"], row["items"]): row for row in rows}
+    for (model, *key), row in by.items():
         if model == probes.DIFFERENCE:
-            ours, theirs = by["tsae", k, items], by["static", k, items]
+            ours, theirs = by["tsae", *key], by["static", *key]
             assert row["accuracy"] == pytest.approx(ours["accuracy"] - theirs["accuracy"])
     features, _, _ = planted()
     task = probes.Task(name="toy", items=toy_items())
@@ -379,10 +484,12 @@ def test_differences_are_paired_rows_whose_interval_is_that_of_the_same_items(ro
 
 def test_numbers_are_the_rows_under_their_names(rows):
     numbers = probes.row_numbers(rows)
-    by = {(row["model"], row["k"], row["items"]): row["accuracy"] for row in rows}
-    assert numbers["probe_toy_k5"] == by["tsae", 5, "all"]
-    assert numbers["static_probe_toy_incongruent_k1"] == by["static", 1, "incongruent"]
-    assert numbers["resid_probe_toy"] == by["resid", "all", "all"]
+    by = {(row["model"], row["k"], row["items"], row["chosen"]): row["accuracy"] for row in rows}
+    assert numbers["probe_toy_k5"] == by["tsae", 5, "all", "raw"]
+    assert numbers["static_probe_toy_k5_l1"] == by["static", 5, "all", "l1"]
+    assert numbers["probe_toy_b_k5_standardised"] == by["tsae", 5, "b", "standardised"]
+    assert numbers["static_probe_toy_incongruent_k1"] == by["static", 1, "incongruent", "raw"]
+    assert numbers["resid_probe_toy"] == by["resid", "all", "all", ""]
     assert numbers["embed_probe_toy"] == 0.5
     assert not any("distance" in name for name in numbers)
     assert all(isinstance(value, float) for value in numbers.values())
@@ -400,7 +507,6 @@ def test_figures_show_every_code(rows):
 
 def test_a_task_without_a_generator_is_refused():
     with pytest.raises(
-        ValueError,
-        match="a task is one of agreement, coreference, disambiguation, unresolvable; got 'x'",
+        ValueError, match=r"a task is one of agreement, .*, disambiguation_long; got 'x'"
     ):
         tasks.generated("x")

@@ -355,20 +355,41 @@ def part(name: str) -> list[Item]:
     units = {
         "agreement": ("PP", "object RC"),
         "disambiguation": ("bank", "bat", "seal", "pen", "ring", "court"),
+        "agreement_long": ("PP",),
+        "disambiguation_long": tuple(sorted({one.unit for one in items})[:3]),
     }
     return [one for one in items if one.unit in units.get(name, (one.unit,))]
 
 
+@pytest.mark.parametrize("name", ["agreement_long", "coreference_long", "disambiguation_long"])
+def test_in_the_long_variants_the_deciding_word_is_outside_a_window_of_16_tokens(smollm, name):
+    window = tsae.Dials(k=1).window
+    for one in tasks.GENERATORS[name](seed=0):
+        words = one.text.split()
+        before = " ".join(words[: len(words) - one.distance])  # ends with the deciding word
+        ids, begun = (language_model.token_ids(smollm, text) for text in (one.text, before))
+        assert ids[: len(begun)] == begun  # so that tokens can be counted back
+        assert window < len(ids) - len(begun) < 80
+
+
 @pytest.mark.parametrize(
     ("name", "least"),
-    [("agreement", 0.9), ("coreference", 0.8), ("disambiguation", 0.85), ("unresolvable", 0.0)],
+    [
+        ("agreement", 0.9),
+        ("coreference", 0.8),
+        ("disambiguation", 0.85),
+        ("unresolvable", 0.0),
+        ("agreement_long", 0.8),
+        ("coreference_long", 0.7),
+        ("disambiguation_long", 0.7),
+    ],
 )
 def test_on_the_real_model_layer_0_is_at_chance_and_the_default_hook_is_not(smollm, name, least):
     items = part(name)
     found = read_out(
         smollm, "blocks.14.hook_resid_post", items, {"resid": readout.residual_reader()}
     )
-    few = {"n_folds": 4, "few": True} if name == "disambiguation" else {}
+    few = {"n_folds": 4, "few": True} if name.startswith("disambiguation") else {}
     values = {
         key: probes.scores(found[key], items, k=None, **few).mean()
         for key in ("embedding", "resid")
@@ -380,7 +401,7 @@ def test_on_the_real_model_layer_0_is_at_chance_and_the_default_hook_is_not(smol
         assert values["resid"] >= least
 
 
-def test_the_tasks_of_run_3_are_the_three_and_their_control():
+def test_the_tasks_of_run_3_are_the_three_their_control_and_their_long_variants():
     given = tasks.all_tasks()
     assert all(a.items != b.items for a, b in zip(given, tasks.all_tasks(seed=1), strict=True))
     assert [task.name for task in given] == [
@@ -388,8 +409,11 @@ def test_the_tasks_of_run_3_are_the_three_and_their_control():
         "coreference",
         "disambiguation",
         "unresolvable",
+        "agreement_long",
+        "coreference_long",
+        "disambiguation_long",
     ]
-    assert [task.few for task in given] == [False, False, True, False]
+    assert [task.few for task in given] == [False, False, True, False, False, False, True]
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,9 +46,7 @@ def factors(item: Item) -> dict[str, str]:
 def test_the_label_is_independent_of_every_other_single_factor_in_every_unit_and_group(name):
     counts: dict[tuple, Counter] = defaultdict(Counter)
     for item in ITEMS[name]:
-        if (
-            name != "disambiguation"
-        ):  # there a group is a cue, which has one label: groups are balanced below
+        if not name.startswith("disambiguation"):  # there a group is a cue, of one label: see below
             counts[item.unit, item.group, "any", ""][item.label] += 1
         for factor, value in factors(item).items():
             counts[item.unit, "", factor, value][item.label] += 1
@@ -55,7 +54,7 @@ def test_the_label_is_independent_of_every_other_single_factor_in_every_unit_and
     assert not uneven
 
 
-@pytest.mark.parametrize("name", ["agreement", "coreference", "unresolvable"])
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith("disambiguation")])
 def test_within_a_group_too_the_label_is_independent_of_the_read_out_word_and_the_congruence(name):
     counts: dict[tuple, Counter] = defaultdict(Counter)
     for item in ITEMS[name]:
@@ -63,30 +62,35 @@ def test_within_a_group_too_the_label_is_independent_of_the_read_out_word_and_th
     assert all(count[0] == count[1] for count in counts.values())
 
 
-def test_cues_of_both_senses_are_equally_many_and_belong_to_one_sense_of_their_homonym():
+@pytest.mark.parametrize("name", ["disambiguation", "disambiguation_long"])
+def test_cues_of_both_senses_are_equally_many_and_belong_to_one_sense_of_their_homonym(name):
     labels: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
-    for item in ITEMS["disambiguation"]:
+    for item in ITEMS[name]:
         labels[item.unit][item.group].add(item.label)
-    assert 30 <= len(labels) <= 40
+    assert len(labels) == (tasks.N_LONG if name.endswith("long") else len(tasks.HOMONYMS))
     for groups in labels.values():
         assert Counter(next(iter(found)) for found in groups.values()) == {0: 8, 1: 8}
         assert all(len(found) == 1 for found in groups.values())
 
 
-def test_agreement_crosses_all_its_factors_fully_and_equally():
+@pytest.mark.parametrize(
+    ("name", "frames", "n"),
+    [("agreement", tasks.FRAMES, 18), ("agreement_long", tasks.LONG_FRAMES, 12)],
+)
+def test_agreement_crosses_all_its_factors_fully_and_equally(name, frames, n):
+    """`n`: lengths of the filler times adverbs."""
     cells: dict[str, Counter] = defaultdict(Counter)
-    for item in ITEMS["agreement"]:
+    for item in ITEMS[name]:
         cells[item.unit][item.label, *sorted(item.factors.items())] += 1
-    sizes = {
-        unit: 2 * 2**n * len(tasks.FILLERS) * len(tasks.ADVERBS) for unit, n in tasks.FRAMES.items()
-    }
+    sizes = {unit: 2 * n * 2 ** tasks.FRAMES[unit] for unit in frames}
     assert {unit: len(found) for unit, found in cells.items()} == sizes
     assert all(len(set(found.values())) == 1 for found in cells.values())
 
 
-def test_coreference_crosses_order_pronoun_verb_place_length_and_adverb():
+@pytest.mark.parametrize("name", ["coreference", "coreference_long"])
+def test_coreference_crosses_order_pronoun_verb_place_length_and_adverb(name):
     for unit, verbs in (("gender", 5), ("number", 5)):
-        ours = [item for item in ITEMS["coreference"] if item.unit == unit]
+        ours = [item for item in ITEMS[name] if item.unit == unit]
         cells = Counter(
             (item.factors["verb"], item.distance, item.word, item.label) for item in ours
         )
@@ -127,13 +131,66 @@ def test_the_read_out_word_is_a_whole_word_and_the_last(name):
         assert item.begin == 0 or item.text[item.begin - 1] == " "
 
 
+LONG = tuple(name for name in NAMES if name.endswith("_long"))
+
+
+def deciding(item: Item) -> str:
+    """The word that decides the label, by the item's distance."""
+    words = item.text.split()
+    return words[len(words) - 1 - item.distance]
+
+
+def test_in_the_long_variants_the_deciding_word_is_over_20_words_away():
+    assert LONG == ("agreement_long", "coreference_long", "disambiguation_long")
+    for name in LONG:
+        for item in ITEMS[name]:
+            assert 20 < item.distance < 60
+            words = item.text.split()
+            assert words.count("-") == 2
+            assert words.index("-") > len(words) - 1 - item.distance
+    assert all(deciding(item) == item.text.split()[1] for item in ITEMS["agreement_long"])
+    names = {*tasks.WOMEN, *tasks.MEN, *map(tasks.plural, tasks.PEOPLE)}
+    assert all(deciding(item) in names for item in ITEMS["coreference_long"])
+    assert all(
+        deciding(item).strip(",") == item.group.split(": ")[1]
+        for item in ITEMS["disambiguation_long"]
+    )
+
+
+def test_what_stands_between_says_nothing_of_any_label():
+    words = {word for clause in tasks.CLAUSES for word in clause.split()}
+    nouns = {form(noun) for noun in tasks.SUBJECTS + tasks.ATTRACTORS
+             for form in (tasks.singular, tasks.plural)}  # fmt: skip
+    cues = {cue for target, senses in tasks.HOMONYMS.items() for cue in (target, *sum(senses, ()))}
+    pronouns = {"he", "she", "they", "it", "his", "her", "their", "this", "these", "those"}
+    marked = {"is", "are", "was", "were", "has", "does"}
+    read_out = {*tasks.ADVERBS, *tasks.AFTER_PRONOUN}
+    assert not words & (nouns | cues | pronouns | marked | read_out)
+    assert {len(clause.split()) for clause in tasks.CLAUSES} == {9}
+    for name in LONG:  # and twins share it: all that differs is a word before it
+        labels: dict[tuple[str, str, str], Counter] = defaultdict(Counter)
+        for item in ITEMS[name]:
+            group = "" if name == "disambiguation_long" else item.group
+            labels[item.unit, group, item.text.partition(" - ")[2]][item.label] += 1
+        assert all(found[0] == found[1] for found in labels.values())
+
+
+@given(st.integers(0, 8), st.integers(0, 10))
+def test_an_aside_has_nine_words_per_clause_and_no_clause_twice(n_clauses, seed):
+    words = tasks.aside(n_clauses, torch.Generator().manual_seed(seed))
+    assert words[0] == words[-1] == "-"
+    inner = " ".join(words[1:-1])
+    assert len(words) == 9 * n_clauses + 2
+    assert len(set(inner.split(", ")) & set(tasks.CLAUSES)) == n_clauses
+
+
 def test_the_label_of_agreement_is_the_number_of_its_subject():
     numbers = {
         form(noun): at
         for noun in tasks.SUBJECTS
         for at, form in enumerate((tasks.singular, tasks.plural))
     }
-    for item in ITEMS["agreement"]:
+    for item in (*ITEMS["agreement"], *ITEMS["agreement_long"]):
         words = item.text.split()
         assert item.label == numbers[words[1]]
         assert item.distance == len(words) - 2
@@ -147,7 +204,7 @@ def test_congruent_says_whether_the_last_noun_has_the_number_of_the_subject():
         for noun in tasks.ATTRACTORS
         for at, form in enumerate((tasks.singular, tasks.plural))
     }
-    for item in ITEMS["agreement"]:
+    for item in (*ITEMS["agreement"], *ITEMS["agreement_long"]):
         nouns = [forms[word] for word in item.text.split()[2:] if word in forms]
         assert len(nouns) == tasks.FRAMES[item.unit]
         assert item.congruent == (nouns[-1] == item.label if nouns else None)
@@ -164,7 +221,8 @@ def referent(item: Item) -> int:
 
 
 def test_the_label_of_coreference_is_which_mention_the_pronoun_means():
-    assert all(item.label == 1 - referent(item) for item in ITEMS["coreference"])
+    items = (*ITEMS["coreference"], *ITEMS["coreference_long"])
+    assert all(item.label == 1 - referent(item) for item in items)
 
 
 def test_in_the_control_the_pronoun_may_mean_either_and_orders_are_twins():
@@ -179,7 +237,7 @@ def test_in_the_control_the_pronoun_may_mean_either_and_orders_are_twins():
 def test_they_can_only_mean_the_group_of_people_that_is_named():
     people = {tasks.plural(noun) for noun in tasks.PEOPLE}
     assert not set(tasks.PEOPLE) & set(tasks.ANIMALS)
-    for item in of_unit(ITEMS["coreference"], "number"):
+    for item in of_unit((*ITEMS["coreference"], *ITEMS["coreference_long"]), "number"):
         words = item.text.lower().split()
         assert words[words.index("the") + 1] in people
         assert "met" not in words  # two who meet are "they" together
@@ -252,7 +310,7 @@ def test_splits_share_no_group_and_every_fold_has_both_labels(name, n_folds, see
 def test_names_are_held_out_with_their_group():
     names = tasks.WOMEN + tasks.MEN
     where: dict[str, set[str]] = defaultdict(set)
-    for item in (*ITEMS["coreference"], *ITEMS["unresolvable"]):
+    for item in (*ITEMS["coreference"], *ITEMS["coreference_long"], *ITEMS["unresolvable"]):
         for word in item.text.split():
             if word in names:
                 where[word].add(item.group)

@@ -46,6 +46,7 @@ _VALUES = {
     "k": r"\d+",
     "average": "pooled|feature",
     "mode": "local|propagated",
+    "rule": "standardised|l1",
     "items": ".+",
     "set": ".+",
 }  # what may stand for {lag} and so on in a key
@@ -363,21 +364,25 @@ DEFINITIONS = {
     "probe_{items}": Measure(
         "probes", "probe: {items}, dense", "",
         "Accuracy of logistic regressions on the whole code, on held-out groups; after the task "
-        "may stand the unit or kind of its items.",
+        "may stand `long` (the deciding word over 20 tokens away) and the unit or kind of its "
+        "items.",
         "right / items", "[0, 1]", "higher", "probes.task_rows"),
     "probe_{items}_k{k}": Measure(
         "probes", "probe: {items}, {k} features", "",
-        "The same on the {k} features whose class means differ most in the training items.",
+        "The same on the {k} features whose class means differ most in the training items, in the "
+        "code's own units.",
         "right / items", "[0, 1]", "higher",
         "probes.task_rows; Gurnee et al. 2023, arXiv 2305.01610"),
+    "probe_{items}_k{k}_{rule}": Measure(
+        "probes", "probe: {items}, {k} features, {rule}", "",
+        "The same on {k} features chosen by another rule: standardised, those whose class means "
+        "differ most in standard deviations; l1, those of a logistic regression at the strongest "
+        "L1 penalty that leaves as many weights.",
+        "right / items", "[0, 1]", "higher", "probes.chosen"),
     "probe_{items}_selectivity": Measure(
-        "probes", "selectivity: {items}, dense", "",
-        "Accuracy minus that of a probe on random labels, one per held-out group.",
-        "accuracy - control", "[-1, 1]", "higher",
-        "probes.group_labels; Hewitt and Liang 2019, arXiv 1909.03368"),
-    "probe_{items}_k{k}_selectivity": Measure(
-        "probes", "selectivity: {items}, {k} features", "",
-        "Accuracy minus that of a probe on random labels, one per held-out group.",
+        "probes", "selectivity: {items}", "",
+        "Accuracy minus that of a probe on random labels, one per held-out group; after the task "
+        "may stand the number of features, as `k5`.",
         "accuracy - control", "[-1, 1]", "higher",
         "probes.group_labels; Hewitt and Liang 2019, arXiv 1909.03368"),
 
@@ -552,10 +557,11 @@ _PREAMBLE = (
     "Written by `python -m tsae_lab.definitions > docs/MEASURES.md`; not edited by hand.",
     "The keys are those of `measures.json`, `final_info.json`, `summary.csv` and of a command's",
     "`--json`. `{lag}`, `{tau}`, `{k}`, `{items}`, `{set}`: any value; `{average}`: pooled,",
-    "feature; `{mode}`: local, propagated. Documents never touch: no pair, run or transition",
-    "crosses the end of a chunk of text. What cannot be computed is absent (null in JSON, empty in",
-    "CSV, - in tables): TSS without an eligible feature, a difference or share of nothing, an",
-    "interval of a single document, which cannot be resampled, a standard error of a single seed.",
+    "feature; `{mode}`: local, propagated; `{rule}`: standardised, l1. Documents never touch: no",
+    "pair, run or transition crosses the end of a chunk of text. What cannot be computed is absent",
+    "(null in JSON, empty in CSV, - in tables): TSS without an eligible feature, a difference or",
+    "share of nothing, an interval of a single document, which cannot be resampled, a standard",
+    "error of a single seed.",
     "`+-` is over seeds: each trains its own models and draws its own probing items, folds and",
     "cases; the text is the same. Intervals are of one seed, over documents (probes: groups of",
     "items; interventions: lemmas with their twins, features, sequences or minimal pairs).",

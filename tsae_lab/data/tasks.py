@@ -1,4 +1,4 @@
-"""Probing tasks: three balanced, seeded generators of items, and a control.
+"""Probing tasks: three balanced, seeded generators of items, their long variants, and a control.
 
 A task is temporal only if the label is not in the word that is read out. Every item has twins that
 differ from it in the label and in what decides the label, and in nothing else, all in one group. So
@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -59,6 +60,18 @@ FILLERS: Mapping[int, tuple[str, ...]] = {
         "once again rather suddenly",
     ),
 }  # fmt: skip
+# What stands between in the long variants: clauses of nine words without noun, number or gender.
+CLAUSES = (
+    "as had been said quite openly now and then",
+    "or so at least after having looked more closely",
+    "not at once but later on and rather slowly",
+    "more or less just like before and ever since",
+    "though hardly as soon as could have been hoped",
+    "perhaps not quite so much as earlier or elsewhere",
+    "for better or worse and whether known or not",
+    "however strange or even absurd when heard here today",
+)
+ASIDES = (2, 3, 5)  # clauses in one: 20, 29 or 47 words with the dashes around them
 ADVERBS = ("often", "never", "always", "usually", "really", "still")  # read out here
 
 WOMEN = tuple(
@@ -105,6 +118,7 @@ SENSE_FRAMES = (
     "After the {cue} there really was not much to say about the {target}",
     "There was the {cue} in the picture, and next to it we saw the {target}",
 )
+N_LONG = 12  # homonyms of the long variant
 OPENINGS = ("", "Yesterday,", "Once again,", "As it happened,")
 # homonym: cues of one sense | cues of the other: nouns of WordNet 3.1 in the singular, no names;
 # no stem twice, or a held-out cue would be known from its kin
@@ -225,6 +239,13 @@ def _shuffled(values: Sequence[Element], generator: torch.Generator) -> list[Ele
     return [values[i] for i in torch.randperm(len(values), generator=generator).tolist()]
 
 
+def aside(n_clauses: int, generator: torch.Generator) -> list[str]:
+    """Words of a parenthesis of so many clauses, no clause twice: `9 n_clauses + 2` words, each at
+    least one token. It says nothing of any label.
+    """
+    return f"- {', '.join(_shuffled(CLAUSES, generator)[:n_clauses])} -".split()
+
+
 def _one(values: Sequence[Element], generator: torch.Generator) -> Element:
     return values[int(torch.randint(len(values), (), generator=generator))]
 
@@ -233,32 +254,33 @@ def _one(values: Sequence[Element], generator: torch.Generator) -> Element:
 
 
 FRAMES = {"simple": 0, "PP": 1, "2PP": 2, "subject RC": 1, "object RC": 1}  # attractors in each
+LONG_FRAMES = ("simple", "PP", "object RC")
 
 
-def agreement(*, seed: int = 0, cells: int = 3) -> list[Item]:
+def agreement(*, seed: int = 0, cells: int = 3, long: bool = False) -> list[Item]:
     """Number of the subject, read out at an adverb before the verb; one unit per frame, one group
     per subject lemma.
 
     Attractor numbers x filler length x adverb is a grid of 18 (simple), 36 or 72 (two PPs) cells;
     each of 120 lemmas is in `cells` of them, in both numbers. With a multiple of 3, all cells of a
     frame are equally frequent. Verbs in relative clauses are in the past tense. `congruent`: the
-    last attractor has the subject's number.
+    last attractor has the subject's number. `long`: an `aside` in place of the filler, four adverbs
+    and `LONG_FRAMES`: grids of 12 or 24 cells, equally frequent with any `cells`.
     """
     generator = torch.Generator().manual_seed(seed)
+    frames, lengths = (LONG_FRAMES, ASIDES) if long else (FRAMES, FILLERS)
     items = []
-    for frame, n_attractors in FRAMES.items():
-        numbers_of = itertools.product(NUMBERS, repeat=n_attractors)
-        grid = [
-            (ns, filler, adverb) for ns in numbers_of for filler in FILLERS for adverb in ADVERBS
-        ]
+    for frame in frames:
+        numbers_of = itertools.product(NUMBERS, repeat=FRAMES[frame])
+        adverbs = ADVERBS[: 4 if long else None]
+        grid = list(itertools.product(numbers_of, lengths, adverbs))
         for i, lemma in enumerate(_shuffled(SUBJECTS, generator)):
             for j in range(i * cells, (i + 1) * cells):
                 numbers, length, adverb = grid[j % len(grid)]
                 nouns = [_inflected(_one(ATTRACTORS, generator), number) for number in numbers]
-                between = [
-                    *_attractors(frame, nouns, generator),
-                    *_one(FILLERS[length], generator).split(),
-                ]
+                between = _attractors(frame, nouns, generator)
+                filler = () if long else FILLERS[length]
+                between += aside(length, generator) if long else _one(filler, generator).split()
                 factors = {"filler": str(length), "adverb": adverb}
                 factors |= {f"attractor {n + 1}": number for n, number in enumerate(numbers)}
                 items += [
@@ -302,21 +324,20 @@ def _attractors(frame: str, nouns: list[str], generator: torch.Generator) -> lis
 # -------------------------------------------------------------------------------------- coreference
 
 
-GRID = tuple(itertools.product(MEETINGS, PLACES, AFTER_PRONOUN))  # 60 cells
 PRONOUN = {"woman": "she", "man": "he", "group": "they"}
 
 
-def coreference(*, seed: int = 0, cells: int = 6) -> list[Item]:
+def coreference(*, seed: int = 0, cells: int = 6, long: bool = False) -> list[Item]:
     """Whether a pronoun means the person named first (1) or second (0), read out at an adverb after
     it.
 
     Unit "gender": a woman and a man, he or she; unit "number": a person and a group, he or she or
     they. The label is order XOR pronoun: all four combinations of an order and a pronoun are twins.
     Groups are 30 disjoint sets of names; each is in `cells` of 60 cells verb x place x adverb. With
-    a multiple of 2, all cells are equally frequent.
+    a multiple of 2, all cells are equally frequent. `long`: an `aside` in place of the place.
     """
     items = []
-    for group, (women, men), rests, generator in _name_groups(seed, cells):
+    for group, (women, men), rests, generator in _name_groups(seed, cells, long):
         for place, rest in enumerate(rests):
             woman, man = women[place % 2], men[place // 2 % 2]
             person = ("woman", woman) if place % 2 else ("man", man)
@@ -349,18 +370,21 @@ def unresolvable(*, seed: int = 0, cells: int = 12) -> list[Item]:
 
 
 def _name_groups(
-    seed: int, cells: int
+    seed: int, cells: int, long: bool = False
 ) -> Iterator[tuple[str, tuple[list[str], list[str]], list[Rest], torch.Generator]]:
     """Of each group: name, two women and two men, cells with a place drawn, and the generator."""
     generator = torch.Generator().manual_seed(seed)
     women: list[str] = _shuffled(WOMEN, generator)
     men: list[str] = _shuffled(MEN, generator)
+    grid = list(itertools.product(MEETINGS, ASIDES if long else PLACES, AFTER_PRONOUN))  # 60 cells
+
+    def place_of(length: int) -> str:
+        return " ".join(aside(length, generator)) if long else _one(PLACES[length], generator)
+
     for i in range(len(women) // 2):
         people = (women[2 * i : 2 * i + 2], men[2 * i : 2 * i + 2])
-        grid = [GRID[cell % len(GRID)] for cell in range(i * cells, (i + 1) * cells)]
-        rests = [
-            (meeting, _one(PLACES[length], generator), after) for meeting, length, after in grid
-        ]
+        own = [grid[cell % len(grid)] for cell in range(i * cells, (i + 1) * cells)]
+        rests = [(meeting, place_of(length), after) for meeting, length, after in own]
         yield "/".join((*people[0], *people[1])), people, rests, generator
 
 
@@ -388,30 +412,37 @@ def _coreference_item(
 # ----------------------------------------------------------------------------------- disambiguation
 
 
-def disambiguation(*, seed: int = 0) -> list[Item]:
+def disambiguation(*, seed: int = 0, long: bool = False) -> list[Item]:
     """Which of its two senses a homonym has, read out at the homonym; one unit per homonym, one
     group per cue.
 
     36 homonyms x two senses x eight cues x six frames, fully crossed; the cue comes 5 to 11 words
     before the homonym and is held out. The opening of a sentence is drawn, the same for both
-    senses.
+    senses. `long`: `N_LONG` homonyms, drawn, with an `aside` after the cue; every cue has each
+    length in two frames.
     """
     generator = torch.Generator().manual_seed(seed)
+    targets = _shuffled(list(HOMONYMS), generator)[:N_LONG] if long else HOMONYMS
     items = []
-    for target, senses in HOMONYMS.items():
-        for pair in zip(*senses, strict=True):
+    for target in targets:
+        for i, pair in enumerate(zip(*HOMONYMS[target], strict=True)):
             for n, frame in enumerate(SENSE_FRAMES):
                 opening = _one(OPENINGS, generator)
+                between = aside(ASIDES[(i + n) % len(ASIDES)], generator) if long else []
                 items += [
-                    _sense_item(target, label, cue, n, frame, opening)
+                    _sense_item(target, label, cue, n, frame, opening, between)
                     for label, cue in enumerate(pair)
                 ]
     return items
 
 
-def _sense_item(target: str, label: int, cue: str, n: int, frame: str, opening: str) -> Item:
+def _sense_item(
+    target: str, label: int, cue: str, n: int, frame: str, opening: str, between: Sequence[str]
+) -> Item:
     body = frame if not opening else frame[0].lower() + frame[1:]
     slots = [*opening.split(), *body.split()]
+    after_cue = slots.index("{cue}") + 1
+    slots[after_cue:after_cue] = between
     place = slots.index("{target}")
     return item_at(
         [word.format(cue=cue, target=target) for word in slots],
@@ -420,7 +451,7 @@ def _sense_item(target: str, label: int, cue: str, n: int, frame: str, opening: 
         frame=str(n),
         label=label,
         group=f"{target}: {cue}",
-        distance=place - slots.index("{cue}"),
+        distance=place - after_cue + 1,
         factors={"opening": opening},
     )
 
@@ -432,7 +463,13 @@ GENERATORS: Mapping[str, Callable[..., list[Item]]] = {
     "coreference": coreference,
     "disambiguation": disambiguation,
     "unresolvable": unresolvable,
+    "agreement_long": partial(agreement, cells=1, long=True),
+    "coreference_long": partial(coreference, cells=2, long=True),
+    "disambiguation_long": partial(disambiguation, long=True),
 }
+"""In the long variants the deciding word lies over 20 words, so over 20 tokens, before the read-out
+word: outside a window of 16.
+"""
 
 
 def generated(name: str, *, seed: int = 0) -> Task:
@@ -441,12 +478,13 @@ def generated(name: str, *, seed: int = 0) -> Task:
     """
     if name not in GENERATORS:
         raise ValueError(f"a task is one of {', '.join(GENERATORS)}; got {name!r}")
-    items, few = tuple(GENERATORS[name](seed=seed)), name == "disambiguation"
+    items, few = tuple(GENERATORS[name](seed=seed)), name.startswith("disambiguation")
     return Task(name=name, items=items, n_folds=4 if few else 5, few=few)
 
 
 def all_tasks(*, share: float = 1.0, seed: int = 0) -> tuple[Task, ...]:
-    """Agreement, coreference, disambiguation, and the unresolvable control, of one seed.
+    """Agreement, coreference, disambiguation, the unresolvable control, and the long variants of
+    the three, of one seed.
 
     With a `share` below 1, that share of each unit's groups, at least two per fold; of
     disambiguation that share of the homonyms, at least one.

@@ -394,7 +394,7 @@ def _probe_rows(
         features = readout.features(readout.read(lm, saved.hook, task.items), wanted)
     if task.name not in tasks.GENERATORS:
         features |= probes.baselines(task.items)
-    n_probes = len(features) - len(wanted) + len(wanted) * (len(ks) + 1)
+    n_probes = len(features) - len(wanted) + len(wanted) * len(probes.probed_with(ks))
     with progress_bar(f"{task.name}: probes", n_probes) as advance:
         return probes.task_rows(task, features, ks=ks, seed=seed, progress=advance)
 
@@ -424,16 +424,19 @@ def _accuracy_cell(row: Mapping[str, Any]) -> str:
 
 
 def _print_probes(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A line per part of the items and number of features, a column per code; then the control."""
+    """A line per part of the items, number of features and rule that chose them, a column per code;
+    then the control.
+    """
     models = list(dict.fromkeys(row["model"] for row in rows))
-    by_cell = {(row["items"], row["k"], row["model"]): row for row in rows}
+    probed = [(row["items"], row["k"], row["chosen"]) for row in rows]
+    by_cell = {(*key, row["model"]): row for key, row in zip(probed, rows, strict=True)}
     lines = []
-    for items, k in dict.fromkeys((row["items"], row["k"]) for row in rows):
-        measured = [by_cell.get((items, k, model), {}) for model in models]
+    for key in dict.fromkeys(probed):
+        measured = [by_cell.get((*key, model), {}) for model in models]
         values = [_accuracy_cell(row) if row else "" for row in measured]
         controls = [
             " ".join(f"{row[kind]:.2f}" for row in measured if kind in row)
             for kind in ("control", "recurring")
         ]
-        lines.append((items, k, *values, *controls))
-    print_table(title, ("items", "features", *models, "control", "recurring"), lines)
+        lines.append((*key, *values, *controls))
+    print_table(title, ("items", "features", "chosen by", *models, "control", "recurring"), lines)

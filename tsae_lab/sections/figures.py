@@ -455,18 +455,26 @@ def distance_figure(rows: Sequence[Row], k: int | str) -> Figure:
 def _panels(
     rows: Sequence[Row], title: str, place: Callable[[Row], float]
 ) -> tuple[Figure, list[Axes]]:
-    """One panel per task, one line per code, with `place` as the x of a row; no differences."""
-    rows = [row for row in rows if row["model"] != probes.DIFFERENCE]
+    """One panel per task, one line per code, with `place` as the x of a row; no differences,
+    features by the raw difference of class means.
+    """
+    rows = [r for r in rows if r["model"] != probes.DIFFERENCE and r["chosen"] in ("", "raw")]
     _need(rows, "a figure of probes", "row")
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure, panels = _sheet(3.4 * len(tasks) + 0.8, 4.0, columns=len(tasks), sharey=True)
+    columns = min(4, len(tasks))
+    n_lines = math.ceil(len(tasks) / columns)
+    shape: dict[str, Any] = {"rows": n_lines, "columns": columns, "sharey": True}
+    figure, panels = _sheet(3.4 * columns + 0.8, 3.7 * n_lines + 0.3, **shape)
+    while len(panels) > len(tasks):
+        panels.pop().remove()
     figure.suptitle(title)
     for axes, task in zip(panels, tasks, strict=True):
         axes.axhline(0.5, color="#888888", linewidth=0.8, linestyle=":")
         _accuracy_lines(axes, [row for row in rows if row["task"] == task], place)
         axes.set(title=task, ylim=(0.35, 1.02))
         axes.legend(frameon=False, fontsize=8)
-    panels[0].set_ylabel("accuracy")
+    for axes in panels[::columns]:
+        axes.set_ylabel("accuracy")
     return figure, panels
 
 

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from probes import Task, row_numbers
+from probes import Task, probed_with, row_numbers
 from tsae_lab.data import tasks
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.measures import readout
@@ -54,4 +54,4 @@ def _probed_residual(
 
 
 def _n_probes(probed: Sequence[Task], codes: Mapping[str, Reader]) -> int:
-    return len(probed) * len(codes) * (len(PROBE_KS) + 1)
+    return len(probed) * len(codes) * len(probed_with(PROBE_KS))
