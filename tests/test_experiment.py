@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import experiment
 import tsae
 from tsae_lab.data import texts
-from tsae_lab.jobs import checkpoint, plan
+from tsae_lab.jobs import checkpoint, plan, study
 from tsae_lab.jobs.plan import Config
 
 KEYS = """
@@ -228,6 +228,24 @@ def test_the_standard_error_is_s_over_root_n():
     s = ((4 + 1 + 9) / 2) ** 0.5
     assert out["stderrs"]["fve_stderr"] == pytest.approx(s / 3**0.5)
     assert out["final_info_dict"]["fve"] == [1.0, 2.0, 6.0]
+
+
+def test_a_paired_difference_has_the_t_interval_of_the_seeds_that_have_it():
+    lines = [{"difference_a": 1.0, "difference_b": 3.0}, {"difference_a": None}]
+    lines += [{"difference_a": 2.0}, {"difference_a": 6.0}]
+    spans = plan.summary(lines)["seed_intervals"]
+    half = 4.302653 * (((4 + 1 + 9) / 2) / 3) ** 0.5  # 97.5 % of Student's t with 2 degrees
+    assert spans["difference_a"] == pytest.approx([3.0 - half, 3.0 + half], rel=1e-6)
+    assert spans["difference_b"] is None
+    rows = study.summary_rows({"t": plan.summary([
+        {"a": x + 1.0, "static_a": x, "difference_a": d, "b": 1.0, "static_b": 1.0}
+        for x, d in ((0.0, 1.0), (1.0, 2.0), (2.0, 6.0))
+    ])})  # fmt: skip
+    by = {row["measure"]: row for row in rows}
+    assert (by["a"]["difference_low"], by["a"]["difference_high"]) == (
+        pytest.approx(3.0 - half, rel=1e-6), pytest.approx(3.0 + half, rel=1e-6)
+    )  # fmt: skip
+    assert by["b"]["difference_low"] == ""
 
 
 def test_a_measure_that_seeds_lack_is_the_mean_of_the_others_and_absent_where_all_lack_it():

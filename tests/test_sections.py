@@ -112,6 +112,8 @@ def test_stability_reports_both_models_and_their_difference_as_the_measures_them
             )
         assert numbers[f"{prefix}tss_eligible_frac"] == score.eligible_frac
         assert numbers[f"{prefix}jaccard"] == pytest.approx(metrics.jaccard(one.codes))
+        assert numbers[f"{prefix}births"] == metrics.births(one.codes)
+        assert numbers[f"{prefix}distinct"] == metrics.distinct(one.codes)
         assert numbers[f"{prefix}smoothness"] == pytest.approx(
             metrics.smoothness(one.codes, context.store.x(slice(None)))
         )
@@ -353,6 +355,7 @@ def test_what_silent_codes_do_not_have_is_absent_and_not_zero():
         assert numbers[name] is None, name
         assert numbers[f"difference_{name}"] is None, name
     assert numbers["jaccard"] == numbers["tss_eligible_frac"] == 0  # those are known
+    assert numbers["births"] == 0
 
 
 def test_a_half_life_that_is_never_reached_is_absent():

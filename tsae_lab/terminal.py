@@ -21,7 +21,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
-from scipy import stats
 
 from tsae_lab import definitions
 
@@ -92,7 +91,9 @@ RUN_MEASURES = (
 
 
 def show(info: dict[str, Any], plan: str) -> None:
-    """Print the main measures per text: static SAE, TSAE, and the paired difference by seed."""
+    """Print the main measures per text: static SAE, TSAE, and their difference, which is paired by
+    seed; with several seeds its t-interval over them.
+    """
     for name, text in info.items():
         means, errors = text["means"], text["stderrs"]
         n_seeds = len(text["final_info_dict"]["clean_ce"])
@@ -104,47 +105,51 @@ def show(info: dict[str, Any], plan: str) -> None:
             cells = [
                 _with_error(means.get(f"{k}_mean"), errors.get(f"{k}_stderr"), ".4f") for k in keys
             ]
-            gain = means.get(f"difference_{key}_mean")
-            error = errors.get(f"difference_{key}_stderr")
-            cells += [_with_interval(gain, error, n_seeds)] if both else []
+            cells += [_difference_cell(key, text, "+.4f")] if both else []
             rows.append([definitions.label(key), *cells])
         spread = f": mean ± standard error over {n_seeds} seeds" if n_seeds > 1 else ", one seed"
-        columns = ["measure", *models, *(["TSAE - static, 95 % over seeds"] if both else [])]
+        columns = ["measure", *models, *([_difference_head(n_seeds)] if both else [])]
         print_table(f"{name}, {plan}{spread}", columns, rows)
 
 
-def _with_interval(value: float | None, error: float | None, n: int) -> str:
-    """A mean difference over n pairs with its t-interval, where there is one."""
-    if value is None or error is None:
-        return cell(value, "+.4f")
-    half = float(stats.t.ppf(0.975, n - 1)) * error
-    return f"{value:+.4f} ({between(value - half, value + half, '+.4f')})"
+def _difference_head(n_seeds: int) -> str:
+    return f"TSAE - static{', 95 % over seeds' if n_seeds > 1 else ''}"
+
+
+def _difference_cell(key: str, text: dict[str, Any], form: str) -> str:
+    """The mean difference, and the interval over seeds where several have the measure."""
+    value = cell(text["means"].get(f"difference_{key}_mean"), form)
+    span = text["seed_intervals"].get(f"difference_{key}")
+    return f"{value} ({between(*span, form)})" if span else value
 
 
 STUDY_MEASURES = (
-    "fve", "l0", "delta_ce", "kl", "jaccard", "jaccard_kappa", "tss_mean", "tss_floor_mean",
-    "tss_weighted_mean", "tss_in_document_mean", "tss_in_document_floor_mean",
+    "fve", "l0", "births", "distinct", "delta_ce", "kl", "jaccard", "jaccard_kappa",
+    "tss_mean", "tss_floor_mean", "tss_weighted_mean", "tss_in_document_mean", "tss_in_document_floor_mean",
     "tss_eligible_frac", "splice_kept_0",
     "restricted_mean_16", "restricted_mean_64", "shuffled_restricted_mean_64",
     "feature_restricted_mean_64", "persistence", "transitions_candidates",
     "transitions_cut_frac", "transitions_significant", "transitions_replication",
     "transitions_beyond_token_pairs", "transitions_chains",
     "probe_agreement_attractor_k5", "probe_agreement_attractor_k10", "probe_coreference_k5",
-    "probe_coreference_k10", "probe_disambiguation_k5", "effect_propagated", "kl_unrelated",
-    "lifetime_effect_rho_propagated",
+    "probe_coreference_k10", "probe_disambiguation_k5", "probe_agreement_long_k5",
+    "probe_coreference_long_k5", "probe_disambiguation_long_k5", "effect_propagated",
+    "kl_unrelated", "lifetime_effect_rho_propagated",
 )  # fmt: skip
 
 
 def show_study(info: dict[str, Any]) -> None:
-    """Print static SAE, TSAE and their difference per text: mean and standard error over seeds.
+    """Print static SAE, TSAE and their paired difference per text: mean and standard error over
+    seeds, the difference with its t-interval over seeds, where there are several.
 
-    Beside the difference stands the interval over documents of seed 0.
+    Beside it stands the interval over documents of seed 0.
     """
-    columns = ("measure", "static SAE", "TSAE", "difference", "95 % (documents)")
-    caption = "intervals: seed 0, paired bootstrap over documents"
+    caption = "over documents: paired bootstrap of seed 0"
     caption += "; all measures in summary.csv, intervals.csv"
     for name, text in info.items():
         n_seeds = len(text["final_info_dict"]["clean_ce"])
+        models = ("static SAE", "TSAE", _difference_head(n_seeds))
+        columns = ("measure", *models, "95 % over documents")
         spread = f": mean ± standard error over {n_seeds} seeds" if n_seeds > 1 else ""
         measured = [key for key in STUDY_MEASURES if f"{key}_mean" in text["means"]]
         rows = [_study_row(key, text, n_seeds) for key in measured]
@@ -160,8 +165,7 @@ def _study_row(key: str, text: dict[str, Any], n_seeds: int) -> list[str]:
     ]
     bounds = text["intervals"].get(f"TSAE - static SAE: {key}")
     interval = between(bounds[0][1], bounds[0][2], "+.4f") if bounds else ""
-    difference = cell(text["means"][f"difference_{key}_mean"], "+.4g")
-    return [definitions.label(key), *cells, difference, interval]
+    return [definitions.label(key), *cells, _difference_cell(key, text, "+.4g"), interval]
 
 
 def cell(value: float | None, form: str) -> str:

@@ -208,8 +208,9 @@ def _print_numbers(context: Context, section: Section, keys: Sequence[str]) -> N
 
 STABILITY_MEASURES = (
     "tss_mean", "tss_floor_mean", "tss_weighted_mean", "tss_in_document_mean",
-    "tss_in_document_floor_mean", "tss_eligible_frac", "jaccard", "jaccard_kappa",
-    "splice_kept_0", "splice_kept_4", "similarity_within", "similarity_across", "smoothness",
+    "tss_in_document_floor_mean", "tss_eligible_frac", "jaccard", "jaccard_kappa", "births",
+    "distinct", "splice_kept_0", "splice_kept_4", "similarity_within", "similarity_across",
+    "smoothness",
 )  # fmt: skip
 LIFETIME_MEASURES = (
     "restricted_mean_16", "restricted_mean_64", "restricted_mean_128",

@@ -215,7 +215,9 @@ def write_section(folder: Path, name: str, section: Section, now: Identity | Non
 
 
 def summary_rows(info: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per text and measure: mean and standard error of static SAE, TSAE and difference."""
+    """One row per text and measure: mean and standard error of static SAE, TSAE and difference, and
+    the difference's t-interval over seeds, empty of a single one.
+    """
     rows = []
     for name, text in info.items():
         for key in text["final_info_dict"]:
@@ -226,6 +228,8 @@ def summary_rows(info: Mapping[str, Any]) -> list[dict[str, Any]]:
                 measure = key if model == "tsae" else f"{model}_{key}"
                 row[f"{model}_mean"] = text["means"].get(f"{measure}_mean", "")
                 row[f"{model}_stderr"] = text["stderrs"].get(f"{measure}_stderr", "")
+            span = text["seed_intervals"].get(f"difference_{key}") or ("", "")
+            row |= dict(zip(("difference_low", "difference_high"), span, strict=True))
             rows.append(row)
     return rows
 

@@ -48,7 +48,9 @@ def _longest(codes: CodedText) -> int:
 
 
 def stability_section(context: Context) -> Section:
-    """TSS by lag against both nulls, overlap of neighbours, what a splice leaves, smoothness."""
+    """TSS by lag against both nulls, overlap of neighbours, events, what a splice leaves,
+    smoothness.
+    """
     scores = [_scores(s.codes, s.dec_norm, _generator(context)) for s in context.subjects]
     overlaps = [_overlap(s.codes, _generator(context)) for s in context.subjects]
     numbers, estimates = [], []
@@ -63,6 +65,7 @@ def stability_section(context: Context) -> Section:
             | _score_numbers(by_null)
             | similar
             | _floor_numbers(subject, _generator(context))
+            | _event_numbers(subject.codes)
         )
     tables = {"intervals": interval_rows(context, estimates)}
     figures = {}
@@ -124,6 +127,12 @@ def _floor_numbers(subject: Subject, generator: torch.Generator) -> Numbers:
         else None
         for name, null in NULLS.items()
     }
+
+
+def _event_numbers(codes: CodedText) -> Numbers:
+    """Births per token, absent without two neighbours, and distinct features of a window."""
+    n_births = metrics.births(codes) if _longest(codes) > 1 else None
+    return {"births": n_births, "distinct": metrics.distinct(codes)}
 
 
 def _lag_rows(name: str, score: metrics.Stability) -> list[dict[str, Any]]:
