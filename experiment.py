@@ -487,14 +487,31 @@ def tradeoff_command(
     betas: Annotated[
         str, typer.Option(help="bridge strengths, separated by commas")
     ] = "0,0.5,1,1.5,2.5",
+    ks: Annotated[
+        str, typer.Option(help="numbers of features, as 16,32,64,128: in place of bridge strengths")
+    ] = "",
     seed: Annotated[int, typer.Option(help="one of the run's seeds")] = 0,
 ) -> None:
-    """Train a TSAE at each bridge strength and draw reconstruction against stability."""
+    """Train a TSAE at each bridge strength and draw reconstruction against stability; with --ks
+    both models at each number of features, and draw it against what a reader has to read.
+    """
     with one_line_errors():
         torch.set_num_threads(cpu_threads())
         fast_memory()
-        strengths = [float(beta) for beta in betas.split(",")]
-        study.tradeoff(out_dir, dataset, strengths, seed, train=train_tsae)
+        if ks:
+            study.frontier(out_dir, dataset, _listed("ks", ks, int), seed, train=run_unit)
+        else:
+            strengths = _listed("betas", betas, float)
+            study.tradeoff(out_dir, dataset, strengths, seed, train=train_tsae)
+
+
+def _listed(name: str, text: str, kind: type) -> list[Any]:
+    """The different numbers of an option, in order."""
+    try:
+        return list(dict.fromkeys(map(kind, text.split(","))))
+    except ValueError as error:
+        need = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"--{name} needs {need}, separated by commas; got {text!r}") from error
 
 
 app.command("stability")(commands.stability_command)

@@ -3,6 +3,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from toys import HOOK, random_model, store_of
 
 import metrics
@@ -91,3 +93,63 @@ def test_a_replacement_reconstructs_every_sequence_from_an_empty_state():
     codes, _ = tsae.encode(sae.params, x, sae.dials)
     assert torch.equal(replacement(x), tsae.decode(sae.params, codes, sae.dials)[0])
     assert torch.equal(replacement(x), replacement(x))
+
+
+def frontier_points(births, residuals):
+    return [
+        {"k": k, "births": b, "fve": 1 - r}
+        for k, (b, r) in enumerate(zip(births, residuals, strict=True), 1)
+    ]
+
+
+falling = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=2, max_size=6).map(
+    lambda steps: (np.cumsum([a for a, _ in steps]), np.cumsum([b for _, b in steps]))
+)
+"""Whole-numbered births that rise, and amounts by which the residual falls with them."""
+
+
+@given(falling, st.floats(0, 1), st.randoms())
+def test_between_points_of_a_frontier_the_residual_is_between_theirs(drawn, place, rng):
+    births, falls = drawn[0].astype(float), drawn[1]
+    residuals = 1 - falls / 250
+    points = frontier_points(births.tolist(), residuals.tolist())
+    rng.shuffle(points)  # their order does not matter
+    for b, r in zip(births.tolist(), residuals.tolist(), strict=True):
+        assert evaluation.residual_at(points, b) == pytest.approx(r, abs=1e-12)
+    at = float(births[0] + place * (births[-1] - births[0]))
+    i = min(int(np.searchsorted(births, at, side="right")), len(births) - 1)
+    value = evaluation.residual_at(points, at)
+    assert residuals[i] - 1e-12 <= value <= residuals[i - 1] + 1e-12
+    assert evaluation.residual_at(points, float(births[0]) - 0.5) is None
+    assert evaluation.residual_at(points, float(births[-1]) + 0.5) is None
+
+
+@given(falling, st.floats(0.05, 0.9))
+def test_a_frontier_that_is_lower_by_a_share_takes_that_share_away(drawn, share):
+    births, falls = (values.astype(float).tolist() for values in drawn)
+    residuals = [1 - fall / 250 for fall in falls]
+    static = frontier_points(births, residuals)
+    ours = frontier_points(births, [(1 - share) * r for r in residuals])
+    for row, point in zip(evaluation.at_equal_births(static, ours), static, strict=True):
+        assert (row["k"], row["births"]) == (point["k"], point["births"])
+        assert row["static_residual"] == pytest.approx(1 - point["fve"])
+        assert row["residual_taken"] == pytest.approx(share)
+
+
+def test_fewer_births_at_one_error_take_error_away_and_what_is_outside_is_absent():
+    births, residuals = [10.0, 20.0, 40.0, 80.0], [0.4, 0.3, 0.2, 0.1]
+    static, ours = frontier_points(births, residuals), frontier_points(births, residuals)
+    fewer = [point | {"births": 0.8 * point["births"]} for point in ours]
+    rows = evaluation.at_equal_births(static, fewer)
+    assert [row["residual_taken"] is None for row in rows] == [False, False, False, True]
+    assert rows[3]["residual"] is None  # 80 births, of at most 64
+    assert all(0 < row["residual_taken"] < 0.3 for row in rows[:3])
+    assert evaluation.at_equal_births(static, []) == [
+        row | {"residual": None, "residual_taken": None}
+        for row in evaluation.at_equal_births(static, static)
+    ]
+    twice = [*ours, {"k": 9, "births": 20.0, "fve": 0.75}]  # the better of two
+    assert evaluation.residual_at(twice, 20.0) == 0.25
+    assert evaluation.residual_at(ours[:1], 10.0) == pytest.approx(0.4)
+    perfect = [{"k": 1, "births": 10.0, "fve": 1.0}]
+    assert evaluation.at_equal_births(perfect, ours)[0]["residual_taken"] is None

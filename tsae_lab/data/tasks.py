@@ -61,7 +61,7 @@ FILLERS: Mapping[int, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 # What stands between in the long variants: clauses of nine words without noun, number or gender.
-CLAUSES = (
+CLAUSES: tuple[str, ...] = (
     "as had been said quite openly now and then",
     "or so at least after having looked more closely",
     "not at once but later on and rather slowly",

@@ -29,8 +29,18 @@ from tsae_lab.measures import evaluation
 from tsae_lab.sections import figures, stability, transitions
 from tsae_lab.sections.context import Context, Section, context_of, differences, subject
 from tsae_lab.sections.effects import interventions_section
+from tsae_lab.sections.frontiers import frontier_figure, tradeoff_figure
 from tsae_lab.sections.probing import probing_section
-from tsae_lab.terminal import console, progress_bar, show_study, show_tradeoff
+from tsae_lab.terminal import (
+    FRONTIER_MEASURES,
+    console,
+    frontier_tables,
+    markdown_table,
+    print_table,
+    progress_bar,
+    show_study,
+    show_tradeoff,
+)
 
 MODELS = "run_2"  # the directory beside run_3 that holds the models
 
@@ -261,44 +271,66 @@ def tradeoff(
     All start from the pretrained SAE of the run in `out_dir`; `train` trains one. A strength that
     is done is read; the run's own is taken from the run. Raises ValueError without such a run.
     """
+    config, run, base = _finished(out_dir, dataset, seed)
+    for beta in betas:
+        tsae.check_dials(final_dials(replace(config, beta=beta)), d_sae=config.d_sae)
+    with files.cache_at(config.cache_dir), files.sole(out_dir):
+        measures, unit, _ = _opened(out_dir, base, config, dataset, seed)
+        saved, _ = load_tensors(base / "pretrained.safetensors")
+        pretrained = restore(saved, config)
+        points = []
+        for beta in betas:
+            own = _beside(unit, f"beta_{beta!r}", replace(config, beta=beta))
+            done = own.folder / "tradeoff.json"
+            if beta == config.beta and run == "run_2" and not done.exists():
+                files.write_json(done, {"beta": beta} | measures)
+            points.append(_point_of(done, own, lambda u: params_of(train(u, pretrained, run)[0])))
+        static = _of_static(measures)
+        curve = {"dataset": dataset, "seed": seed, "static": static, "tsae": points}
+        return _write_curve(out_dir, curve)
+
+
+def _finished(out_dir: Path, dataset: str, seed: int) -> tuple[Config, str, Path]:
+    """A run's configuration, its plan, and the folder of a text and seed that it has finished."""
     config, run = plan.run_config(out_dir)
     base = out_dir / plan.folder_name(dataset) / f"seed_{seed}"
     if not (base / "measures.json").exists():
         names = ", ".join(plan.names_of(config))
         raise ValueError(f"{base} has no finished model; {out_dir} has {names}")
-    for beta in betas:
-        tsae.check_dials(final_dials(replace(config, beta=beta)), d_sae=config.d_sae)
-    with files.cache_at(config.cache_dir), files.sole(out_dir):
-        curve = _traded(out_dir, base, config, run, dataset, betas, seed, train)
-    return _write_curve(out_dir, curve)
+    return config, run, base
 
 
-def _traded(
-    out_dir: Path, base: Path, config: Config, run: str, dataset: str, betas: Sequence[float],
-    seed: int, train: Callable[[Unit, Trainer, str], tuple[Trainer, float]],
-) -> dict[str, Any]:  # fmt: skip
+def _opened(
+    out_dir: Path, base: Path, config: Config, dataset: str, seed: int
+) -> tuple[dict[str, Any], Unit, LanguageModel]:
+    """The run's measures of a text and seed, its unit, and the language model."""
     lm = load_lm(config.lm, device=config.device or None)
     tokens = plan.both_splits(config, lm, dataset)
     now = plan.identity_now(config, lm, {dataset: tokens})
     plan.check_identity(out_dir, now)
     measures = plan.read_measures(base / "measures.json", identity.of_seed(now, seed))
-    saved, _ = load_tensors(base / "pretrained.safetensors")
-    pretrained = restore(saved, config)
-    data, low = plan.data_of(config, lm, dataset, tokens), plan.products(config, lm.device)
-    shared = {"data": data, "seed": seed, "device": lm.device, "low": low, "identity": now}
-    points = []
-    for beta in betas:
-        folder = base / f"beta_{beta!r}"
-        own, done = replace(config, beta=beta), folder / "tradeoff.json"
-        folder.mkdir(exist_ok=True)
-        if beta == config.beta and run == "run_2" and not done.exists():
-            files.write_json(done, {"beta": beta} | measures)
-        unit = Unit(config=own, folder=folder, log=folder / "log.jsonl", **shared)
-        points.append(
-            _point_of(done, unit, lambda unit: params_of(train(unit, pretrained, run)[0]))
-        )
-    static = {k.removeprefix("static_"): v for k, v in measures.items() if k.startswith("static_")}
-    return {"dataset": dataset, "seed": seed, "static": static, "tsae": points}
+    unit = Unit(
+        config=config,
+        data=plan.data_of(config, lm, dataset, tokens),
+        seed=seed,
+        folder=base,
+        log=base / "log.jsonl",
+        device=lm.device,
+        low=plan.products(config, lm.device),
+        identity=now,
+    )
+    return measures, unit, lm
+
+
+def _beside(unit: Unit, name: str, config: Config) -> Unit:
+    """The same text and seed under another configuration, in a folder of its own."""
+    folder = unit.folder / name
+    folder.mkdir(exist_ok=True)
+    return replace(unit, config=config, folder=folder, log=folder / "log.jsonl")
+
+
+def _of_static(measures: Mapping[str, Any]) -> dict[str, Any]:
+    return {k.removeprefix("static_"): v for k, v in measures.items() if k.startswith("static_")}
 
 
 def _point_of(done: Path, unit: Unit, train: Callable[[Unit], tsae.Params]) -> dict[str, float]:
@@ -318,6 +350,68 @@ def _write_curve(out_dir: Path, curve: dict[str, Any]) -> dict[str, Any]:
     stem = out_dir / f"tradeoff_{plan.folder_name(name)}"
     files.write_json(stem.with_name(f"{stem.name}.json"), curve)
     title = f"{name}: faithfulness against stability"
-    figures.save_figure(figures.tradeoff_figure(curve["tsae"], curve["static"], title), stem)
+    figures.save_figure(tradeoff_figure(curve["tsae"], curve["static"], title), stem)
     show_tradeoff(curve)
+    return curve
+
+
+def frontier(
+    out_dir: Path,
+    dataset: str,
+    ks: Sequence[int],
+    seed: int,
+    *,
+    train: Callable[[Unit, LanguageModel, str], Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Faithfulness and events of static SAEs and TSAEs at several numbers of features `k`.
+
+    Both are trained by the recipe of the run in `out_dir`, from scratch; `train` trains and
+    measures the pair. A `k` that is done is read; the run's own is taken from the run. Raises
+    ValueError without such a run, and for a `k` that it cannot have.
+    """
+    config, run, base = _finished(out_dir, dataset, seed)
+    if run == "run_0" or config.static_sae:
+        reason = "has no TSAE" if run == "run_0" else f"has the k of {config.static_sae}"
+        raise ValueError(f"{out_dir} {reason}: the numbers of features cannot be compared")
+    for k in ks:
+        plan.check_config(replace(config, k=k), run)
+    if config.k in ks and "births" not in json.loads((base / "measures.json").read_text()):
+        raise ValueError(f"{base / 'measures.json'} has no births; {plan.REMADE}")
+    points = []
+    with files.cache_at(config.cache_dir), files.sole(out_dir):
+        measures, unit, lm = _opened(out_dir, base, config, dataset, seed)
+        of_text = identity.of_text(unit.identity, dataset)
+        for n, k in enumerate(ks, 1):
+            console.print(f"{dataset}, seed {seed}: k {k} ({n}/{len(ks)})", highlight=False)
+            own = _beside(unit, f"k_{k}", replace(config, k=k))
+            named = identity.of_seed(of_text, seed, plan.options_of(own.config))
+            own = replace(own, identity=named)
+            points.append({"k": k, **(measures if k == config.k else train(own, lm, run))})
+        static = [{"k": point["k"]} | _of_static(point) for point in points]
+        equal = evaluation.at_equal_births(static, points)
+        curve = {"dataset": dataset, "seed": seed, "static": static, "tsae": points}
+        return _write_frontier(out_dir, curve | {"equal_births": equal})
+
+
+def _write_frontier(out_dir: Path, curve: dict[str, Any]) -> dict[str, Any]:
+    """JSON, CSV (a row per model and k), Markdown, and a figure per measure of events."""
+    stem = f"tradeoff_{plan.folder_name(curve['dataset'])}_k"
+    models = {"static SAE": curve["static"], "TSAE": curve["tsae"]}
+    rows = [
+        {"model": name, "k": point["k"]} | {key: point[key] for key in FRONTIER_MEASURES}
+        for name, points in models.items()
+        for point in points
+    ]
+    tables = frontier_tables(curve)
+    for title, (columns, lines) in tables.items():
+        print_table(title, columns, lines)
+    for axis in ("births", "distinct"):
+        if all(row[axis] is not None for row in rows):
+            title = f"{curve['dataset']}: faithfulness against what a reader has to read"
+            drawn = frontier_figure(curve["static"], curve["tsae"], axis, title)
+            figures.save_figure(drawn, out_dir / f"{stem}_{axis}")
+    text = "\n".join(f"{title}\n\n{markdown_table(*table)}" for title, table in tables.items())
+    files.write_atomic(out_dir / f"{stem}.md", lambda path: path.write_text(text))
+    files.write_csv(out_dir / f"{stem}.csv", rows)
+    files.write_json(out_dir / f"{stem}.json", curve)
     return curve

@@ -2,12 +2,14 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 import metrics
@@ -117,6 +119,42 @@ def code_measures(
         f"{prefix}tss_floor": floor.macro,
         f"{prefix}tss_eligible_frac": score.eligible_frac,
     }
+
+
+def residual_at(points: Sequence[Mapping[str, Any]], births: float) -> float | None:
+    """`1 - FVE` at so many births per token on the frontier through `points`; None outside it.
+
+    Monotone cubic interpolation (Fritsch and Carlson 1980) over the points' `births`: it lies
+    between its neighbours. Of points with equally many births the best counts.
+    """
+    least: dict[float, float] = {}
+    for point in points:
+        residual = 1 - point["fve"]
+        least[point["births"]] = min(residual, least.get(point["births"], residual))
+    x = sorted(least)
+    if not x or not x[0] <= births <= x[-1]:
+        return None
+    if len(x) == 1:
+        return least[x[0]]
+    return float(PchipInterpolator(x, [least[n] for n in x])(births))
+
+
+def at_equal_births(
+    static: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """One row per static SAE, with its `k` and `births`: the `static_residual`, 1 - FVE, the TSAE's
+    `residual` at as many births (`residual_at`), and the share of the first that it takes away.
+
+    `residual_taken = 1 - residual / static_residual`. Both are None outside the range of the TSAE's
+    births, the share also where there is nothing to take.
+    """
+    rows = []
+    for point in static:
+        theirs, own = 1 - point["fve"], residual_at(ours, point["births"])
+        taken = None if own is None or theirs <= 0 else 1 - own / theirs
+        row = {"k": point["k"], "births": point["births"], "static_residual": theirs}
+        rows.append(row | {"residual": own, "residual_taken": taken})
+    return rows
 
 
 def pick_rows(store: Store, n_tokens: int) -> Int[np.ndarray, " rows"]:

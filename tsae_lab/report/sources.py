@@ -102,7 +102,7 @@ def _systems(
             ]
             yield text, _spelled(prefix, name), own[0], own[1]
     for key, entry in node.items():
-        if key not in ("means", "stderrs", "final_info_dict", "intervals"):
+        if key not in ("means", "stderrs", "final_info_dict", "intervals", "seed_intervals"):
             yield from _systems(entry, text, "" if key == "systems" else str(key))
 
 

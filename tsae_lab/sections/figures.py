@@ -87,9 +87,10 @@ def shown(word: str) -> str:
     return "".join(c if c.isprintable() else " " for c in word.strip().replace("\n", "↵"))
 
 
-def _sheet(
+def sheet(
     width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, list[Axes]]:
+    """An empty figure of so many inches and its panels, line by line; options of `subplots`."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
@@ -99,15 +100,17 @@ def _sheet(
 
 
 def _canvas(width: float = 7.5, height: float = 4.6) -> tuple[Figure, Axes]:
-    figure, (axes,) = _sheet(width, height)
+    figure, (axes,) = sheet(width, height)
     return figure, axes
 
 
-def _style(row: int) -> dict[str, Any]:
+def stroke(row: int) -> dict[str, Any]:
+    """Colour and dashes of the line number `row`."""
     return {"color": COLOURS[row % len(COLOURS)], "linestyle": DASHES[row % len(DASHES)]}
 
 
-def _need(items: Sized, figure: str, what: str) -> None:
+def require(items: Sized, figure: str, what: str) -> None:
+    """ValueError where there is nothing to draw."""
     if not len(items):
         raise ValueError(f"{figure} needs at least one {what}; got none")
 
@@ -121,12 +124,12 @@ def survival_figure(curves: Mapping[str, Survival]) -> Figure:
     The share is drawn by its logarithm, where a constant rate of ending is a straight line, down to
     one run in 100,000.
     """
-    _need(curves, "survival_figure", "curve")
+    require(curves, "survival_figure", "curve")
     figure, axes = _canvas(7.0, 4.5)
     for row, (name, curve) in enumerate(curves.items()):
         label = f"{name} (half-life {curve.median_text} token{'s' * (curve.median_text != '1')})"
-        axes.step(curve.t, curve.survival, where="post", label=label, **_style(row))
-        colour = _style(row)["color"]
+        axes.step(curve.t, curve.survival, where="post", label=label, **stroke(row))
+        colour = stroke(row)["color"]
         axes.fill_between(
             curve.t, curve.low, curve.high, step="post", color=colour, alpha=0.2, lw=0
         )
@@ -146,14 +149,14 @@ def survival_figure(curves: Mapping[str, Survival]) -> Figure:
 
 def stability_figure(scores: Mapping[str, Stability]) -> Figure:
     """TSS by lag, one colour per model: mean over features solid, weighted by activity hollow."""
-    _need(scores, "stability_figure", "score")
+    require(scores, "stability_figure", "score")
     figure, axes = _canvas(7.0, 4.5)
     ring: dict[str, Any] = {"linestyle": "", "marker": "o", "markerfacecolor": "none"}
     for row, (name, score) in enumerate(scores.items()):
         tss = "none" if score.macro is None else f"{score.macro:.3f}"
         label = f"{name} (TSS {tss}, {score.eligible_frac:.0%} of features eligible)"
-        axes.plot(score.lags, score.macro_by_lag, marker="o", label=label, **_style(row))
-        axes.plot(score.lags, score.weighted_by_lag, **_style(row) | ring)
+        axes.plot(score.lags, score.macro_by_lag, marker="o", label=label, **stroke(row))
+        axes.plot(score.lags, score.weighted_by_lag, **stroke(row) | ring)
     handles, labels = axes.get_legend_handles_labels()
     handles.append(Line2D([], [], color="grey", **ring))
     axes.legend(handles, [*labels, "hollow: weighted by activity"], frameon=False)
@@ -370,8 +373,8 @@ def training_figure(lines: Sequence[Row], *, pieces: int = 1) -> Figure:
     `lines` are those of log.jsonl. FVE and loss are means over a step and the `pieces - 1` before
     it: the pieces of a sequence are not equally hard.
     """
-    _need(lines, "training_figure", "line of the log")
-    figure, panels = _sheet(10.0, 6.4, rows=2, columns=2)
+    require(lines, "training_figure", "line of the log")
+    figure, panels = sheet(10.0, 6.4, rows=2, columns=2)
     figure.suptitle("Training")
     groups = list(dict.fromkeys((line["dataset"], line["model"]) for line in lines))
     for axes, (key, name) in zip(panels, PANELS.items(), strict=True):
@@ -381,7 +384,7 @@ def training_figure(lines: Sequence[Row], *, pieces: int = 1) -> Figure:
             label = f"{dataset}, {LABELS[model]}"
             for seed in dict.fromkeys(line["seed"] for line in ours):
                 steps, values = _curve([line for line in ours if line["seed"] == seed], key, n)
-                axes.plot(steps, values, label=label, linewidth=1.2, alpha=0.8, **_style(row))
+                axes.plot(steps, values, label=label, linewidth=1.2, alpha=0.8, **stroke(row))
                 label = None  # one entry of the legend for all seeds
         axes.set(xlabel="step", ylabel=name)
     panels[1].set_yscale("log")
@@ -396,33 +399,6 @@ def _curve(lines: Sequence[Row], key: str, n: int) -> tuple[list[int], list[floa
     values = [value for _, value in points]
     means = [float(np.mean(values[max(0, i + 1 - n) : i + 1])) for i in range(len(values))]
     return [step for step, _ in points], means
-
-
-def tradeoff_figure(
-    points: Sequence[Mapping[str, float]], static: Mapping[str, float], title: str
-) -> Figure:
-    """FVE against Jaccard overlap at each bridge strength (`beta`), and the static SAE's point."""
-    _need(points, "tradeoff_figure", "point")
-    figure, axes = _canvas(7.0, 4.5)
-    ordered = sorted(points, key=lambda point: point["beta"])
-    x, y = [p["jaccard"] for p in ordered], [p["fve"] for p in ordered]
-    axes.plot(x, y, marker="o", label="TSAE, by bridge strength beta", **_style(0))
-    beside: dict[str, Any] = {"textcoords": "offset points"}
-    for point in ordered:
-        place = (point["jaccard"], point["fve"])
-        axes.annotate(f"{point['beta']:g}", place, xytext=(5, 6), fontsize=9, **beside)
-    place = (static["jaccard"], static["fve"])
-    axes.plot(*place, linestyle="", marker="s", markersize=8, color=COLOURS[1])
-    axes.annotate("static SAE", place, xytext=(8, 5), **beside)
-    axes.axhline(static["fve"], color=COLOURS[1], linestyle=":", linewidth=1)
-    axes.axvline(2 * static["jaccard"], color=COLOURS[6], linestyle=":", linewidth=1)
-    upright: dict[str, Any] = {"rotation": 90, "fontsize": 8, "va": "bottom", **beside}
-    foot = (2 * static["jaccard"], min(y))
-    axes.annotate("twice the static overlap", foot, xytext=(-10, 0), **upright)
-    fve, overlap = definitions.label("fve"), definitions.label("jaccard")
-    axes.set(xlabel=overlap, ylabel=f"{fve} on validation text", title=title)
-    axes.legend(frameon=False, loc="upper right")
-    return figure
 
 
 # ---------------------------------------------------------------- probes
@@ -459,12 +435,12 @@ def _panels(
     features by the raw difference of class means.
     """
     rows = [r for r in rows if r["model"] != probes.DIFFERENCE and r["chosen"] in ("", "raw")]
-    _need(rows, "a figure of probes", "row")
+    require(rows, "a figure of probes", "row")
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     columns = min(4, len(tasks))
     n_lines = math.ceil(len(tasks) / columns)
     shape: dict[str, Any] = {"rows": n_lines, "columns": columns, "sharey": True}
-    figure, panels = _sheet(3.4 * columns + 0.8, 3.7 * n_lines + 0.3, **shape)
+    figure, panels = sheet(3.4 * columns + 0.8, 3.7 * n_lines + 0.3, **shape)
     while len(panels) > len(tasks):
         panels.pop().remove()
     figure.suptitle(title)
@@ -484,7 +460,7 @@ def _accuracy_lines(axes: Axes, rows: Sequence[Row], place: Callable[[Row], floa
         columns = [[r[key] for r in ours] for key in ("accuracy", "low", "high")]
         y, low, high = np.array(columns, float)  # no interval: NaN, no bar
         bars = np.maximum(0.0, [y - low, high - y])
-        style: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 2, **_style(i)}
+        style: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 2, **stroke(i)}
         axes.errorbar([place(r) for r in ours], y, bars, label=LABELS.get(model, model), **style)
 
 
@@ -503,8 +479,8 @@ def offset_figure(
     `patch`, the full patch at the same offset, is the ceiling (black, dotted); the 5-95 % band of
     the controls is grey.
     """
-    _need(profiles, "offset_figure", "profile")
-    _need(offsets, "offset_figure", "offset")
+    require(profiles, "offset_figure", "profile")
+    require(offsets, "offset_figure", "offset")
     figure, axes = _canvas()
     order = np.argsort(offsets)
     x = np.array(offsets)[order]
@@ -537,7 +513,7 @@ def steering_figure(
     Strength 1 adds the features' own difference between plural and singular subjects at every token
     from the subject on.
     """
-    _need(curves, "steering_figure", "curve")
+    require(curves, "steering_figure", "curve")
     figure, axes = _canvas()
     if controls is not None:
         _control_band(axes, np.array(strengths), controls)
@@ -558,7 +534,7 @@ def duration_figure(
     rhos: Mapping[str, str],
 ) -> Figure:
     """One dot per feature: its mean lifetime, and the KL-weighted mean distance of its effect."""
-    _need(points, "duration_figure", "model")
+    require(points, "duration_figure", "model")
     figure, axes = _canvas()
     for row, (name, (life, distance)) in enumerate(points.items()):
         style: dict[str, Any] = {
@@ -579,7 +555,7 @@ def duration_figure(
 
 
 def _line_style(row: int) -> dict[str, Any]:
-    return {"marker": MARKERS[row % len(MARKERS)], "markersize": 5, **_style(row)}
+    return {"marker": MARKERS[row % len(MARKERS)], "markersize": 5, **stroke(row)}
 
 
 def _control_band(axes: Axes, x: np.ndarray, controls: np.ndarray) -> np.ndarray:
