@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 import toys
 
+import experiment
 from tsae_lab import files
 from tsae_lab.data.language_model import LanguageModel
+from tsae_lab.jobs import study
+from tsae_lab.jobs.plan import Config
 
 
 @pytest.fixture(autouse=True)
@@ -29,3 +32,23 @@ def lm(lm_folder) -> LanguageModel:
 @pytest.fixture(scope="session", params=toys.KINDS)
 def any_lm(request, tmp_path_factory) -> LanguageModel:
     return toys.load_toy(toys.save_model(tmp_path_factory.mktemp(request.param), request.param))
+
+
+@pytest.fixture(scope="session")
+def runs_folder(tmp_path_factory) -> Path:
+    """run_2 and run_3 of a toy model on text that tries to be HTML."""
+    home = tmp_path_factory.mktemp("report")
+    lm = toys.save_model(home, "llama", texts=(toys.HOSTILE_TEXT,) * 9, vocab_size=400)
+    (home / "letters").mkdir()
+    for i in range(24):
+        words = toys.HOSTILE_TEXT.split(" ")
+        turned = " ".join(words[i * 3 % len(words) :] + words[: i * 3 % len(words)])
+        (home / "letters" / f"{i:02}.txt").write_text(turned)
+    config = Config(
+        lm=str(lm), hook=toys.HOOK, datasets=str(home / "letters"), seq=24, pieces=2, batch=4,
+        steps=10, seeds=2, d_sae=64, k=4, hidden_enc=4, hidden_dec=4, warmup=2, train_tokens=2000,
+        val_tokens=600, splice_tokens=100, device="cpu", checkpoint_every=50,
+        sections="stability,lifetimes,transitions",
+    )  # fmt: skip
+    study.run_study(home / "run_3", config, train=experiment.run)
+    return home

@@ -448,6 +448,9 @@ def test_durations_are_weighted_mean_distances_by_feature():
     names, lasts = text_effects.durations(kl, np.array([4, 4, 7, 9]))
     assert names.tolist() == [4, 9]  # 7 has no effect
     np.testing.assert_allclose(lasts, [6 / 4, 2 / 4])
+    first, *_, last = text_effects.decay_rows(kl, np.array([4, 4, 7, 9]))
+    assert first == {"feature": 4, "kl_0": 0.5, "kl_1": 0.0, "kl_2": 1.5}
+    assert last == {"feature": 9, "kl_0": 2.0, "kl_1": 2.0, "kl_2": 0.0}
 
 
 def test_the_rank_correlation_is_scipys_and_so_are_those_of_its_resamples(monkeypatch):

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
+from sklearn.linear_model import LogisticRegression
 from toys import HOOK, save_saes, store_of
 from typer.testing import CliRunner
 
@@ -188,6 +190,36 @@ def test_probe_rows_are_the_rows_of_each_task_with_layer_0_where_it_is_wanted(lm
     without = readout.probe_rows(tasks, reads, readers, ks=(1,), embedding=False)
     assert without == [row for row in rows if row["model"] == "resid"]
     assert calls
+
+
+def test_a_probes_weights_are_those_of_a_regression_on_the_features_that_it_chose():
+    generator = np.random.default_rng(0)
+    values = generator.random((40, 6)) * [1, 1, 1, 9, 1, 1]
+    labels = np.arange(40) % 2
+    values[:, 2] += 0.8 * labels
+    values[20:, 4] -= 2.0 * labels[20:]  # the other unit's
+    items = [
+        item(f"w{i} runs", unit="ab"[i >= 20], label=int(labels[i]), group=str(i))
+        for i in range(40)
+    ]
+    task = probes.Task(name="toy", items=tuple(items))
+    codes = {"dense": values, "sparse": scipy.sparse.csr_array(values)}
+    rows = readout.weight_rows(task, codes, k=2)
+    assert len(rows) == 2 * 2 * 2
+    by_model = {name: [row for row in rows if row["model"] == name] for name in codes}
+    for one, other in zip(*by_model.values(), strict=True):
+        assert (one["unit"], one["feature"]) == (other["unit"], other["feature"])
+        assert one["weight"] == pytest.approx(other["weight"], rel=1e-3)
+    for unit, part, leading in (("a", slice(20), 2), ("b", slice(20, 40), 4)):
+        own = {r["feature"]: r["weight"] for r in by_model["dense"] if r["unit"] == unit}
+        columns = list(probes.chosen(values[part], labels[part], 2))
+        assert leading in own
+        assert list(own) == columns
+        scaled = values[part][:, columns] / np.sqrt((values[part][:, columns] ** 2).mean(0))
+        means = [scaled[labels[part] == label].mean(0) for label in (1, 0)]
+        assert np.sign(own[leading]) == np.sign((means[0] - means[1])[columns.index(leading)])
+        fitted = LogisticRegression(max_iter=1_000).fit(scaled, labels[part])
+        assert list(own.values()) == pytest.approx(fitted.coef_[0])
 
 
 def test_the_probing_section_reads_a_task_once_per_seed_and_each_code_once_per_text(

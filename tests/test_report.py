@@ -1,6 +1,5 @@
 """report.html: what it says against the runs' own numbers and against independent calculations."""
 
-import base64
 import csv
 import json
 import math
@@ -8,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,67 +17,22 @@ import toys
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from toys import HOOK, ROOT, error_line, random_model, store_of
+from toys import copied, data_of, error_line, explorers_of, random_model, store_of, unpacked
 from typer.testing import CliRunner
 
 import experiment
 import metrics
 import tsae
 from tsae_lab.data.language_model import LanguageModel
-from tsae_lab.jobs import reporting, study
-from tsae_lab.jobs.plan import Config
+from tsae_lab.jobs import reporting
 from tsae_lab.measures import evaluation, lifetimes
 from tsae_lab.report import explorer, page, sources, story
 from tsae_lab.sections import context
-
-HOSTILE = ["<script>alert(1)</script>", '"quoted"', "שלום", "🦊", "</p>", "it's"]
-TEXT = " ".join(f"the quick brown fox {word} jumps over the lazy dog.\n" for word in HOSTILE)
-
-
-@pytest.fixture(scope="module")
-def runs_folder(tmp_path_factory) -> Path:
-    """run_2 and run_3 of a toy model on text that tries to be HTML."""
-    home = tmp_path_factory.mktemp("report")
-    lm = toys.save_model(home, "llama", texts=(TEXT,) * 9, vocab_size=400)
-    (home / "letters").mkdir()
-    for i in range(24):
-        words = TEXT.split(" ")
-        turned = " ".join(words[i * 3 % len(words) :] + words[: i * 3 % len(words)])
-        (home / "letters" / f"{i:02}.txt").write_text(turned)
-    config = Config(
-        lm=str(lm), hook=HOOK, datasets=str(home / "letters"), seq=24, pieces=2, batch=4, steps=10,
-        seeds=2, d_sae=64, k=4, hidden_enc=4, hidden_dec=4, warmup=2, train_tokens=2000,
-        val_tokens=600, splice_tokens=100, device="cpu", checkpoint_every=50,
-        sections="stability,lifetimes,transitions",
-    )  # fmt: skip
-    study.run_study(home / "run_3", config, train=experiment.run)
-    return home
 
 
 @pytest.fixture(scope="module")
 def about(runs_folder) -> dict:
     return story.told([sources.read_run(runs_folder / name) for name in ("run_2", "run_3")], {})
-
-
-def data_of(html: str, name: str = "data") -> dict:
-    [found] = re.findall(rf'<script type="application/json" id="{name}">(.*?)</script>', html)
-    return json.loads(found)
-
-
-def explorers_of(html: str) -> list[dict]:
-    found = re.findall(
-        r'<script type="application/json" class="explorer"[^>]*>(.*?)</script>', html
-    )
-    return [json.loads(one) for one in found]
-
-
-def unpacked(packed: dict) -> dict[str, np.ndarray]:
-    """The arrays as the page's script reads them."""
-    data = zlib.decompress(base64.b64decode(packed["data"]))
-    return {
-        name: np.frombuffer(data, dtype, int(np.prod(shape)), start).reshape(shape)
-        for name, (dtype, start, shape) in packed["layout"].items()
-    }
 
 
 # ---------------------------------------------------------------- the file
@@ -215,6 +168,20 @@ def test_an_anatomy_explains_every_value_of_a_code_and_what_chose_it(explored):
         every = tsae.pre_acts(x, subject.sae.params.static)
         worst = (seen.pre + seen.added).min(-1).values
         assert ((every > worst[..., None] + 1e-4).sum(-1) <= 5).all() or subject.sae.temporal
+
+
+def test_a_page_of_one_document_holds_every_active_feature_and_no_measure(explored, tmp_path):
+    whole, _ = explored
+    size = page.write_explorer(tmp_path / "one.html", whole, 14)
+    html = (tmp_path / "one.html").read_text()
+    assert size == len(html.encode())
+    assert data_of(html) == story.untold("Features over the words of toy")
+    [back] = explorers_of(html)
+    for model in back["models"]:
+        assert len(model["words"]) == model["alive"]
+        [line] = model["timelines"]
+        own = whole.store.tokens.document == line["document"]
+        assert len(line["slots"]) == min(14, int(whole.store.tokens.valid[own].sum()))
 
 
 def test_cards_agree_with_a_loop_over_the_codes(explored):
@@ -395,6 +362,9 @@ def test_a_table_keeps_words_as_words_and_what_is_no_number_as_absent(tmp_path):
         ({"t": {"means": {"fve_mean": 0.8, "static_fve_mean": 0.7, "difference_fve_mean": 0.1}}},
          {"TSAE": 0.8, "static SAE": 0.7}),
         ({"t": {"means": {"no_gate_fve_mean": 0.6, "no_gate_births_mean": 3}}}, {"no gate": 0.6}),
+        ({"t": {"means": {"tsae_fve_mean": 0.6, "t_sae@8_fve_mean": 0.5,
+                          "temporal_share_fve_mean": 1}}},
+         {"TSAE": 0.6, "t sae@8": 0.5}),
         ({"t": {"systems": {"T-SAE": {"means": {"fve_mean": 0.5}}, "TFA": {"fve": 0.4}}}},
          {"T-SAE": 0.5, "TFA": 0.4}),
         ({"t": {"systems": [{"system": "no memory", "fve": 0.3}, {"fve": 0.2}, 5]}},
@@ -413,6 +383,16 @@ def test_numbers_that_are_none_or_not_finite_are_absent():
     assert sources.numbers_of({"means": 3}, "means") == {}
 
 
+def test_the_texts_of_runs_are_those_that_have_numbers():
+    two = [
+        sources.RunFiles(folder=Path("run_2"), info={"a": {}, "b": {}}),
+        sources.RunFiles(folder=Path("run_3"), info={"b": {}}, missing=("lost",)),
+    ]
+    assert story.texts_of(two) == ["a", "b"]
+    with pytest.raises(ValueError, match=r"finished run; got run_9 \(lost\)"):
+        story.texts_of([sources.RunFiles(folder=Path("run_9"), missing=("lost",))])
+
+
 def test_an_ablation_run_adds_its_systems(runs_folder, tmp_path):
     [name] = json.loads((runs_folder / "run_3" / "final_info.json").read_text())
     systems = {"no memory": {"means": {"fve_mean": 0.5, "jaccard_mean": 0.1, "births_mean": 9}}}
@@ -422,6 +402,11 @@ def test_an_ablation_run_adds_its_systems(runs_folder, tmp_path):
     [text] = story.told(read, {})["texts"]
     assert {row["system"] for row in text["systems"]} == {"TSAE", "static SAE", "no memory"}
     assert "1 systems" in text["says"]["ablations"]
+    table = "dataset,system,what\nx,no_memory,the TSAE without memory\nx,tsae,ours\n"
+    (tmp_path / "run_4" / "table.csv").write_text(table)
+    [text] = story.told(read, {})["texts"]
+    names = {row["system"] for row in text["systems"]}
+    assert names == {"TSAE", "static SAE", "the TSAE without memory"}
 
 
 # ---------------------------------------------------------------- bad input
@@ -429,17 +414,6 @@ def test_an_ablation_run_adds_its_systems(runs_folder, tmp_path):
 
 def command(*words: object):
     return CliRunner().invoke(experiment.app, ["report", *map(str, words)])
-
-
-def copied(home: Path, into: Path, *names: str) -> Path:
-    """The runs' numbers and tables, no models."""
-    for name in names:
-        for path in (home / name).rglob("*"):
-            if path.suffix in (".json", ".csv") and path.name != "cfg.json":
-                place = into / path.relative_to(home)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_bytes(path.read_bytes())
-    return into
 
 
 def test_runs_without_models_are_told_without_an_explorer(runs_folder, tmp_path):
@@ -450,6 +424,13 @@ def test_runs_without_models_are_told_without_an_explorer(runs_folder, tmp_path)
     assert "the explorer is left out" in html
     assert data_of(html)["texts"]
     assert explorers_of(html) == []
+
+
+def test_run_3_alone_is_shown_with_the_models_beside_it(runs_folder, tmp_path):
+    assert command(runs_folder / "run_3", f"--html={tmp_path / 'x.html'}").exit_code == 0
+    html = (tmp_path / "x.html").read_text()
+    assert len(explorers_of(html)) == 1
+    assert data_of(html)["runs"] == ["run_3"]
 
 
 def test_a_damaged_model_is_named_in_the_page(runs_folder, tmp_path):
@@ -508,7 +489,7 @@ def test_a_run_of_a_version_with_other_keys_is_told_as_far_as_it_goes(runs_folde
 
 
 def test_plot_py_writes_the_report_of_all_runs_beside_each_other(runs_folder):
-    call = [sys.executable, str(ROOT / "plot.py")]
+    call = [sys.executable, str(toys.ROOT / "plot.py")]
     done = subprocess.run(call, capture_output=True, text=True, cwd=runs_folder, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "report.html: the report" in done.stderr

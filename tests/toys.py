@@ -1,11 +1,15 @@
 """Small language models, SAEs, stores and data rows that several test files share."""
 
+import base64
 import json
+import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -60,6 +64,10 @@ SIZES: dict[str, Any] = {
 
 
 FOX = ("the quick brown fox jumps over the lazy dog. ",) * 9
+
+# words of a text that tries to be HTML, reads from right to left, or has no letter
+HOSTILE = ("<script>alert(1)</script>", '"quoted"', "שלום", "🦊", "</p>", "it's")
+HOSTILE_TEXT = " ".join(f"the quick brown fox {w} jumps over the lazy dog.\n" for w in HOSTILE)
 
 
 def save_tokenizer(folder: Path, texts: Sequence[str] = FOX, vocab_size: int = 290) -> int:
@@ -212,3 +220,38 @@ def linzen(**rest: object) -> str:
         "tokens": tokens, "verb_index": 4, "good": "are", "bad": "is", "attractors": 0
     }  # fmt: skip
     return json.dumps({**row, **rest})
+
+
+# ---------------------------------------------------------------------------------------- reports
+
+
+def data_of(html: str, name: str = "data") -> dict:
+    [found] = re.findall(rf'<script type="application/json" id="{name}">(.*?)</script>', html)
+    return json.loads(found)
+
+
+def explorers_of(html: str) -> list[dict]:
+    found = re.findall(
+        r'<script type="application/json" class="explorer"[^>]*>(.*?)</script>', html
+    )
+    return [json.loads(one) for one in found]
+
+
+def unpacked(packed: dict) -> dict[str, np.ndarray]:
+    """The arrays as the page's script reads them."""
+    data = zlib.decompress(base64.b64decode(packed["data"]))
+    return {
+        name: np.frombuffer(data, dtype, int(np.prod(shape)), start).reshape(shape)
+        for name, (dtype, start, shape) in packed["layout"].items()
+    }
+
+
+def copied(home: Path, into: Path, *names: str) -> Path:
+    """The runs' numbers and tables, no models."""
+    for name in names:
+        for path in (home / name).rglob("*"):
+            if path.suffix in (".json", ".csv") and path.name != "cfg.json":
+                place = into / path.relative_to(home)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(path.read_bytes())
+    return into

@@ -15,7 +15,7 @@ import typer
 
 import probes
 from probes import Task
-from tsae_lab import definitions
+from tsae_lab import definitions, files
 from tsae_lab.data import language_model, public_sets, records, store, tasks, texts
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.data.store import Store
@@ -35,6 +35,7 @@ from tsae_lab.jobs.saved import (
     write_outputs,
 )
 from tsae_lab.measures import evaluation, readout
+from tsae_lab.report.page import write_explorer
 from tsae_lab.sections import figures, transitions
 from tsae_lab.sections.context import Context, Section, context_of, subject, top_words
 from tsae_lab.sections.stability import lifetimes_section, stability_section
@@ -67,6 +68,8 @@ class Ask:
     outputs: Outputs
     column: str = ""
     """of a table; "": the run's own"""
+    both: bool = False
+    """of a TSAE its static SAE, too"""
     document: int | None = None
     """the one document that is read, by its index; then `text` may also be the text itself"""
 
@@ -80,9 +83,10 @@ def _examined(ask: Ask) -> Context:
     title, documents = documents_of(ask, saved)
     lm, saved = with_lm(saved)
     activations = _store(ask, saved, lm, _unseen(ask, saved, lm, documents))
-    n_batches = math.ceil(len(activations) / evaluation.EVAL_ROWS)
+    saes = [saved.sae, saved.static] if ask.both and saved.sae.temporal else [saved.sae]
+    n_batches = len(saes) * math.ceil(len(activations) / evaluation.EVAL_ROWS)
     with progress_bar("codes", n_batches) as advance:
-        subjects = [subject(saved.sae, activations, progress=advance)]
+        subjects = [subject(sae, activations, progress=advance) for sae in saes]
     return context_of(title, 0, lm, activations, subjects, long=True)
 
 
@@ -150,8 +154,8 @@ def _store(ask: Ask, saved: Saved, lm: LanguageModel, documents: Sequence[str]) 
 # ---------------------------------------------------------------------------- commands on a text
 
 
-def _report(ask: Ask, report: Callable[[Context], Report]) -> None:
-    """Print a report on the text that was asked for, and write its files."""
+def _report(ask: Ask, report: Callable[[Context], Report]) -> Context:
+    """Print a report on the text that was asked for, and write its files; what was examined."""
     context = _examined(ask)
     section, table, drawn = report(context)
     tokens = context.store.tokens.n_tokens
@@ -159,6 +163,7 @@ def _report(ask: Ask, report: Callable[[Context], Report]) -> None:
     content |= {"numbers": section.numbers, "tables": section.tables}
     rows = section.tables.get(table, [])
     write_outputs(ask.outputs, content, rows, [section.figures.get(name) for name in drawn])
+    return context
 
 
 def _on_text(report: Callable[[Context], Report]) -> Callable[..., None]:
@@ -311,20 +316,26 @@ def evolution_command(
     raster: Annotated[
         Path | None, typer.Option("--raster", help="write the lifecycle raster (.png or .svg)")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="write a page with the words, to be coloured")
+    ] = None,
     lm: LmOption = "",
     hook: HookOption = "",
 ) -> None:
     """The leading features over the tokens of one document: heat map and lifecycle raster; --csv
-    has a row per token.
+    has a row per token, --html a page that colours the words by any feature.
     """
     with one_line_errors():
         if tokens > MOST_DRAWN:
             most = f"at most {MOST_DRAWN} tokens of a document"
             raise ValueError(f"evolution shows {most}; got --tokens={tokens}")
         outputs = checked_outputs(json, csv, png, raster)
+        files.check_outputs((html,), ())
         ask = Ask(model=model, text=text, tokens=tokens, lm=lm, hook=hook, outputs=outputs,
-                  document=document, column=column)  # fmt: skip
-        _report(ask, _evolution)
+                  document=document, column=column, both=html is not None)  # fmt: skip
+        context = _report(ask, _evolution)
+        if html:
+            write_explorer(html, context, tokens)
 
 
 def _evolution(context: Context) -> Report:

@@ -74,8 +74,7 @@ def write_report(folders: Sequence[Path], path: Path, lm: LanguageModel | None =
     """
     began = time.perf_counter()
     runs = [read_run(folder) for folder in sorted(folders, key=lambda folder: folder.name)]
-    story.told(runs, {})  # refused before any work
-    texts = {name: plan.folder_name(name) for run in runs for name in run.info}
+    texts = {name: plan.folder_name(name) for name in story.texts_of(runs)}
     explorers, notes = _explorers([run.folder for run in runs], list(texts), lm)
     size = write_page(path, story.told(runs, texts, notes), explorers)
     took = f"{size / 1e6:.1f} MB, {time.perf_counter() - began:.0f} s"
@@ -88,8 +87,9 @@ def write_report(folders: Sequence[Path], path: Path, lm: LanguageModel | None =
 def _explorers(
     folders: Sequence[Path], texts: Sequence[str], lm: LanguageModel | None
 ) -> tuple[list[Explorer], list[str]]:
-    """An explorer per text of the first run that has models; else why there is none."""
-    places = [folder for folder in reversed(folders) if _has_models(folder, texts)]
+    """An explorer per text of the last run that has models, or of run_2 beside; else why not."""
+    beside = [folder.absolute().parent / "run_2" for folder in folders]
+    places = [place for place in (*reversed(folders), *beside) if _has_models(place, texts)]
     if not places:
         return [], ["the explorer is left out: no run here holds a saved model of seed 0"]
     try:

@@ -4,6 +4,7 @@ A reader takes activations (batch, seq, d_in) of whole texts and gives the featu
 token. The memory and the LSTM states of a TSAE have then seen the text from its first token on.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import sparse
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 import tsae
-from probes import EMBEDDING, Features, Item, Task, task_rows
+from probes import EMBEDDING, Features, Item, Task, chosen, task_rows
 from tsae_lab.data import language_model
 from tsae_lab.data.language_model import LanguageModel
 
@@ -203,12 +205,41 @@ def probe_rows(
     seed: int = 0,
     embedding: bool = True,
     progress: Callable[[], None] = lambda: None,
+    each: Callable[[Task, Mapping[str, Features]], None] = lambda *_: None,
 ) -> list[dict[str, Any]]:
-    """`task_rows` of all tasks for every code of `readers` and, if `embedding`, for layer 0."""
+    """`task_rows` of all tasks for every code of `readers` and, if `embedding`, for layer 0.
+
+    `each` is called with every task and its codes.
+    """
     rows = []
     for task in tasks:
         codes = features(reads[task.name], readers)
         if not embedding:
             del codes[EMBEDDING]
+        each(task, codes)
         rows += task_rows(task, codes, ks=ks, seed=seed, progress=progress)
+    return rows
+
+
+def weight_rows(task: Task, codes: Mapping[str, Features], *, k: int) -> list[dict[str, Any]]:
+    """One row per code, unit and feature of a k-sparse probe on all items of a task: its weight.
+
+    Features as in `probes.chosen`, divided by their root mean square; logistic regression with an
+    L2 penalty, C = 1. Above 0 speaks for label 1. The accuracies are of other probes, which are
+    tested on groups that they did not see.
+    """
+    rows, units = [], np.array([item.unit for item in task.items])
+    every = np.array([item.label for item in task.items])
+    for (model, code), unit in itertools.product(codes.items(), dict.fromkeys(units.tolist())):
+        inputs: Any = code
+        inputs, labels = inputs[np.flatnonzero(units == unit)], every[units == unit]
+        columns = list(chosen(inputs, labels, k))
+        picked = inputs[:, columns]
+        values = picked if isinstance(picked, np.ndarray) else picked.toarray()
+        scale = np.sqrt((values**2).mean(0)).clip(min=1e-6)
+        weights = LogisticRegression(max_iter=1_000).fit(values / scale, labels).coef_[0]
+        rows += [
+            {"task": task.name, "unit": unit, "model": model, "feature": f, "weight": float(w)}
+            for f, w in zip(columns, weights, strict=True)
+        ]
     return rows

@@ -178,6 +178,17 @@ def durations(
     return names[seen], moment[seen] / total[seen]
 
 
+def decay_rows(
+    kl: Float[np.ndarray, "occurrences distance"], feature: Int[np.ndarray, " occurrences"]
+) -> list[dict[str, float | int]]:
+    """One row per feature: `kl_0`, `kl_1`, ..., the mean KL in nats so many tokens behind."""
+    return [
+        {"feature": int(name)}
+        | {f"kl_{i}": float(value) for i, value in enumerate(kl[feature == name].mean(0))}
+        for name in np.unique(feature)
+    ]
+
+
 def spearman(
     x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], generator: torch.Generator | None = None
 ) -> tuple[float | None, Float[np.ndarray, " n_boot"]]:

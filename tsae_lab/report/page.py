@@ -16,8 +16,9 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from tsae_lab import files
-from tsae_lab.report.explorer import Explorer
-from tsae_lab.report.story import TOLD_SECTIONS
+from tsae_lab.report.explorer import Explorer, explorer_of
+from tsae_lab.report.story import TOLD_SECTIONS, untold
+from tsae_lab.sections.context import Context
 
 SCRIPTS = ("d3.min.js", "base.js", "charts.js", "explorer.js", "graph.js", "page.js")
 MOST_BYTES = 15_000_000  # of a page
@@ -81,3 +82,10 @@ def write_page(path: Path, about: Mapping[str, Any], explorers: Sequence[Explore
         raise ValueError(f"{path} not written: a page needs at most {most}; got {size / 1e6:.1f}")
     files.write_atomic(path, lambda draft: draft.write_text(text, encoding="utf-8"))
     return size
+
+
+def write_explorer(path: Path, context: Context, tokens: int) -> int:
+    """Write a page with nothing but the explorer of one document; its size in bytes."""
+    features = max(subject.codes.d_sae for subject in context.subjects)
+    explorer = explorer_of(context, documents=1, features=features, tokens=tokens)
+    return write_page(path, untold(f"Features over the words of {context.dataset}"), [explorer])

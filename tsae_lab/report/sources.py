@@ -11,8 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MOST_ROWS = 600  # of a table in the page
-MEASURED = ("fve", "tss", "jaccard", "births", "distinct", "l0", "kl", "delta_ce", "alive_frac")
+MOST_ROWS = 2_500  # of a table in the page
+MEASURED = (
+    "fve",
+    "tss",
+    "tss_mean",
+    "jaccard",
+    "births",
+    "distinct",
+    "l0",
+    "kl",
+    "delta_ce",
+    "alive_frac",
+)
 """what is told of every system, by the end of its key"""
 
 
@@ -73,10 +84,24 @@ def systems(run: RunFiles) -> Iterator[tuple[str, str, dict[str, float], dict[st
     """Text, system, means and standard errors of every trained system that a run has measured.
 
     A system is whatever has an `fve`: by a key's prefix ("" the TSAE, "static_" the static SAE), or
-    an entry of a table of systems, whatever level it stands on.
+    an entry of a table of systems, whatever level it stands on. What table.csv says of a system is
+    its name.
     """
+    names = _names_in(run.folder / "table.csv")
     for text, content in run.info.items():
-        yield from _systems(content, text, "")
+        for of_text, system, means, errors in _systems(content, text, ""):
+            yield of_text, names.get(system, system), means, errors
+
+
+def _names_in(path: Path) -> dict[str, str]:
+    """What run_4's table says of each system, by its spelled key."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row.get("system") and row.get("what")]
+    except (OSError, ValueError, csv.Error):
+        return {}
+    names = {_spelled(f"{row['system']}_", ""): str(row["what"]) for row in rows}
+    return {key: name for key, name in names.items() if key not in ("TSAE", "static SAE")}
 
 
 def _systems(
@@ -92,10 +117,10 @@ def _systems(
         for key, value in node.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    prefixes = [key.removesuffix("fve") for key in means if re.fullmatch(r"(\w+_)?fve", key)]
+    prefixes = [key.removesuffix("fve") for key in means if re.fullmatch(r"(.+_)?fve", key)]
     errors = numbers_of(node, "stderrs")
     for prefix in prefixes:
-        if not prefix.endswith("difference_"):
+        if not prefix.endswith(("difference_", "temporal_share_")):
             own = [
                 {key: table[f"{prefix}{key}"] for key in MEASURED if f"{prefix}{key}" in table}
                 for table in (means, errors)
@@ -113,7 +138,9 @@ def _called(entry: Mapping[str, Any], row: int) -> object:
 
 def _spelled(prefix: str, name: str) -> str:
     """A system's name for a reader."""
-    words = {"": "TSAE", "static_": "static SAE"}.get(prefix, prefix.strip("_").replace("_", " "))
+    words = {"": "TSAE", "tsae_": "TSAE", "static_": "static SAE"}.get(
+        prefix, prefix.strip("_").replace("_", " ")
+    )
     if not name:
         return words
     return name.replace("_", " ") + (f", {words}" if prefix else "")

@@ -27,13 +27,8 @@ def told(
     Runs are in the order run_0 .. run_4; of a measure that two have the later one's counts. Raises
     ValueError where no run has a number.
     """
+    names, texts = texts_of(runs), []
     missing = [line for run in runs for line in run.missing]
-    names = dict.fromkeys(text for run in runs for text in run.info)
-    if not names:
-        where = ", ".join(str(run.folder) for run in runs) or "nothing"
-        said = f" ({'; '.join(missing)})" if missing else ""
-        raise ValueError(f"a report needs a finished run; got {where}{said}")
-    texts = []
     for name in names:
         text, absent = _text(name, runs, folders.get(name, name))
         texts.append(text)
@@ -46,6 +41,22 @@ def told(
         "texts": texts,
         "definitions": _definitions(texts),
     }
+
+
+def texts_of(runs: Sequence[RunFiles]) -> list[str]:
+    """The texts that these runs have numbers of; ValueError where there are none."""
+    names = [*dict.fromkeys(text for run in runs for text in run.info)]
+    if not names:
+        where = ", ".join(str(run.folder) for run in runs) or "nothing"
+        missing = "; ".join(line for run in runs for line in run.missing)
+        raise ValueError(f"a report needs a finished run; got {where} ({missing or 'no numbers'})")
+    return names
+
+
+def untold(title: str) -> dict[str, Any]:
+    """What a page says that has explorers alone."""
+    nothing = {"runs": [], "missing": [], "texts": [], "definitions": [], "setting": {}}
+    return {"title": title, **nothing}
 
 
 def _text(name: str, runs: Sequence[RunFiles], folder: str) -> tuple[dict[str, Any], list[str]]:
@@ -126,7 +137,8 @@ def measure_rows(text: Mapping[str, Any]) -> list[dict[str, Any]]:
         bounds = over_documents(text, key)
         row["documents_low"], row["documents_high"] = bounds or (None, None)
         rows.append(row)
-    return rows
+    order = list(definitions.DEFINITIONS)
+    return sorted(rows, key=lambda row: order.index(row["pattern"]))
 
 
 def _defined(key: str) -> bool:
@@ -225,7 +237,7 @@ def summary_of(name: str, text: Mapping[str, Any], setting: Mapping[str, Any]) -
     steady = verdict(text, "jaccard", "more in the TSAE", "less in the TSAE", NOT_SURE)
     return [
         _what(name, text, setting),
-        f"Faithfulness: of the variance of the activations {more}: {compared(text, 'fve')}.",
+        f"Faithfulness: of the variance of the activations {more}: {compared(text, 'fve', '.4f')}.",
         f"Stability: neighbouring words share features, {steady}: the share that two neighbours "
         f"have in common is {compared(text, 'jaccard')}.",
         "Reading cost: at each word a reader meets features that were not on at the word before, "
@@ -239,7 +251,7 @@ def summary_of(name: str, text: Mapping[str, Any], setting: Mapping[str, Any]) -
 
 def _what(name: str, text: Mapping[str, Any], setting: Mapping[str, Any]) -> str:
     n, sizes = n_seeds(text), ""
-    if {"d_sae", "k"} <= setting.keys():
+    if all(isinstance(setting.get(name), int) for name in ("d_sae", "k")):
         sizes = f" of {setting['d_sae']:,} features, at most {setting['k']} of them on per token,"
     where = " of the language model"
     if {"lm", "hook"} <= setting.keys():

@@ -5,6 +5,7 @@ texts; `effect_measures` runs per text and seed, for the static SAE and the TSAE
 """
 
 import functools
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -40,7 +41,6 @@ from tsae_lab.sections.context import (
 from tsae_lab.terminal import between, cell, console
 
 Rows = list[dict[str, Any]]
-TABLES = ("intervals", "effects", "controls", "steering", "durations", "skipped", "minimal_pairs")
 SEED = 0  # of the controls and of the tokens that are edited
 
 
@@ -184,7 +184,7 @@ def effect_measures(
         "agreement_clean_accuracy": float((shared.test.clean > 0).mean()),
         "agreement_skipped": float(sum(shared.skipped.values())),
     }
-    tables: dict[str, Rows] = {name: [] for name in TABLES}
+    tables: dict[str, Rows] = defaultdict(list)
     tables["skipped"] = [{"reason": reason, "cases": n} for reason, n in shared.skipped.items()]
     parts = {
         subject.name: _parts(
@@ -420,7 +420,8 @@ def _steering(
         for mode, line in lines.items()
         for strength, value in zip(counts.strengths, line, strict=True)
     ]
-    return Part({}, {"steering": rows}, lines, controls=controls)
+    numbered = [{"rank": i, "feature": f} for i, f in enumerate(features.tolist(), 1)]
+    return Part({}, {"steering": rows, "number_features": numbered}, lines, controls=controls)
 
 
 # ----------------------------------------------------------------------------------------- on text
@@ -455,19 +456,17 @@ def _effect_durations(shared: Shared, subject: Subject, tokens: Tokens) -> Part:
     )
     ways = list(modes(sae).values())
     decays = text_effects.decay(shared.lm, shared.above, shared.hook, sae, tokens, places, ways)
-    estimates, rows, lines = {}, [], {}
+    estimates, rows, decayed, lines = {}, [], [], {}
     for mode, kl in zip(modes(sae), decays, strict=True):
+        decayed += [{"mode": mode} | row for row in text_effects.decay_rows(kl, places.feature)]
         names, lasts = text_effects.durations(kl, places.feature)
         draws = (torch.Generator().manual_seed(int(sae.temporal)) for _ in range(2))
         rho = Estimate(*text_effects.spearman(life[names], lasts, next(draws)), -1.0)
         drawn = metrics.resampled_ratio(
             lasts, np.ones(len(lasts)), effects.EFFECT_BOOT, next(draws)
         )
-        mean = (
-            Estimate(float(lasts.mean()), drawn, 0.0, float(text_effects.AFTER))
-            if len(lasts)
-            else ABSENT
-        )
+        most = float(text_effects.AFTER)
+        mean = Estimate(float(lasts.mean()), drawn, 0.0, most) if len(lasts) else ABSENT
         estimates |= {f"lifetime_effect_rho_{mode}": rho, f"effect_duration_{mode}": mean}
         rows += [
             {"mode": mode, "feature": int(f), "lifetime": float(life[f]), "duration": float(d)}
@@ -477,7 +476,8 @@ def _effect_durations(shared: Shared, subject: Subject, tokens: Tokens) -> Part:
     numbers: Numbers = {measure: estimate.value for measure, estimate in estimates.items()}
     numbers = _under_both_modes(sae, numbers) | {"effect_inactive_frac": inactive}
     timed = min((len(life) for life, _ in lines.values()), default=0)
-    return Part(numbers, {"durations": rows}, lines, estimates=estimates, n=timed)
+    tables = {"durations": rows, "effect_decay": decayed}
+    return Part(numbers, tables, lines, estimates=estimates, n=timed)
 
 
 # ----------------------------------------------------------------------------------- minimal pairs

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from probes import Task, probed_with, row_numbers
+from probes import Features, Task, probed_with, row_numbers
 from tsae_lab.data import tasks
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.measures import readout
@@ -26,15 +26,23 @@ def probing_section(context: Context) -> Section:
     )
     codes = readout.readers(saes[False], saes.get(True))
     del codes["resid"]
+    weights: list[dict[str, Any]] = []
+
+    def weigh(task: Task, features: Mapping[str, Features]) -> None:
+        if context.long:
+            weights.extend(readout.weight_rows(task, features, k=PROBE_KS[0]))
+
     with progress_bar("probes", _n_probes(probed, codes)) as advance:
-        rows = readout.probe_rows(
-            probed, reads, codes, ks=PROBE_KS, embedding=False, seed=context.seed, progress=advance
-        )
+        options: dict[str, Any] = {"ks": PROBE_KS, "seed": context.seed, "progress": advance}
+        rows = readout.probe_rows(probed, reads, codes, embedding=False, each=weigh, **options)
     rows += rows_of_all
+    tables = {"probes": [dict(row) for row in rows]}
+    if weights:
+        tables["probe_weights"] = weights
     figures = {"probes_by_features": accuracy_figure(rows)}
     if any(row["items"].startswith("distance") for row in rows):
         figures["probes_by_distance"] = distance_figure(rows, 5)
-    return Section({**row_numbers(rows)}, {"probes": [dict(row) for row in rows]}, figures)
+    return Section({**row_numbers(rows)}, tables, figures)
 
 
 # all seeds of a run, which each text asks for anew; one entry holds the float32 residual stream of

@@ -98,9 +98,9 @@ function rowsOf(table) {
 const PATTERNS = new Set(DATA.definitions.map((one) => one.pattern));
 const UNITS = {
   lag: "tokens", t: "tokens", count: "onsets", reverse: "onsets", active: "tokens", births: "runs",
-  deaths: "runs", gaps: "gaps", oldest: "tokens", restricted_mean_64: "tokens", lifetime: "tokens",
+  deaths: "runs", oldest: "tokens", restricted_mean_64: "tokens", lifetime: "tokens",
   duration: "tokens", offset: "tokens", logits: "nats", at_risk: "runs", strength: "× difference",
-  cases: "cases", n_items: "items", n_groups: "groups", pairs: "pairs", kl: "nats",
+  kl: "nats",
   normalised: "share of the full patch", full_patch_here: "share of the full patch",
 };
 
@@ -108,7 +108,8 @@ const UNITS = {
 function columnsFor(rows, names) {
   return (names || Object.keys(rows[0] || {})).map((key) => ({
     key, label: key.replaceAll("_", " "), unit: UNITS[key] || "",
-    definition: PATTERNS.has(key) ? key : null,
+    definition: PATTERNS.has(key) && key !== "births" ? key : null, // a feature's births are counts
+    cell: ["feature", "source", "target"].includes(key) ? (row) => String(row[key] ?? "-") : null,
     number: rows.some((row) => typeof row[key] === "number")
       && rows.every((row) => row[key] == null || typeof row[key] === "number" || key === "offset" || key === "k"),
   }));
@@ -146,7 +147,7 @@ function makeTable(place, rows, columns, options = {}) {
     const cut = state.all ? seen : seen.slice(0, most);
     body.replaceChildren(...cut.map((row) => el("tr", options.pick ? { class: "pick", tabindex: 0,
       click: () => options.pick(row), keydown: (e) => { if (e.key === "Enter") options.pick(row); } } : {},
-    columns.map((column) => el("td", { class: column.number ? "number" : "" },
+    columns.map((column) => el("td", { class: column.number ? "number" : "", ...(column.number ? {} : { dir: "auto" }) },
       column.cell ? column.cell(row) : show(row[column.key]))))));
     heads.forEach((head, i) => head.setAttribute("aria-sort",
       columns[i].key !== state.sort ? "none" : state.down ? "descending" : "ascending"));

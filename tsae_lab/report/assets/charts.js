@@ -26,7 +26,8 @@ function drawn(place, height, label, draw) {
 
 function axes(svg, x, y, width, height, names, ticks = {}) {
   const bottom = d3.axisBottom(x).ticks(ticks.x ?? Math.max(3, width / 90)).tickSizeOuter(0);
-  if (ticks.format) bottom.tickFormat(ticks.format);
+  if (ticks.log) bottom.ticks(ticks.x, "~g");
+  if (ticks.whole) bottom.tickValues(x.ticks(ticks.x ?? Math.max(3, width / 90)).filter(Number.isInteger)).tickFormat(d3.format("d"));
   svg.append("g").attr("class", "grid").attr("transform", `translate(${MARGIN.left},0)`)
     .call(d3.axisLeft(y).ticks(5).tickSize(-(width - MARGIN.left - MARGIN.right)).tickFormat(""));
   svg.append("g").attr("class", "axis").attr("transform", `translate(0,${height - MARGIN.bottom})`).call(bottom);
@@ -52,7 +53,7 @@ function lineChart(place, { series, x, y, step, rule, height = 280, ticks, from0
     const sx = d3.scaleLinear(d3.extent(points, (p) => p.x), [MARGIN.left, width - MARGIN.right]);
     const values = points.flatMap((p) => [p.y, p.low ?? p.y, p.high ?? p.y]).concat(from0 ? 0 : [], rule ?? []);
     const sy = d3.scaleLinear(d3.extent(values), [height - MARGIN.bottom, MARGIN.top + 10]).nice();
-    axes(svg, sx, sy, width, height, { x, y }, ticks);
+    axes(svg, sx, sy, width, height, { x, y }, { ...ticks, whole: points.every((p) => Number.isInteger(p.x)) });
     const curve = step ? d3.curveStepAfter : d3.curveLinear;
     if (rule != null) svg.append("line").attr("class", "rule").attr("x1", MARGIN.left).attr("x2", width - MARGIN.right).attr("y1", sy(rule)).attr("y2", sy(rule));
     for (const one of series) {
@@ -79,8 +80,14 @@ function lineChart(place, { series, x, y, step, rule, height = 280, ticks, from0
 
 const SYMBOLS = [d3.symbolCircle, d3.symbolSquare, d3.symbolDiamond, d3.symbolTriangle, d3.symbolCross, d3.symbolStar];
 
+/** A symbol of its own in a legend. */
+function symbolOf(i) {
+  return d3.create("svg").attr("width", 12).attr("height", 12).attr("viewBox", "-6 -6 12 12").attr("class", "point").attr("aria-hidden", "true")
+    .call((svg) => svg.append("path").attr("d", d3.symbol(SYMBOLS[i], 50)())).node();
+}
+
 /** Points {x, y, ex, ey, name, style, detail} with error bars and their names. */
-function scatter(place, { points, x, y, height = 300, label, names = true }) {
+function scatter(place, { points, x, y, height = 300, label }) {
   const own = points.filter((p) => p.x != null && p.y != null);
   if (!own.length) return place.replaceChildren(el("p", { class: "none" }, "Not measured."));
   const said = label || `${y} against ${x}. ${own.slice(0, 12).map((p) => `${p.name}: ${show(p.y, 4)}, ${show(p.x)}`).join("; ")}`;
@@ -90,42 +97,44 @@ function scatter(place, { points, x, y, height = 300, label, names = true }) {
       const [low, high] = d3.extent(values), room = (high - low || Math.abs(high) || 1) * 0.18;
       return [low - room, high + room];
     };
-    const sx = d3.scaleLinear(span("x", "ex"), [MARGIN.left, width - MARGIN.right]).nice();
+    const [least, most] = d3.extent(own, (p) => p.x), wide = least > 0 && most / least > 8; // then on a logarithmic scale
+    const sx = (wide ? d3.scaleLog([least / 1.4, most * 1.4], [MARGIN.left, width - MARGIN.right]) : d3.scaleLinear(span("x", "ex"), [MARGIN.left, width - MARGIN.right])).nice();
     const sy = d3.scaleLinear(span("y", "ey"), [height - MARGIN.bottom, MARGIN.top + 10]).nice();
-    axes(svg, sx, sy, width, height, { x, y });
+    axes(svg, sx, sy, width, height, { x: wide ? `${x} (logarithmic)` : x, y }, wide ? { x: 5, log: true } : {});
     const g = svg.selectAll("g.point").data(own).join("g").attr("class", (p) => `point ${p.style}`).attr("tabindex", 0)
       .attr("aria-label", (p) => `${p.name}: ${x} ${show(p.x)}, ${y} ${show(p.y, 4)}`);
-    g.append("line").attr("class", "error").attr("x1", (p) => sx(p.x - (p.ex || 0))).attr("x2", (p) => sx(p.x + (p.ex || 0))).attr("y1", (p) => sy(p.y)).attr("y2", (p) => sy(p.y));
+    g.append("line").attr("class", "error").attr("x1", (p) => sx(wide ? Math.max(p.x - (p.ex || 0), least / 1.4) : p.x - (p.ex || 0))).attr("x2", (p) => sx(p.x + (p.ex || 0))).attr("y1", (p) => sy(p.y)).attr("y2", (p) => sy(p.y));
     g.append("line").attr("class", "error").attr("y1", (p) => sy(p.y - (p.ey || 0))).attr("y2", (p) => sy(p.y + (p.ey || 0))).attr("x1", (p) => sx(p.x)).attr("x2", (p) => sx(p.x));
     g.append("path").attr("d", (p, i) => d3.symbol(SYMBOLS[p.symbol ?? 0], p.size ?? 70)()).attr("transform", (p) => `translate(${sx(p.x)},${sy(p.y)})`);
-    if (names) placeNames(g, own, sx, sy, width);
+    placeNames(g.filter((p) => p.label !== false), sx, width, sy);
     g.on("pointerenter focus", (event, p) => showTip(event, el("strong", {}, p.name), facts([[x, p.ex ? el("span", {}, `${show(p.x)} ± ${show(p.ex, 2)}`) : p.x], [y, p.ey ? el("span", {}, `${show(p.y, 4)} ± ${show(p.ey, 2)}`) : el("span", {}, show(p.y, 4))], ...(p.detail || [])])))
       .on("pointerleave blur", hideTip);
   });
 }
 
-/** Names beside points, moved apart where they would cover one another. */
-function placeNames(g, points, sx, sy, width) {
+/** Names beside points, moved apart where they would cover one another; none where there is no room. */
+function placeNames(g, sx, width, sy) {
   const taken = [];
   g.append("text").attr("class", "name").each(function place(p) {
     const left = sx(p.x) > width * 0.62, size = p.name.length * 6.4;
     let yy = sy(p.y) - 9;
     const x0 = left ? sx(p.x) - 9 - size : sx(p.x) + 9;
-    for (let tries = 0; tries < 8 && taken.some((t) => Math.abs(t.y - yy) < 13 && x0 < t.x1 && x0 + size > t.x0); tries += 1) yy += 13;
+    for (let tries = 0; tries < 4 && taken.some((t) => Math.abs(t.y - yy) < 13 && x0 < t.x1 && x0 + size > t.x0); tries += 1) yy += 13;
+    if (taken.some((t) => Math.abs(t.y - yy) < 12 && x0 < t.x1 && x0 + size > t.x0)) return;
     taken.push({ x0, x1: x0 + size, y: yy });
     d3.select(this).attr("x", left ? sx(p.x) - 9 : sx(p.x) + 9).attr("y", yy).attr("text-anchor", left ? "end" : "start").text(p.name);
   });
 }
 
 /** A row per label, a dot with its interval per value {name, style, value, low, high, dash}. */
-function dotChart(place, { rows, x, rule, label }) {
+function dotChart(place, { rows, x, rule, label, names = true }) {
   const own = rows.filter((row) => row.values.some((v) => v.value != null));
   if (!own.length) return place.replaceChildren(el("p", { class: "none" }, "Not measured."));
-  const gap = 30, height = own.length * gap + 54;
+  const gap = own.some((row) => row.values.length > 1) ? 30 : 21, height = own.length * gap + 54;
   const all = own.flatMap((row) => row.values.filter((v) => v.value != null));
   const styles = [...new Map(all.map((v) => [v.name, v])).values()];
   drawn(place, height, label || `${x}. ${own.map((r) => `${r.label}: ${r.values.map((v) => `${v.name} ${show(v.value)}`).join(", ")}`).join("; ")}`, (svg, width) => {
-    const left = Math.min(190, width * 0.36);
+    const left = Math.min(230, width * 0.4);
     const ends = d3.extent(all.flatMap((v) => [v.value, v.low ?? v.value, v.high ?? v.value]).concat(rule ?? []));
     const sx = d3.scaleLinear(ends, [left + 8, width - 16]).nice();
     svg.append("g").attr("class", "axis").attr("transform", `translate(0,${height - 36})`).call(d3.axisBottom(sx).ticks(Math.max(3, width / 110)).tickSizeOuter(0));
@@ -134,7 +143,7 @@ function dotChart(place, { rows, x, rule, label }) {
     own.forEach((row, i) => {
       const middle = 16 + i * gap;
       svg.append("line").attr("class", "guide").attr("x1", left).attr("x2", width - 16).attr("y1", middle).attr("y2", middle);
-      svg.append("text").attr("class", "row-name").attr("x", left - 4).attr("y", middle + 4).attr("text-anchor", "end").text(row.label);
+      svg.append("text").attr("class", "row-name").attr("x", left - 4).attr("y", middle + 4).attr("text-anchor", "end").text(row.label.length * 6.7 > left ? `${row.label.slice(0, Math.floor(left / 6.7) - 1)}…` : row.label).append("title").text(row.label);
       const seen = row.values.filter((v) => v.value != null);
       seen.forEach((v, j) => {
         const yy = middle + (j - (seen.length - 1) / 2) * 6.5;
@@ -145,7 +154,7 @@ function dotChart(place, { rows, x, rule, label }) {
       });
     });
   });
-  legend(place, styles);
+  if (names) legend(place, styles);
 }
 
 /** Bars of counts over equal bins from 0 to `most`. */

@@ -172,7 +172,7 @@ function featureCard(model, text, feature) {
     lineChart(stable.place, { height: 130, x: "lag, tokens", y: "kappa", rule: 0, ticks: { x: 4 }, series: [{ name: "", style: model.slug, points: kappa.map((y, i) => ({ x: i + 1, y: Number.isNaN(y) ? null : y })) }] });
     if (!a.eligible.values[row]) stable.node.append(el("p", { class: "about" }, "not counted in TSS: too rare or nearly always on"));
   });
-  card.append(followers(model, about, feature), probesOf(model, about, feature), effectsOf(model, about, feature));
+  card.append(...[followers, probesOf, effectsOf].map((make) => make(model, about, feature)).filter(Boolean));
   return card;
 }
 
@@ -231,17 +231,28 @@ function probesOf(model, about, feature) {
 
 function effectsOf(model, about, feature) {
   const own = (name) => tableOf(about, name).filter((r) => r.feature === feature && slugOf(r.model) === model.slug);
-  const decay = own("effect_decay"), lasts = own("durations");
-  if (!decay.length && !lasts.length) return null;
-  const box = el("div", {}, el("h5", {}, "Causal effect of ablating it at one token"));
-  for (const r of lasts) box.append(el("p", { class: "about" }, `${r.mode}: the effect lasts ${show(r.duration)} tokens on average`));
+  const decay = own("effect_decay"), lasts = own("durations"), [numbered] = own("number_features");
+  if (!decay.length && !lasts.length && !numbered) return null;
+  const box = el("div", {}, el("h5", {}, "Causal effect"));
+  if (numbered) box.append(...numberEffects(model, about, numbered));
+  for (const r of lasts) box.append(el("p", { class: "about" }, `ablated at one token, ${r.mode}: the effect lasts ${show(r.duration)} tokens on average`));
   if (decay.length) {
     const place = el("div", { class: "chart small" });
     box.append(place);
     const modes = [...new Set(decay.map((r) => r.mode))];
-    requestAnimationFrame(() => lineChart(place, { height: 130, x: "tokens after", y: "KL, nats", ticks: { x: 4 }, series: modes.map((mode, i) => ({ name: mode, style: model.slug, dash: i > 0, points: decay.filter((r) => r.mode === mode).map((r) => ({ x: r.offset, y: r.kl })) })) }));
+    const pointsOf = (r) => Object.keys(r).filter((key) => /^kl_\d+$/.test(key)).map((key) => ({ x: Number(key.slice(3)), y: r[key] }));
+    requestAnimationFrame(() => lineChart(place, { height: 130, x: "tokens after the ablation", y: "KL, nats", ticks: { x: 4 }, series: modes.map((mode, i) => ({ name: mode, style: model.slug, dash: i > 0, points: pointsOf(decay.find((r) => r.mode === mode)) })) }));
   }
   return box;
+}
+
+/** The effect at the verb, by offset, of the set of features that this one was swapped with. */
+function numberEffects(model, about, numbered) {
+  const rows = tableOf(about, "effects").filter((r) => slugOf(r.model) === model.slug && r.edit === "effect" && typeof r.offset === "number");
+  const place = el("div", { class: "chart small" }), modes = [...new Set(rows.map((r) => r.mode))];
+  requestAnimationFrame(() => lineChart(place, { height: 130, x: "offset to the verb, tokens", y: "share of the full patch", rule: 0, ticks: { x: 6 }, series: modes.map((mode, i) => ({ name: mode, style: model.slug, dash: i > 0,
+    points: rows.filter((r) => r.mode === mode).map((r) => ({ x: r.offset, y: r.normalised, low: r.low, high: r.high })) })) }));
+  return [el("p", { class: "about" }, `number ${numbered.rank} of the features that tell a subject's number; swapped together before a verb, they have this effect:`), place];
 }
 
 // --------------------------------------------------------------------------------------- the whole

@@ -10,24 +10,29 @@ function look(systems) {
     if (system === "TSAE") return [system, { style: "tsae", symbol: 0 }];
     if (system === "static SAE") return [system, { style: "static", symbol: 1 }];
     others += 1;
-    return [system, { style: OTHER[(others - 1) % 6], symbol: 2 + ((others - 1) % 4) }];
+    return [system, { style: OTHER[(others - 1) % 6], symbol: 2 + (Math.floor((others - 1) / 6) % 4) }];
   }));
 }
 
 function pictures(text) {
   const looks = look(text.systems);
-  const points = (key) => text.systems.map((s) => ({ name: s.system, ...looks.get(s.system), x: s.means[key], y: s.means.fve, ex: s.stderrs[key], ey: s.stderrs.fve,
-    detail: [["measured in", s.run]] }));
-  scatter($("chart-stability"), { points: points("jaccard"), x: "overlap of neighbouring codes (Jaccard)", y: "FVE" });
-  scatter($("chart-events"), { points: points("births"), x: "births, features per token", y: "FVE" });
+  const many = text.systems.length > 8;
+  $("system-names").replaceChildren(...(many ? [el("ul", { class: "legend" }, text.systems.map((s) => el("li", { class: looks.get(s.system).style }, symbolOf(looks.get(s.system).symbol), s.system)))] : []));
+  const points = (key) => text.systems.map((s) => ({ name: s.system, ...looks.get(s.system), x: s.means[key], y: s.means.fve, ex: s.stderrs[key], ey: s.stderrs.fve, label: !many || looks.get(s.system).style.length < 7,
+    detail: [["measured in", s.run]] })).sort((a, b) => (a.style.length < 7) - (b.style.length < 7));
+  const stable = d3.greatest(["jaccard", "tss_mean"], (key) => text.systems.filter((s) => s.means[key] != null).length + (key === "tss_mean") / 2);
+  scatter($("chart-stability"), { points: points(stable), x: stable === "jaccard" ? "overlap of neighbouring codes (Jaccard)" : "stability beyond chance (TSS, mean over lags)", y: "FVE", height: many ? 290 : 230 });
+  scatter($("chart-events"), { points: points("births"), x: "births, features per token", y: "FVE", height: many ? 290 : 230 });
 }
 
-const plusMinus = (value, error, digits = 4) => (value == null ? "-" : error == null ? show(value, digits) : `${show(value, digits)} ± ${show(error, 2)}`);
-const between = (low, high) => (low == null ? "-" : `${show(low)} to ${show(high)}`);
+/** A number with this many digits, zeros at its end too. */
+const exact = (value, digits) => (value === 0 ? "0" : Math.abs(value) < 1e-4 || Math.abs(value) >= 1e4 ? show(value) : d3.format(`,.${digits}r`)(value));
+const plusMinus = (value, error, digits = 4) => (value == null ? "-" : error == null ? exact(value, digits) : `${exact(value, digits)} ± ${exact(error, 2)}`);
+const between = (low, high) => (low == null ? "-" : `${exact(low, 3)} to ${exact(high, 3)}`);
 
 function measures(text) {
   const n = text.n_seeds, spread = n > 1 ? `mean ± standard error, n = ${n} seeds` : "one seed";
-  const name = (row) => el("a", { href: `#def-${row.pattern}` }, row.label);
+  const name = (row) => [el("a", { href: `#def-${row.pattern}` }, row.label), row.static == null && row.difference == null && row.tsae != null ? el("span", { class: "about" }, " of the run") : null];
   const columns = [
     { key: "label", label: "measure", cell: name, text: (r) => `${r.label} ${r.group} ${r.key}` },
     { key: "group", label: "group" }, { key: "unit", label: "unit", cell: (r) => r.unit || "share or ratio" },
@@ -46,7 +51,9 @@ const byModel = (rows, x, y, extra = () => ({})) => [...d3.group(rows, (r) => r.
 /** A section's parts: a figure with its caption, then a table. */
 function figure(place, caption) {
   const chart = el("div", { class: "chart" });
-  place.append(el("figure", {}, chart, el("figcaption", {}, caption)));
+  let box = place.querySelector(".figures");
+  if (!box) place.append(box = el("div", { class: "figures" }));
+  box.append(el("figure", {}, chart, el("figcaption", {}, caption)));
   return chart;
 }
 
@@ -64,8 +71,8 @@ const SECTIONS = {
     table(place, by, "Stability by lag");
   },
   lifetimes(place, text, rows) {
-    const by = rows("survival");
-    lineChart(figure(place, "Share of runs still on after so many tokens (Kaplan-Meier), with 95 % bands."), { series: byModel(by, "t", "survival"), x: "tokens on", y: "share still on", step: true });
+    const last = d3.max(rows("survival").filter((r) => r.survival >= 0.001), (r) => r.t), by = rows("survival").filter((r) => r.t <= last);
+    lineChart(figure(place, "Share of runs still on after so many tokens (Kaplan-Meier), with 95 % bands, until fewer than one in a thousand are."), { series: byModel(by, "t", "survival"), x: "tokens on", y: "share still on", step: true });
     for (const slug of MODELS) table(place, rows(`features_${slug}`), `Features of the ${NAMES[slug]}`, { sort: "active", down: true, pick: (r) => { pickFeature(slug, r.feature); $("explorer").scrollIntoView(); } });
   },
   transitions(place, text, rows) {
@@ -76,7 +83,7 @@ const SECTIONS = {
   },
   probes(place, text, rows) {
     const by = rows("probes"), names = { tsae: "TSAE", static: "static SAE", resid: "residual stream" };
-    const own = by.filter((r) => r.items === "all" && r.k === 5 && names[r.model]);
+    const own = by.filter((r) => r.items === "all" && r.k === 5 && (r.chosen || "raw") === "raw" && names[r.model]);
     const styles = { tsae: "tsae", static: "static", resid: "neutral" };
     dotChart(figure(place, "Accuracy of probes that see 5 features, on held-out groups; bars: 95 % over groups; the line: chance."), { rule: 0.5, x: "accuracy",
       rows: [...d3.group(own, (r) => r.task)].map(([task, values]) => ({ label: task, values: values.map((r) => ({ name: names[r.model], style: styles[r.model], symbol: ["tsae", "static", "resid"].indexOf(r.model), value: r.accuracy, low: r.low, high: r.high })) })) });
@@ -93,8 +100,8 @@ const SECTIONS = {
   ablations(place, text) {
     const own = text.systems.filter((s) => s.run === "run_4"), looks = look(text.systems);
     if (!own.length) return place.append(el("p", { class: "none" }, "There is no run_4 here: nothing was ablated, no rival trained."));
-    const keys = ["fve", "jaccard", "births", "kl"].filter((key) => own.some((s) => s.means[key] != null));
-    for (const key of keys) dotChart(figure(place, `${key === "fve" ? "FVE" : key} of every system, ± one standard error.`), { x: key,
+    const keys = { fve: "FVE", tss_mean: "TSS, mean over lags", births: "births, features per token", kl: "KL, nats per token" };
+    for (const [key, name] of Object.entries(keys)) dotChart(figure(place, `${name}, of every system, ± one standard error.`), { x: name, names: false,
       rows: own.map((s) => ({ label: s.system, values: [{ name: s.system, ...looks.get(s.system), value: s.means[key], low: s.stderrs[key] == null ? null : s.means[key] - s.stderrs[key], high: s.stderrs[key] == null ? null : s.means[key] + s.stderrs[key] }] })) });
     table(place, own.map((s) => ({ system: s.system, ...s.means })), "Systems");
   },
