@@ -39,6 +39,13 @@ class Static:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Thresholded(Static):
+    """A static SAE whose features are on above thresholds (JumpReLU, 0 for ReLU), not the top k."""
+
+    threshold: Float[Tensor, " d_sae"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Temporal:
     """What a TSAE has beyond its static SAE."""
 
@@ -159,8 +166,7 @@ def from_static(
 def static_sae(static: Static, k: int, low: torch.dtype = torch.float32) -> Sae:
     """A static SAE as a TSAE whose temporal parts do not act: mix 0, no gates, no recurrence."""
     params = from_static(static, scale=1.0, hidden_enc=1, hidden_dec=1, generator=Generator())
-    dials = Dials(k=k, window=1, mix=0.0, gate=False, recur=False, low=low)
-    return Sae(params=params, dials=dials)
+    return Sae(params=params, dials=Dials(k=k, window=1, mix=0.0, gate=False, recur=False, low=low))
 
 
 def tensors(params: Params | Static | Temporal) -> dict[str, Tensor]:
@@ -268,10 +274,11 @@ def _add_memory(base: Tensor, memory: Memory, static: Codes, weights: Tensor) ->
 def pre_acts(
     x: Activations, static: Static, low: torch.dtype = torch.float32
 ) -> Float[Tensor, "batch seq d_sae"]:
-    """Pre-activations `(x - b_dec) W_enc + b_enc`, in `low`. ValueError on a foreign width."""
+    """Pre-activations `(x - b_dec) W_enc + b_enc`, in `low`; 0 where not above a threshold."""
     low = kernels.product_dtype(static.W_enc, low)
     centred = (kernels.fitted(x, vars(static)) - static.b_dec).to(low)
-    return centred @ static.W_enc.to(low) + static.b_enc.to(low)
+    pre = centred @ static.W_enc.to(low) + static.b_enc.to(low)
+    return kernels.jump(pre, static.threshold) if isinstance(static, Thresholded) else pre
 
 
 def encode_static(
@@ -280,15 +287,15 @@ def encode_static(
     """`relu(k largest of pre)`: the code of a static top-k SAE; each token by itself."""
     x = kernels.fitted(x, vars(static))
     pre = pre_acts(x, static, low).flatten(0, 1)
-    idx = kernels.topk_idx(pre.detach(), k)
+    idx = kernels.topk_idx(pre.detach(), k, whole=isinstance(static, Thresholded))
     vals = kernels.kept_values(pre, idx, x.flatten(0, 1) - static.b_dec, static.W_enc, static.b_enc)
     return Codes(vals.view(*x.shape[:2], k), idx.view(*x.shape[:2], k))
 
 
 def decode_static(codes: Codes, static: Static) -> Activations:
     """`acts W_dec + b_dec`."""
-    vals, idx = kernels.flat_codes(codes.vals, codes.idx, static.W_dec)
-    flat = kernels.decode_codes(vals, idx, static.W_dec)
+    named = kernels.flat_codes(codes.vals, codes.idx, static.W_dec)
+    flat = kernels.decode_codes(*named, static.W_dec)
     return flat.view(*codes.vals.shape[:2], len(static.b_dec)) + static.b_dec
 
 
@@ -310,9 +317,9 @@ def see(params: Params, x: Activations, dials: Dials, state: State) -> Seen:
     pre = pre_acts(x, static, dials.low)
     centred = kernels.fitted(x, vars(static)) - static.b_dec
     flat = pre.detach().flatten(0, 1)
-    idx, shape = kernels.topk_idx(flat, dials.k), (*x.shape[:2], dials.k)
+    idx = kernels.topk_idx(flat, dials.k, whole=isinstance(static, Thresholded))
     vals = flat.gather(1, idx).to(centred.dtype).relu()
-    codes = Codes(vals.view(shape), idx.view(shape))
+    codes = Codes(vals.view(*x.shape[:2], dials.k), idx.view(*x.shape[:2], dials.k))
     hs, h, c = None, state.enc_h, state.enc_c
     if dials.gate:
         hs, h, c = kernels.lstm(centred / t.scale, h, c, t.enc_W_x, t.enc_W_h, t.enc_b, dials.low)
@@ -327,8 +334,7 @@ def select(
     The memory holds `memory` and then, token by token, `held`: the static codes, unless edited.
     Neither has a gradient.
     """
-    strength = dials.mix * dials.beta
-    if strength == 0:
+    if (strength := dials.mix * dials.beta) == 0:
         return seen.static.idx, torch.zeros_like(seen.static.vals)
     flat, shape = seen.pre.detach().flatten(0, 1), seen.static.idx.shape
     weights = strength * read_weights(dials.window, dials.tau).to(flat.device)
@@ -375,9 +381,8 @@ def codes_with(params: Params, seen: Seen, held: Codes, memory: Memory, dials: D
     pre, centred, flat_idx = (tensor.flatten(0, 1) for tensor in (seen.pre, seen.centred, idx))
     vals = kernels.kept_values(pre, flat_idx, centred, static.W_enc, static.b_enc)
     if t.bridge.requires_grad:  # straight-through: adds 0, passes the gradient of `added` on
-        share = (
-            added.flatten(0, 1) * (vals.detach() > 0) / t.bridge.detach()[flat_idx].clamp(min=1e-3)
-        )
+        strength = t.bridge.detach()[flat_idx].clamp(min=1e-3)
+        share = added.flatten(0, 1) * (vals.detach() > 0) / strength
         ghost = t.bridge[flat_idx] * share
         vals = vals + (ghost - ghost.detach())
     if seen.hs is not None:
@@ -589,7 +594,7 @@ def stage(life: Lifecycle, *, dead_after: int, dormant_after: int = 1) -> Int[Te
     return out
 
 
-for _cls in (Static, Temporal, Params, Codes, State, Seen, Streams, Lifecycle):
+for _cls in (Static, Thresholded, Temporal, Params, Codes, State, Seen, Streams, Lifecycle):
     kernels.register_tree(_cls)
 kernels.register_tree(Sae, "dials")
 kernels.register_tree(Memory, "pushed")

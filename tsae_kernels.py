@@ -132,15 +132,29 @@ def flat_codes(
     return vals.to(like.dtype).flatten(0, 1), idx.flatten(0, 1)
 
 
-def topk_idx(pre: Float[Tensor, "tokens d_sae"], k: int) -> Int[Tensor, "tokens k"]:
+def jump(
+    pre: Float[Tensor, "tokens seq d_sae"], threshold: Float[Tensor, " d_sae"]
+) -> Float[Tensor, "tokens seq d_sae"]:
+    """`pre` where it is above the feature's threshold, else 0 (JumpReLU, with the ReLU behind)."""
+    return torch.where(pre > threshold, pre, 0)
+
+
+def topk_idx(
+    pre: Float[Tensor, "tokens d_sae"], k: int, *, whole: bool = False
+) -> Int[Tensor, "tokens k"]:
     """Where the `k` largest of each row are, in no order (of equal values, any).
 
     Wide rows are searched in two steps: row by row, the `k` columns of the (8, d_sae / 8) view with
-    the largest maxima hold the `k` largest values.
+    the largest maxima hold the `k` largest values. With `whole` it is a ValueError if more than `k`
+    are above 0.
     """
     tokens, d_sae = pre.shape
     if not 0 < k <= d_sae:
         raise ValueError(f"top-k needs 0 < k <= d_sae; got k={k}, d_sae={d_sae}")
+    if whole and k < d_sae and tokens:
+        most = int((pre > 0).sum(1).max())
+        if most > k:
+            raise ValueError(f"a code holds {k} features; a token has {most} above the threshold")
     deep, wide = 8, d_sae // 8
     if d_sae % deep or wide < 4 * k:
         return pre.topk(k, dim=-1, sorted=False).indices

@@ -371,8 +371,8 @@ def test_half_precision_weights_are_loaded_as_float32(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "jumprelu"}, "cfg.json needs architecture='topk'; got 'jumprelu'"),
-        ({"architecture": None}, "cfg.json needs architecture='topk'; got 'standard'"),
+        ({"architecture": "jumprelu"}, "needs a threshold for a jumprelu SAE; got none"),
+        ({"architecture": "x"}, "cfg.json needs an architecture of topk, .*; got 'x'"),
         (
             {"normalize_activations": "layer_norm"},
             "cfg.json needs normalize_activations='none'; got 'layer_norm'",

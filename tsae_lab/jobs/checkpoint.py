@@ -13,14 +13,18 @@ from torch import Tensor
 
 import tsae
 from tsae_lab.files import Writer, json_text, write_all, write_atomic
+from tsae_lab.jobs import foreign
+from tsae_lab.jobs.foreign import Tensors
 
 SAELENS_WEIGHTS, SAELENS_CFG = "sae_weights.safetensors", "cfg.json"
 TEMPORAL_WEIGHTS = "temporal.safetensors"  # beside them, of a TSAE
-OPTIONS = ("normalize_activations", "reshape_activations")  # of SAELens; only "none" is read
+# configuration and weights as SAELens, sparsify and dictionary_learning name them
+FORMATS = (
+    (SAELENS_CFG, SAELENS_WEIGHTS), ("cfg.json", "sae.safetensors"), ("config.json", "ae.pt")
+)  # fmt: skip
 FLOATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 INTEGERS = {torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8"}
 DTYPES = FLOATS | INTEGERS | {torch.uint8: "U8", torch.bool: "BOOL"}  # as the checksum spells them
-Tensors = dict[str, Tensor]
 
 
 class Damaged(ValueError):
@@ -64,10 +68,11 @@ def save_sae(
     place last and is absent before: no kill leaves new weights with an old configuration.
     """
     static = {name: tensor.detach().float() for name, tensor in vars(sae.params.static).items()}
-    (d_in, d_sae), k = static["W_enc"].shape, sae.dials.k
-    _check_sae(folder, static, d_in, d_sae, k)
+    (d_in, d_sae), jumps = static["W_enc"].shape, "threshold" in static
     names = {"model_name": model_name, "hook_name": hook_name}
-    cfg = {"architecture": "topk", "d_in": d_in, "d_sae": d_sae, "k": k, "dtype": "float32"}
+    cfg = {"architecture": "jumprelu" if jumps else "topk", "d_in": d_in, "d_sae": d_sae}
+    cfg |= {"dtype": "float32"} if jumps else {"k": sae.dials.k, "dtype": "float32"}
+    _check_sae(folder, static, cfg)
     cfg |= {"device": "cpu", "apply_b_dec_to_input": True, "normalize_activations": "none"}
     dials = {name: value for name, value in vars(sae.dials).items() if name != "low"}
     temporal, meta = vars(sae.params.temporal), json.dumps({"dials": dials, **names})
@@ -91,23 +96,33 @@ def save_sae(
 def load_sae(
     folder: Path, low: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> tuple[tsae.Sae, dict[str, Any]]:
-    """The TSAE of `save_sae`, or a static SAE in the SAELens format, and its cfg.json.
+    """The TSAE of `save_sae`, or any SAE that `load_saelens` reads, and its cfg.json.
 
-    `low` is the dtype of its products. Raises ValueError for a folder without a model, or with a
-    damaged or foreign one.
+    `low` is the dtype of its products; with thresholds, which decide, it is float32. Raises
+    ValueError for a folder without a model, or with a damaged or foreign one.
     """
-    for name in (SAELENS_CFG, SAELENS_WEIGHTS):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no model: there is no {name}")
+    files_of(folder)
     weights, cfg = load_saelens(folder)
     _check_contents(folder, (cfg.get("metadata") or {}).get("contents") or {})
-    if not (folder / TEMPORAL_WEIGHTS).is_file():
+    if "threshold" in weights:
+        sae = tsae.static_sae(tsae.Thresholded(**weights), cfg["k"])
+    elif not (folder / TEMPORAL_WEIGHTS).is_file():
         sae = tsae.static_sae(tsae.Static(**weights), cfg["k"], low)
     else:
         temporal, meta = load_tensors(folder / TEMPORAL_WEIGHTS)
         params = tsae.params_from(weights | temporal)
         sae = tsae.Sae(params=params, dials=tsae.Dials(**meta["dials"], low=low))
     return tsae.to(sae, device), cfg
+
+
+def files_of(folder: Path) -> tuple[str, str]:
+    """Names of the configuration and the weights of an SAE in a folder; ValueError without one."""
+    for cfg, weights in FORMATS:
+        if (folder / weights).is_file() and (folder / cfg).is_file():
+            return cfg, weights
+    missing = [name for name in FORMATS[0] if not (folder / name).is_file()]
+    others = " and ".join(f"{cfg} with {weights}" for cfg, weights in FORMATS[1:])
+    raise ValueError(f"{folder} holds no model: there is no {missing[0]}, nor {others}")
 
 
 def _check_contents(folder: Path, contents: Mapping[str, str]) -> None:
@@ -122,35 +137,31 @@ def _check_contents(folder: Path, contents: Mapping[str, str]) -> None:
 def load_saelens(
     folder: Path, *, d_in: int | None = None, d_sae: int | None = None
 ) -> tuple[Tensors, dict[str, Any]]:
-    """`W_enc`, `b_enc`, `W_dec`, `b_dec` in float32 and the cfg of a top-k SAE in SAELens format.
+    """`W_enc`, `b_enc`, `W_dec`, `b_dec` in float32, of an SAE that is not top-k also `threshold`,
+    and the cfg of the SAE in a folder.
 
-    The formats of SAELens 6 and before are read. Two options are turned into weights with the same
-    codes and reconstructions, and the cfg returned says so:
-    - `apply_b_dec_to_input` false: b_enc + b_dec W_enc takes the place of b_enc;
-    - `rescale_acts_by_decoder_norm` true: rows of W_dec become unit norm, W_enc and b_enc are
-      multiplied by the norms. Without that flag the rows keep the norms they have: scaling them
-      would change which features are the k largest.
-    Another architecture, input normalisation or width than asked for, and tensors that do not fit,
-    raise ValueError.
+    SAELens 3 to 6, dictionary_learning and sparsify; what their options say is folded into the
+    weights (`foreign.folded`), and the cfg returned says so. What cannot be folded, another width
+    than asked for, and tensors that do not fit, raise ValueError.
     """
-    cfg = _topk_cfg(folder / SAELENS_CFG)
+    names = next((pair for pair in FORMATS if (folder / pair[1]).is_file()), FORMATS[0])
+    config, path = (folder / name for name in names)
+    if names == FORMATS[1]:
+        cfg, named = foreign.sparsify_cfg(config), foreign.renamed(_read_safetensors(path)[0])
+    elif names == FORMATS[2]:
+        cfg, named = foreign.dictionary_cfg(config), foreign.renamed(foreign.torch_file(path))
+    else:
+        cfg, named = foreign.saelens_cfg(config), foreign.renamed(_read_safetensors(path)[0])
+    if names != FORMATS[0] and "W_enc" in named:
+        cfg |= dict(zip(("d_in", "d_sae"), named["W_enc"].shape, strict=True))
+    for name in ("d_in", "d_sae") + (("k",) if cfg["architecture"] == foreign.TOPK else ()):
+        if type(cfg.get(name)) is not int:
+            raise ValueError(f"{config} needs a whole number {name}; got {cfg.get(name)!r}")
     for name, wanted in (("d_in", d_in), ("d_sae", d_sae)):
         if wanted not in (None, cfg[name]):
             raise ValueError(f"{folder} has {name}={cfg[name]}; needed is {name}={wanted}")
-    path = folder / SAELENS_WEIGHTS
-    sae = {name: tensor.float() for name, tensor in _read_safetensors(path)[0].items()}
-    _check_sae(path, sae, cfg["d_in"], cfg["d_sae"], cfg["k"])
-    if not cfg.get("apply_b_dec_to_input", True):
-        sae["b_enc"] = sae["b_enc"] + sae["b_dec"] @ sae["W_enc"]
-    if cfg.get("rescale_acts_by_decoder_norm", False):
-        norm = sae["W_dec"].norm(dim=1)
-        if not norm.all():
-            reason = "by which rescale_acts_by_decoder_norm divides"
-            raise ValueError(f"{path} has W_dec rows of norm 0, {reason}")
-        sae |= {"W_enc": sae["W_enc"] * norm, "b_enc": sae["b_enc"] * norm}
-        sae |= {"W_dec": sae["W_dec"] / norm[:, None]}
-    options = {"apply_b_dec_to_input": True, "rescale_acts_by_decoder_norm": False}
-    return sae, cfg | options | {"dtype": "float32"}
+    _check_sae(path, named, cfg)
+    return foreign.folded(path, named, cfg)
 
 
 def unit_rows(folder: Path, sae: Tensors) -> Tensors:
@@ -158,8 +169,11 @@ def unit_rows(folder: Path, sae: Tensors) -> Tensors:
 
     Training keeps the rows at norm 1, so a start has to have them. A norm that all rows share, to
     one in a thousand, is multiplied into the encoder. Raises ValueError where the norms differ:
-    dividing by them would change which features are the k largest.
+    dividing by them would change which features are the k largest; and where it is not top-k.
     """
+    if "threshold" in sae:
+        what = "the features have thresholds: it can be measured, probed and intervened on"
+        raise ValueError(f"a start needs a top-k SAE, which training keeps; of {folder} {what}")
     norm = sae["W_dec"].norm(dim=1)
     least, most = float(norm.min()), float(norm.max())
     if not 0 < least <= most <= 1.001 * least:
@@ -171,37 +185,23 @@ def unit_rows(folder: Path, sae: Tensors) -> Tensors:
     return sae | {"W_enc": sae["W_enc"] * c, "b_enc": sae["b_enc"] * c, "W_dec": sae["W_dec"] / c}
 
 
-def _topk_cfg(path: Path) -> dict[str, Any]:
-    """cfg.json of a top-k SAE without input normalisation; `k` where SAELens 6 has it."""
-    try:
-        cfg = dict(json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a JSON object: {error}") from error
-    if cfg.get("activation_fn", cfg.get("activation_fn_str")) == "topk":  # SAELens before 6
-        cfg |= {"architecture": "topk", "k": (cfg.get("activation_fn_kwargs") or {}).get("k")}
-    cfg = {"architecture": "standard", **dict.fromkeys(OPTIONS, "none"), **cfg}
-    cfg["normalize_activations"] = cfg["normalize_activations"] or "none"  # null and false before 6
-    for name, needed in {"architecture": "topk", **dict.fromkeys(OPTIONS, "none")}.items():
-        if cfg[name] != needed:
-            raise ValueError(f"{path} needs {name}={needed!r}; got {cfg[name]!r}")
-    for name in ("d_in", "d_sae", "k"):
-        if type(cfg.get(name)) is not int:
-            raise ValueError(f"{path} needs a whole number {name}; got {cfg.get(name)!r}")
-    return cfg
-
-
-def _check_sae(where: Path, sae: Mapping[str, Tensor], d_in: int, d_sae: int, k: int) -> None:
+def _check_sae(where: Path, sae: Mapping[str, Tensor], cfg: Mapping[str, Any]) -> None:
+    d_in, d_sae, topk = cfg["d_in"], cfg["d_sae"], cfg["architecture"] == foreign.TOPK
     shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
-    if sae.keys() != shapes.keys():
+    if cfg["architecture"] == "gated":
+        del shapes["b_enc"]
+        shapes |= dict.fromkeys(("b_gate", "b_mag", "r_mag"), (d_sae,))
+    if sae.keys() - {"threshold", "scaling_factor"} != shapes.keys():
         names = f"{', '.join(sorted(shapes))}; got {', '.join(sorted(sae))}"
         raise ValueError(f"{where} needs the tensors {names}")
-    for name, shape in shapes.items():
+    for name in (*shapes, *sorted(sae.keys() - shapes.keys())):
+        shape = shapes.get(name) or ((d_sae,) if sae[name].ndim else ())
         if tuple(sae[name].shape) != shape:
             raise ValueError(f"{where} needs {name} of shape {shape}; got {tuple(sae[name].shape)}")
         if not sae[name].isfinite().all():
             raise ValueError(f"{where} has NaN or infinity in {name}")
-    if not 0 < k <= d_sae:
-        raise ValueError(f"{where} needs 0 < k <= d_sae; got k={k}, d_sae={d_sae}")
+    if topk and not 0 < cfg["k"] <= d_sae:
+        raise ValueError(f"{where} needs 0 < k <= d_sae; got k={cfg['k']}, d_sae={d_sae}")
 
 
 def _write_safetensors(path: Path, tensors: Mapping[str, Tensor], text: str) -> None:

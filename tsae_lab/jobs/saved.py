@@ -1,8 +1,8 @@
 """Opening a saved model: what every command on one is asked, opens and writes.
 
-A model is a folder that a run has saved, or any top-k SAE in the SAELens format; its cfg.json names
-the language model and the hook. What can be wrong with a request is said before the language model
-is loaded.
+A model is a folder that a run has saved, or an SAE of SAELens, dictionary_learning or sparsify; its
+configuration names the language model and the hook. What can be wrong with a request is said before
+the language model is loaded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,8 @@ from tsae_lab.terminal import console, cpu_threads, fast_memory
 ModelFolder = Annotated[
     Path,
     typer.Argument(
-        help="run_2/TEXT/seed_0, its folder tsae or static, or a SAELens folder", show_default=False
+        help="run_2/TEXT/seed_0, its folder tsae or static, or another library's SAE",
+        show_default=False,
     ),
 ]
 JsonOption = Annotated[
@@ -124,7 +125,8 @@ def with_lm(saved: Saved, *, exact: bool = False) -> tuple[LanguageModel, Saved]
     if d_in != lm.d_in:
         width = f"reads activations of width {d_in}; {lm.name} has {lm.d_in}"
         raise ValueError(f"{saved.folder} {width}")
-    low = dtype or plan.products(saved.config, lm.device)
+    jumps = isinstance(saved.sae.params.static, tsae.Thresholded)  # float32 decides what is on
+    low = torch.float32 if jumps else dtype or plan.products(saved.config, lm.device)
     sae, static = (
         tsae.to(replace(model, dials=replace(model.dials, low=low)), lm.device)
         for model in (saved.sae, saved.static)
