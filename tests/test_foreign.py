@@ -116,6 +116,23 @@ def test_a_bias_of_one_row_and_a_scaling_factor_of_ones_are_read_away(tmp_path):
     torch.testing.assert_close(x_hat_of(doubled, x) - b_dec, 2 * (x_hat_of(plain, x) - b_dec))
 
 
+def test_tensors_are_renamed_and_folded_without_a_change_to_what_is_given():
+    raw = {"encoder.weight": torch.randn(5, 3), "bias": torch.randn(1, 3), "k": torch.tensor(2)}
+    named = foreign.renamed(raw)
+    assert named.keys() == {"W_enc", "b_dec"}
+    assert torch.equal(named["W_enc"], raw["encoder.weight"].T)
+    assert torch.equal(named["b_dec"], raw["bias"][0])
+    sae = named | {"b_enc": torch.randn(5), "W_dec": torch.randn(5, 3)}
+    cfg = {"architecture": "standard", "apply_b_dec_to_input": False}
+    weights, read = foreign.folded(Path("x"), sae, cfg)
+    torch.testing.assert_close(weights["b_enc"], sae["b_enc"] + sae["b_dec"] @ sae["W_enc"])
+    assert (read["architecture"], read["k"], sae.keys()) == (
+        "jumprelu",
+        5,
+        {*named, "b_enc", "W_dec"},
+    )
+
+
 def test_the_factor_of_a_mean_norm_is_folded(tmp_path):
     x = torch.randn(2, 3, 24)
     plain = stranger(tmp_path / "plain")

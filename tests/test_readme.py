@@ -59,7 +59,7 @@ def test_the_blocks_on_own_models_texts_saes_and_sets_run(tmp_path, monkeypatch,
     assert codes == "(2, 63, 8)"
     assert re.match(r"tensor\(\[\[0\.0000, 0\.0000, 0\.0000, [1-9]", slopes)
     assert 0 < float(overlap) < 1
-    assert items == ["it 1", " are"]
+    assert items == ["it 1", "[0, 1]", " are"]
 
 
 @pytest.mark.parametrize(("name", "call"), CALLS)

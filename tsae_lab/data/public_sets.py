@@ -20,6 +20,7 @@ import torch
 
 from probes import Item, Pair
 from tsae_lab.data import records
+from tsae_lab.data.own_sets import SETS, load_own, set_paths
 from tsae_lab.data.records import Loaded
 from tsae_lab.data.tasks import NUMBERS, item_at, word_span
 
@@ -483,6 +484,7 @@ ITEM_LOADERS: Mapping[str, Callable[[str | Path], Loaded[Item]]] = {
     "verb_index": load_linzen,
     "coreference_clusters": load_winobias,
     "sentence1": load_wic,
+    "label": load_own,  # after those that have a label, too
 }
 PAIR_LOADERS: Mapping[str, tuple[Callable[[str | Path], Loaded[Pair]], Rule]] = {
     "UID": (load_blimp, "sentence"),
@@ -490,12 +492,6 @@ PAIR_LOADERS: Mapping[str, tuple[Callable[[str | Path], Loaded[Pair]], Rule]] = 
     "verb_index": (load_linzen_pairs, "word"),
     "sentid": (load_winogender_pairs, "sentence"),
     "occupation(0)": (load_winogender_pairs, "sentence"),
-}
-# by name: the files of the sets in a data folder
-SETS = {
-    "blimp": "**/blimp/*.jsonl",
-    "lm_syneval": "**/lm_syneval/*.jsonl",
-    "winogender": "**/winogender/templates.tsv",
 }
 
 
@@ -513,7 +509,9 @@ def load_items(source: str | Path) -> Loaded[Item]:
         raise ValueError(f"{source} holds minimal pairs: {reason}")
     if columns and re.match(r"\d+ .*\[", columns[0]):
         return load_winobias(source)
-    raise ValueError(f"{source}: line 1 is of no format known here: {' '.join(columns)[:60]!r}")
+    own = "a set of your own has the columns text, label, and word or begin and end"
+    said = f"line 1 is of no format known here: {' '.join(columns)[:60]!r}; {own}"
+    raise ValueError(f"{source}: {said}")
 
 
 def load_pairs(source: str | Path) -> tuple[Loaded[Pair], Rule]:
@@ -544,7 +542,8 @@ def find_sets(
     elif unknown:
         raise ValueError(f"unknown minimal pairs {unknown[0]!r}: there are {', '.join(SETS)}")
     else:
-        paths = {name: sorted(folder.glob(SETS[name])) for name in names}
+        there = set_paths(folder)
+        paths = {name: there[name] for name in names}
     sets = {}
     for name in paths:
         loaded = [load_pairs(path) for path in paths[name]]

@@ -1,4 +1,4 @@
-"""Records of public sets: rows of a file (JSON Lines, tab-separated) or of a dataset.
+"""Records of public sets: rows of a file (JSON, tab-separated, CSV; packed or not) or of a dataset.
 
 A malformed record raises a `ValueError` that names source and line. One that is well formed but
 cannot be used raises `Skip` in its parser, and is counted under its reason.
@@ -6,6 +6,7 @@ cannot be used raises `Skip` in its parser, and is counted under its reason.
 
 import csv
 import functools
+import io
 import json
 import re
 from collections import Counter
@@ -46,10 +47,13 @@ def parsed(
 ) -> Loaded[Record]:
     """`parse` of every line, the first being number `first`; `skipped` were left out before.
 
-    ValueErrors of `parse` get source and line number; ValueError also where no line can be used.
+    Blank lines are none. ValueErrors of `parse` get source and line number; ValueError also where
+    no line can be used.
     """
     items, reasons = [], Counter(skipped or {})
     for number, line in enumerate(lines, first):
+        if not line or (isinstance(line, str) and not line.strip()):
+            continue
         try:
             items.append(parse(line))
         except Skip as reason:
@@ -79,30 +83,64 @@ def _object(line: str) -> dict[str, Any]:
 def tsv(
     source: str | Path, columns: Sequence[str], parse: Callable[[dict[str, str]], Record]
 ) -> Loaded[Record]:
-    """`parse` of every row below a header; fields may be in quotes if the header's are.
+    """`parse` of every row below a header, its `columns` as text.
 
-    Or of every row of JSON Lines or of a dataset, its `columns` as text.
+    Of tab-separated text (in quotes where the header is, or all fields that begin with one are), of
+    .csv, JSON or a dataset.
     """
-    if is_name(source) or next(iter(lines(source)), "").startswith("{"):
-        return jsonl(source, lambda row: parse(_as_text(row, columns)))
-    header, *below = lines(source) or [""]
-    quoted = header.startswith('"')
+    return rows(source, columns, lambda row: parse(_as_text(row, columns)))
 
-    def fields(line: str) -> list[str]:
-        return next(csv.reader([line], delimiter="\t")) if quoted else line.split("\t")
 
-    names = fields(header) if header else []
+def rows(
+    source: str | Path, columns: Sequence[str], parse: Callable[[dict[str, Any]], Record]
+) -> Loaded[Record]:
+    """`parse` of every row of a table, JSON or a dataset that has these columns."""
+    if is_name(source) or _first(source).startswith("{"):
+        return jsonl(source, lambda row: parse(_with(row, columns)))
+    names, *below = _fields(source) or [[]]
     missing = [name for name in columns if name not in names]
     if missing:
         raise ValueError(f"{source}, line 1: {_needed(columns, missing)}")
 
-    def row(line: str) -> Record:
-        values = fields(line)
+    def row(values: list[str]) -> Record:
         if len(values) != len(names):
             raise ValueError(f"needs {len(names)} fields; got {len(values)}")
         return parse(dict(zip(names, values, strict=True)))
 
     return parsed(source, below, row, first=2)
+
+
+def _fields(source: str | Path) -> list[list[str]]:
+    """The fields of every line; where fields are in quotes, of every row, blank lines left out."""
+    there, comma = lines(source), tables.ending(Path(source)) == ".csv"
+    if comma or _is_quoted(there):
+        text = io.StringIO("\n".join(there), newline="")
+        return [row for row in csv.reader(text, delimiter="," if comma else "\t") if row]
+    return [line.split("\t") if line.strip(" ") else [] for line in there]
+
+
+def _is_quoted(there: Sequence[str]) -> bool:
+    """Whether quotes are those of a table: the header's, or as pandas writes a text that has some.
+
+    A sentence that begins with a quotation (GAP, as published) is not.
+    """
+    if there and there[0].startswith('"'):
+        return True
+    begun = [field for line in there for field in line.split("\t") if field.startswith('"')]
+    whole = all(re.fullmatch('"([^"]|"")*"', field) for field in begun)
+    return whole and any('""' in field[1:-1] for field in begun)
+
+
+def _with(row: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    missing = [name for name in columns if row.get(name) is None]
+    if missing:
+        raise ValueError(_needed(columns, missing))
+    return row
+
+
+def _first(source: str | Path) -> str:
+    """The first line that is not blank."""
+    return next(filter(str.strip, lines(source)), "")
 
 
 def _needed(columns: Sequence[str], missing: Sequence[str]) -> str:
@@ -111,9 +149,6 @@ def _needed(columns: Sequence[str], missing: Sequence[str]) -> str:
 
 def _as_text(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, str]:
     """The columns as a table of text would have them."""
-    missing = [name for name in columns if row.get(name) is None]
-    if missing:
-        raise ValueError(_needed(columns, missing))
     wrong = [name for name in columns if not isinstance(row[name], str | int | float)]
     if wrong:
         got = f"{row[wrong[0]]!r:.60}"
@@ -152,33 +187,38 @@ def whole_of(row: Mapping[str, Any], name: str) -> int:
 
 
 def number_of(row: Mapping[str, str], name: str) -> int:
-    """A whole number written as text."""
-    if not re.fullmatch(r"-?\d+", row[name]):
+    """A whole number written as text; 12.0 is one, as pandas writes it."""
+    if not re.fullmatch(r"-?\d+(\.0)?", row[name]):
         raise ValueError(f"needs a whole number {name}; got {row[name]!r}")
-    return int(row[name])
+    return int(float(row[name]))
 
 
 def truth_of(row: Mapping[str, str], name: str) -> bool:
-    """Whether the text is TRUE; FALSE is the only other."""
-    if row[name] not in ("TRUE", "FALSE"):
+    """Whether the text is TRUE, in letters of any size; FALSE is the only other."""
+    if row[name].upper() not in ("TRUE", "FALSE"):
         raise ValueError(f"needs TRUE or FALSE in {name}; got {row[name]!r}")
-    return row[name] == "TRUE"
+    return row[name].upper() == "TRUE"
 
 
 def columns_of(source: str | Path) -> list[str]:
     """Names of the fields in the first line or row; of other text, that line split at its tabs."""
     if is_name(source):
         return list(next(iter(_dataset_rows(str(source))), {}))
-    header = next(iter(lines(source)), "")
+    header = _first(source)
     if header.startswith("{"):
         return parsed(source, [header], lambda line: list(_object(line))).items[0]
-    return [field.strip('"') for field in header.split("\t")]
+    delimiter = "," if tables.ending(Path(source)) == ".csv" else "\t"
+    return [field.strip('"') for field in header.split(delimiter)]
 
 
 def lines(source: str | Path) -> list[str]:
-    """The lines of a UTF-8 file, without their ends and without an empty last one."""
-    rows = files.read_text(Path(source)).split("\n")  # splitlines knows more ends than that
-    return rows[:-1] if rows[-1] == "" else rows
+    """The lines of a UTF-8 file, without their ends and without an empty last one; of .json its
+    rows, one per line.
+    """
+    if tables.ending(Path(source)) == ".json":
+        return [json.dumps(row) for row in tables.json_rows(Path(source))]
+    split = files.read_text(Path(source)).split("\n")  # splitlines knows more ends than that
+    return split[:-1] if split[-1] == "" else split
 
 
 # ----------------------------------------------------------------------------------------- datasets

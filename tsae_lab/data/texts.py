@@ -386,6 +386,34 @@ def windows(document: str, size: int = WINDOW_CHARS) -> Iterator[tuple[int, int]
         begin = end
 
 
+def spelled(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of tokens; bytes that are a part of a character alone as `<0xE5>`."""
+    text = tokenizer.decode(list(ids))
+    if "\ufffd" not in text:
+        return text
+    data = b"".join(map(_bytes_of, tokenizer.convert_ids_to_tokens(list(ids))))
+    whole = data.decode("utf-8", "surrogateescape")
+    return re.sub("[\udc80-\udcff]", lambda byte: f"<0x{ord(byte[0]) - 0xDC00:02X}>", whole)
+
+
+def _bytes_of(token: str) -> bytes:
+    """The bytes that a token of a vocabulary stands for: by GPT-2's letters, or as <0xE5>."""
+    if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+        return bytes([int(token[3:5], 16)])
+    letters = _byte_letters()
+    if all(letter in letters for letter in token):
+        return bytes(letters[letter] for letter in token)
+    return token.replace("▁", " ").encode()
+
+
+@functools.cache
+def _byte_letters() -> Mapping[str, int]:
+    """The byte of each letter in a byte-level vocabulary (Radford et al. 2019)."""
+    own = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in own]
+    return {chr(b): b for b in own} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
 Tokenized = tuple[np.ndarray, np.ndarray, int]
 """Of a document: its token ids, the characters of each token, and its index."""
 

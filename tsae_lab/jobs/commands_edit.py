@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
 
-from tsae_lab.data import public_sets, tasks
+from tsae_lab.data import own_sets, public_sets, tasks, texts
 from tsae_lab.data.language_model import LanguageModel, layers_above
 from tsae_lab.jobs.saved import (
     CsvOption,
@@ -191,7 +191,7 @@ def _one_text(lm: LanguageModel, saved: Saved, request: Request) -> tuple[dict[s
         {"edit": name, "logit_difference": score, "change": score - scores[0]}
         for name, score in zip(deltas, scores, strict=True)
     ]
-    words = [lm.tokenizer.decode([i]) for i in batch.ids[0, -batch.seq :].tolist()]
+    words = [texts.spelled(lm.tokenizer, [i]) for i in batch.ids[0, -batch.seq :].tolist()]
     edited = [i - batch.seq for i in mask[0].nonzero()[:, 0].tolist()]
     places = ", ".join(f"{i} {words[i]!r}" for i in edited)
     changes = ["", *(f"{score - scores[0]:+.4f}" for score in scores[1:])]
@@ -327,7 +327,7 @@ def minimal_pairs_command(
         wanted = [name.strip() for name in names.split(",") if name.strip()]
         sets, absent = public_sets.find_sets(source, each, names=wanted, seed=seed)
         if not sets:
-            raise ValueError(f"{source} holds none of {', '.join(absent)}")
+            raise ValueError(f"{source} holds none of {', '.join(absent)}; {own_sets.LAYOUT}")
         lm_loaded, saved = with_lm(saved, exact=True)
         models, cells = ("clean", saved.name), []
         splice = {saved.name: evaluation.replacement(saved.sae)}

@@ -17,6 +17,7 @@ from typing import Any
 
 import tsae
 from tsae_lab import files
+from tsae_lab.data import own_sets
 from tsae_lab.data.language_model import LanguageModel, load_lm
 from tsae_lab.data.store import Store
 from tsae_lab.data.texts import Tokens
@@ -91,6 +92,7 @@ def _study(
         console.print(f"{models} is not finished: training it first")
         train(models, config)
     began = time.perf_counter()
+    say_absent(config)
     lm = plan.lm_of(config)
     names = plan.names_of(config)
     tokens = {name: plan.split_tokens(config, lm, name, "validation") for name in names}
@@ -110,6 +112,18 @@ def _study(
     reporting.report_beside(out_dir, lm)
     console.print(f"{out_dir}: done in {(time.perf_counter() - began) / 60:.1f} minutes")
     return info
+
+
+def say_absent(config: Config) -> None:
+    """Which sets of minimal pairs are left out, and what is wanted of a folder of them."""
+    if "interventions" not in sections_of(config):
+        return
+    there = own_sets.set_paths(Path(config.data_dir).expanduser()) if config.data_dir else {}
+    absent = ", ".join(name for name in own_sets.SETS if not there.get(name))
+    if absent:
+        where = f"not in {config.data_dir}" if config.data_dir else "no --data_dir"
+        said = f"left out: the minimal pairs of {absent} ({where}; {own_sets.LAYOUT})"
+        console.print(said, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_models(models: Path, lm: LanguageModel, now: Identity) -> None:

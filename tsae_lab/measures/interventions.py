@@ -20,7 +20,7 @@ from torch import Tensor
 import tsae
 from tsae import Codes, Memory, Sae, Seen, State
 from tsae_kernels import decode_codes
-from tsae_lab.data import hooks, language_model
+from tsae_lab.data import hooks, language_model, texts
 from tsae_lab.data.language_model import LanguageModel
 
 
@@ -344,7 +344,7 @@ def _next_tokens(
             break
         written.append(token)
         fresh = torch.tensor([[token]], device=lm.device)
-    return lm.tokenizer.decode(written)
+    return texts.spelled(lm.tokenizer, written)
 
 
 def _pick(

@@ -20,6 +20,7 @@ from metrics import CodedText
 from tsae import Sae
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.data.store import Store
+from tsae_lab.data.texts import spelled
 from tsae_lab.measures import evaluation
 from tsae_lab.sections import figures
 
@@ -207,6 +208,6 @@ def context_of(
     long: bool,
 ) -> Context:
     """A context with the words of its text."""
-    words = {i: lm.tokenizer.decode([i]) for i in store.tokens.ids.unique().tolist()}
+    words = {i: spelled(lm.tokenizer, [i]) for i in store.tokens.ids.unique().tolist()}
     shared = {"lm": lm, "store": store, "words": words, "subjects": tuple(subjects)}
     return Context(dataset=name, seed=seed, long=long, **shared)

@@ -29,6 +29,8 @@ import probes
 from metrics import Stability
 from tsae_lab import definitions, files
 from tsae_lab.measures.lifetimes import Evolution, Survival
+from tsae_lab.sections import fonts
+from tsae_lab.terminal import console
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", "-.", ":")
@@ -73,10 +75,12 @@ def save(figure: Figure, path: Path) -> None:
             warnings.catch_warnings(),
             matplotlib.rc_context({"svg.hashsalt": "tsae", "svg.fonttype": "path"}),
         ):
-            # a token in a script that the font has not is drawn as a box
-            warnings.filterwarnings("ignore", message="Glyph")
+            warnings.filterwarnings("ignore", message="Glyph")  # drawn as a box, and said
             figure.savefig(draft, format=kind, **options)
 
+    if missing := fonts.fit_fonts(figure.findobj(Text)):
+        said = f"{path}: no font here has {missing[:20]}, which are boxes in it"
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
     files.write_atomic(path, write)
 
 
