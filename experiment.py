@@ -306,6 +306,7 @@ def save_model(unit: Unit, lm: LanguageModel, name: str, sae: tsae.Sae) -> None:
     """Save a model in the unit's folder, its static part in the SAELens format."""
     about = {"dataset": unit.data.name, "seed": unit.seed, "steps": unit.config.steps}
     about["identity"] = unit.identity
+    about |= {"context_size": unit.config.seq + len(lm.prefix), "prepend_bos": True}  # for SAELens
     names = {"model_name": lm.name, "hook_name": unit.config.hook}
     checkpoint.save_sae(unit.folder / name, sae, metadata=about, **names)
 
