@@ -4,6 +4,7 @@ run_0  static baselines
 run_1  TSAE after phase (a), its temporal parts switched on
 run_2  all three phases; any other directory name means run_2
 run_3  every measure of run_2's models, which are trained first where they are missing
+run_4  rivals, controls and ablations, trained and measured alike
 
 This file is the job, top to bottom: a batch, a start, the loop, both models, measures, files, the
 command line. `python experiment.py COMMAND MODEL` examines one saved model.
@@ -38,6 +39,7 @@ from tsae_lab.jobs import (
     checkpoint,
     commands,
     commands_edit,
+    comparison,
     identity,
     plan,
     reporting,
@@ -68,6 +70,7 @@ from tsae_lab.jobs.plan import (
 )
 from tsae_lab.measures import evaluation
 from tsae_lab.measures.evaluation import EVAL_ROWS
+from tsae_lab.rivals.system import System
 from tsae_lab.sections import figures
 from tsae_lab.sections.context import differences
 from tsae_lab.terminal import (
@@ -141,12 +144,13 @@ def start_tsae(unit: Unit, pretrained: training.Trainer) -> training.Trainer:
 
 
 def fit(
-    unit: Unit, model: str, start: Callable[[], training.Trainer], steps: range, phases: tsae.Phases
-) -> tuple[training.Trainer, float]:
+    unit: Unit, model: str, start: Callable[[], training.Trainer], steps: range,
+    phases: tsae.Phases, system: System | None = None,
+) -> tuple[training.Trainer, float]:  # fmt: skip
     """The trainer after `steps`, from `start` or from the unit's checkpoint; the seconds it took.
 
     A checkpoint is written every `checkpoint_every` steps and at the end, and the last two are
-    kept; a killed run continues to the same bits. `model` is "static" or "tsae" and names them.
+    kept; a killed run continues to the same bits. `model` names them; with `system` it is a rival.
     """
     config, path = unit.config, unit.folder / f"{model}.checkpoint.safetensors"
     trainer, begin, seconds = _resumed(unit, model, path, start, steps.start)
@@ -157,9 +161,13 @@ def fit(
         for step in range(begin, steps.stop):
             began = time.perf_counter()
             x, weight = batch_at(unit, step)
-            trainer, info = training.train_step(
-                trainer, x, weight, step, config, phases, unit.low, begins=step % config.pieces == 0
-            )
+            shared = {"low": unit.low, "recipe": config, "step": step}
+            if system is None:
+                shared |= {"phases": phases, "begins": step % config.pieces == 0}
+                trainer, info = training.train_step(trainer, x, weight, **shared)
+            else:
+                shared |= {"system": system, "total": steps.stop}
+                trainer, info = training.rival_step(trainer, x, weight, **shared)
             times.append(evaluation.step_time(time.perf_counter() - began, times))
             took = times[-1]
             seconds, rate = seconds + took, weight.sum().item() / took
@@ -278,12 +286,24 @@ def load_pretrained(unit: Unit) -> training.Trainer:
 
 
 def train_tsae(
-    unit: Unit, pretrained: training.Trainer, plan: str
+    unit: Unit, pretrained: training.Trainer, plan: str, name: str = "tsae"
 ) -> tuple[training.Trainer, float]:
     """The TSAE after the plan's last phase, and the seconds its own steps took."""
     phases = phases_of(unit.config)
     steps = range(phases.pretrain, last_step(phases, plan))
-    return fit(unit, "tsae", lambda: start_tsae(unit, pretrained), steps, phases)
+    return fit(unit, name, lambda: start_tsae(unit, pretrained), steps, phases)
+
+
+def train_rival(unit: Unit, name: str, system: System) -> tuple[training.Trainer, float]:
+    """A rival after as many steps as the others, and the seconds they took."""
+
+    def start() -> training.Trainer:
+        x, weight = batch_at(unit, 0)
+        named = system.start(x[weight > 0], _seeded(unit.seed))
+        return training.start_trainer(named, unit.config)
+
+    phases = phases_of(unit.config)
+    return fit(unit, name, start, range(phases.total), phases, system)
 
 
 def last_step(phases: tsae.Phases, plan: str) -> int:
@@ -297,6 +317,12 @@ def training_tokens(unit: Unit, plan: str) -> float:
     begin = phases.pretrain if unit.config.static_sae else 0
     sequences = (last_step(phases, plan) - begin) * unit.config.batch / unit.config.pieces
     return sequences * tokens.n_tokens / len(tokens.ids)
+
+
+LOOP = comparison.Loop(
+    static=train_static, ours=train_tsae, rival=train_rival,
+    random_start=start_static, temporal_start=start_tsae,
+)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------ files, measures
@@ -399,7 +425,7 @@ def run(out_dir: Path, config: Config) -> dict[str, Any]:
     """The whole of run_0, run_1 or run_2; returns what final_info.json holds."""
     plan = plan_of(out_dir)
     with files.cache_at(config.cache_dir):
-        config = checked(config, plan)
+        config = checked(config)
         refuse_other(out_dir, config, plan)
         with files.sole(out_dir):
             return _run(out_dir, config, plan)
@@ -452,7 +478,7 @@ app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=F
 def main(
     ctx: typer.Context,
     out_dir: Annotated[
-        Path | None, typer.Option("--out_dir", "--out-dir", help="run_0 .. run_3")
+        Path | None, typer.Option("--out_dir", "--out-dir", help="run_0 .. run_4")
     ] = None,
     scale: Annotated[
         str, typer.Option(help="smoke, cpu or gpu; default: gpu where CUDA is present")
@@ -477,6 +503,8 @@ def main(
         fast_memory()
         if plan.plan_of(out_dir) == "run_3":
             study.run_study(out_dir, config, train=run)
+        elif plan.plan_of(out_dir) == "run_4":
+            comparison.run_comparison(out_dir, config, LOOP)
         else:
             run(out_dir, config)
 

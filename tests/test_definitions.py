@@ -10,8 +10,9 @@ from tsae_lab.jobs import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 VALUES = {"lag": "16", "after": "8", "tau": "64", "k": "5", "average": "pooled", "mode": "local"}
-VALUES |= {"items": "agreement_attractor", "set": "blimp", "rule": "l1"}
-SAID = VALUES | {"items": "agreement, attractor"}
+VALUES |= {"items": "agreement_attractor", "set": "blimp", "rule": "l1", "key": "fve"}
+VALUES["task"] = "since_switch"
+SAID = VALUES | {"items": "agreement, attractor", "task": "since, switch"}
 
 
 def filled(pattern: str, values: dict[str, str] = VALUES) -> str:

@@ -188,13 +188,7 @@ def test_an_unknown_text_is_refused_before_another_is_fetched(monkeypatch):
     monkeypatch.setattr(texts, "CORPORA", {"sotu": lambda _: pytest.fail("fetched")})
     texts.check_name("sotu")
     with pytest.raises(ValueError, match="unknown corpus 'nonsense'"):
-        plan.checked(Config(datasets="sotu,nonsense"), "run_2")
-
-
-def test_the_run_that_is_not_built_yet_says_so(tmp_path):
-    done = CliRunner().invoke(experiment.app, [f"--out_dir={tmp_path / 'run_4'}"])
-    assert done.exit_code == 1
-    assert "not built yet" in done.output
+        plan.checked(Config(datasets="sotu,nonsense"))
 
 
 def test_a_directory_with_other_files_is_not_taken_over(tmp_path):

@@ -14,6 +14,7 @@ import metrics
 import tsae
 from tsae_lab import files, terminal
 from tsae_lab.jobs import bench, checkpoint, commands, commands_edit, plan, saved, study, training
+from tsae_lab.jobs.entries import ENTRIES, Surroundings
 from tsae_lab.jobs.plan import Config
 from tsae_lab.measures import evaluation
 
@@ -163,6 +164,19 @@ def test_trimming_the_log_leaves_the_lines_of_other_models_and_seeds(unit):
     assert left == [lines[0], lines[2], lines[3]]
 
 
+def test_a_rival_is_trained_in_the_same_loop_and_read_where_it_is_done(unit):
+    around = Surroundings(low=torch.float32, d_in=unit.data.train.d_in, distinct=lambda n: n)
+    system = ENTRIES["batch_topk"].make(unit.config, around)
+    trainer, seconds = experiment.train_rival(unit, "batch_topk", system)
+    lines = [json.loads(text) for text in unit.log.read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, unit.config.steps + 1))
+    assert {line["model"] for line in lines} == {"batch_topk"}
+    again, same = experiment.train_rival(unit, "batch_topk", system)
+    assert bits(again).keys() == bits(trainer).keys()
+    assert all(torch.equal(bits(again)[name], t) for name, t in bits(trainer).items())
+    assert same == seconds
+
+
 def test_a_loss_that_is_not_finite_ends_the_fit_with_the_step(unit):
     alone = tsae.Phases(pretrain=12, settle=0, introduce=0, refine=0)
 
@@ -207,7 +221,7 @@ def test_a_text_that_is_too_short_leaves_no_directory(config, tmp_path):
 )
 def test_two_texts_that_would_share_a_folder_are_refused(datasets):
     with pytest.raises(ValueError, match="would share the folder"):
-        plan.check_config(Config(datasets=datasets), "run_2")
+        plan.check_config(Config(datasets=datasets))
 
 
 def test_the_baseline_takes_as_many_tokens_as_the_tsae_with_its_pretraining(unit):
@@ -390,10 +404,10 @@ def test_a_given_static_sae_sets_k_and_d_sae_and_a_text_that_is_absent_is_refuse
     static = tsae.init_static(torch.zeros(24), 40, generator=torch.Generator().manual_seed(3))
     names = {"model_name": "toy", "hook_name": config.hook}
     checkpoint.save_sae(tmp_path / "sae", tsae.static_sae(static, 7), **names)
-    ready = plan.checked(replace(config, static_sae=str(tmp_path / "sae")), "run_2")
+    ready = plan.checked(replace(config, static_sae=str(tmp_path / "sae")))
     assert (ready.k, ready.d_sae) == (7, 40)
     with pytest.raises(ValueError, match="nowhere"):
-        plan.checked(replace(config, datasets=str(tmp_path / "nowhere.txt")), "run_2")
+        plan.checked(replace(config, datasets=str(tmp_path / "nowhere.txt")))
 
 
 def write_scaled(folder: Path, config: Config, norms: torch.Tensor) -> tsae.Static:
@@ -408,7 +422,7 @@ def write_scaled(folder: Path, config: Config, norms: torch.Tensor) -> tsae.Stat
 @pytest.mark.parametrize("norm", [1.0, 0.2, 7.0])
 def test_a_given_sae_starts_with_the_reconstructions_it_was_saved_with(unit, tmp_path, norm):
     saved = write_scaled(tmp_path / "sae", unit.config, torch.full((48,), norm))
-    config = plan.checked(replace(unit.config, static_sae=str(tmp_path / "sae")), "run_2")
+    config = plan.checked(replace(unit.config, static_sae=str(tmp_path / "sae")))
     trainer = experiment.start_static(replace(unit, config=config))
     weights = {name: trainer.named[name].detach() for name in training.STATIC}
     torch.testing.assert_close(weights["W_dec"].norm(dim=1), torch.ones(48))
@@ -454,7 +468,7 @@ def test_a_given_sae_whose_decoder_rows_differ_in_norm_is_refused_before_work(
     norms[5] = far
     write_scaled(tmp_path / "sae", config, norms)
     with pytest.raises(ValueError, match="rows of one norm"):
-        plan.checked(replace(config, static_sae=str(tmp_path / "sae")), "run_2")
+        plan.checked(replace(config, static_sae=str(tmp_path / "sae")))
 
 
 def test_a_given_sae_brings_its_k_width_and_hook_and_other_options_are_refused(config, tmp_path):

@@ -69,7 +69,7 @@ def test_steps_depend_on_the_seed_and_on_nothing_that_came_before():
 @pytest.mark.parametrize(("pieces", "seq"), [(0, 8), (9, 8), (-1, 8)])
 def test_pieces_that_no_sequence_has_are_refused(pieces, seq):
     with pytest.raises(ValueError, match="pieces needs 1 <= pieces <= seq"):
-        plan.check_config(Config(seq=seq, pieces=pieces), "run_2")
+        plan.check_config(Config(seq=seq, pieces=pieces))
 
 
 def test_a_given_static_sae_begins_as_it_is_with_the_moments_of_a_few_steps(tmp_path):
@@ -159,7 +159,7 @@ def test_validation_takes_part_of_every_document(lm, tmp_path, capsys):
 )
 def test_options_that_no_run_can_have_are_named_before_any_work(change, needle):
     with pytest.raises(ValueError, match=needle) as caught:
-        plan.check_config(replace(Config(), **change), "run_2")
+        plan.check_config(replace(Config(), **change))
     assert "\n" not in str(caught.value)
 
 

@@ -19,7 +19,7 @@ import tsae
 from tsae_lab.data import language_model
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.jobs import study
-from tsae_lab.measures import lifetimes, splices, transitions
+from tsae_lab.measures import evaluation, lifetimes, splices, transitions
 from tsae_lab.sections import context, figures, stability
 from tsae_lab.sections import transitions as transitions_in_words
 from tsae_lab.sections.context import Context, Subject, top_words
@@ -241,10 +241,15 @@ def test_a_context_has_the_words_of_its_text_and_its_ids_without_the_prefix(lm):
 # ---------------------------------------------------------------- splices
 
 
+def splice_of(subject, store):
+    run, cpu = evaluation.sae_run(subject.sae), torch.device("cpu")
+    return stability.spliced_codes(run, subject.sae.d_sae, store, 10, cpu)
+
+
 def test_spliced_codes_of_a_static_sae_are_the_codes_of_the_two_documents():
     store = a_store(lengths=[20] * 11 + [9])  # the last chunk is padded and takes no part
     one = two_subjects(store)[1]
-    spliced, begins, continues = stability.spliced_codes(one, store, 10) or pytest.fail("no splice")
+    spliced, begins, continues = splice_of(one, store) or pytest.fail("no splice")
     whole = metrics.token_matrix(one.codes).toarray().reshape(12, 20, D_SAE)
     mixed = metrics.token_matrix(spliced).toarray().reshape(-1, 20, D_SAE)
     document = store.tokens.document.numpy()
@@ -272,11 +277,11 @@ def test_over_a_splice_a_static_sae_has_chance_similarity_and_a_memory_more():
 def test_a_memory_is_carried_over_the_splice():
     store = a_store()
     ours, static = two_subjects(store)
-    spliced, *_ = stability.spliced_codes(ours, store, 10) or pytest.fail("no splice")
+    spliced, *_ = splice_of(ours, store) or pytest.fail("no splice")
     alone = {tuple(row) for row in metrics.token_matrix(ours.codes).toarray().round(3).tolist()}
     after = metrics.token_matrix(spliced).toarray().reshape(-1, 20, D_SAE)[:, 10].round(3).tolist()
     assert any(tuple(row) not in alone for row in after)
-    assert stability.spliced_codes(static, a_store(n_doc=1), 10) is None
+    assert splice_of(static, a_store(n_doc=1)) is None
 
 
 # ---------------------------------------------------------------- degenerate codes

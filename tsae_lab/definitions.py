@@ -8,6 +8,8 @@ import re
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from tsae_lab.definitions_of_run_4 import OF_RUN_4
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -42,6 +44,7 @@ PREFIXES = {
 _VALUES: dict[str, str] = dict.fromkeys(("lag", "after", "tau", "k"), r"\d+")
 _VALUES |= dict.fromkeys(("items", "set"), ".+")
 _VALUES |= {"average": "pooled|feature", "mode": "local|propagated", "rule": "standardised|l1"}
+_VALUES |= {"key": "fve|tss_mean", "task": "signed_motion|since_switch|self_exciting"}
 """What may stand for {lag} and so on in a key."""
 
 # fmt: off
@@ -503,7 +506,7 @@ DEFINITIONS = {
         "Tokens encoded and decoded per second, the language model left out; a batch during which "
         "the machine stood still counts as in the training time.",
         "valid tokens / s", "[0, inf)", "higher", "evaluation.measure"),
-}
+} | {key: Measure(*said) for key, said in OF_RUN_4.items()}
 # fmt: on
 
 

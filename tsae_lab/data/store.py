@@ -114,6 +114,40 @@ def without(
     return Store(**shared, tokens=left, text=text, read=read, source=source)
 
 
+def in_memory(x: Float[Tensor, "n_seq seq d_in"], hook: str) -> Store:
+    """A store of activations that no language model gave, in bf16; each sequence is a document."""
+    n, seq, _ = x.shape
+    tokens = Tokens(
+        ids=torch.zeros(n, seq, dtype=torch.int32),
+        valid=torch.ones(n, seq, dtype=torch.bool),
+        document=torch.arange(n, dtype=torch.int32),
+        start=torch.zeros(n, dtype=torch.int32),
+        chars=torch.zeros(n, dtype=torch.int32),
+    )
+    data = x.to(torch.bfloat16).view(torch.int16).numpy()
+    return without(Path("memory"), hook, tokens, data, torch.zeros_like(tokens.valid))
+
+
+def shuffled(store: Store, generator: torch.Generator) -> Store:
+    """The store with the tokens of each sequence in random order, a view of the same data.
+
+    What is left is which tokens a sequence has: a code that gains by their order gains no more.
+    """
+    n_valid = store.tokens.valid.sum(1)
+    width = store.tokens.valid.shape[1]
+    chance = torch.rand(store.tokens.valid.shape, generator=generator)
+    last = torch.arange(width) >= n_valid[:, None]  # padding stays where it is
+    order = torch.where(last, 1 + torch.arange(width), chance).argsort(dim=1)
+    row, place = store.source or (
+        np.arange(len(store)),
+        np.arange(width)[None].repeat(len(store), 0),
+    )
+    ids = store.tokens.ids.clone()
+    ids[:, -width:] = ids[:, -width:].gather(1, order)
+    source = row, np.take_along_axis(place, order.numpy().astype(place.dtype), 1)
+    return replace(store, tokens=replace(store.tokens, ids=ids), source=source)
+
+
 def activation_store(
     lm: LanguageModel,
     tokens: Tokens,

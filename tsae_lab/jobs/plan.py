@@ -51,7 +51,8 @@ SCALES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 # options that change no result: a run may go on with others
-FREE = ("threads", "device", "cache_dir", "data_dir", "checkpoint_every", "sections")
+FREE = ("threads", "device", "cache_dir", "data_dir", "checkpoint_every", "sections", "systems",
+        "tune")  # fmt: skip
 RETIRED = {"lr_lstm": 1.0, "lr_lstm_refine": 1.0, "lr_bridge": 1.0}
 """Options of earlier versions, which their config.json names, and the value that this one has."""
 ADDED = {"column": "text"}  # options that a config.json of before lacks, and what they were
@@ -101,6 +102,14 @@ class Config(Recipe):
     sections: Annotated[str, "parts of run_3, separated by commas"] = (
         "stability,lifetimes,transitions,evolution,probes,interventions"
     )
+    systems: Annotated[
+        str,
+        "what run_4 compares, separated by commas: names that it prints, NAME@8 for k = 8; "
+        "plain, controls, ablations, window, or frontier for a set of them",
+    ] = "plain"
+    tune: Annotated[
+        bool, "run_4 searches the rivals' rates and coefficients in place of comparing them"
+    ] = False
     share: Annotated[
         float,
         "share of the probing items, and of the interventions' cases and controls, that run_3 "
@@ -196,10 +205,8 @@ def plan_of(out_dir: Path) -> str:
     return out_dir.name if out_dir.name in PLANS else "run_2"
 
 
-def check_config(config: Config, plan: str) -> None:
+def check_config(config: Config) -> None:
     """Raise ValueError, in one line, for the first setting that no run can have."""
-    if plan == "run_4":
-        raise ValueError(f"{plan} is not built yet: run_0 to run_3 are (see the README)")
     for name, value in vars(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} needs a finite number; got {value}")
@@ -277,11 +284,11 @@ def _check_names(datasets: list[str]) -> None:
         owners[folder] = name
 
 
-def checked(config: Config, plan: str) -> Config:
+def checked(config: Config) -> Config:
     """The config, with a given static SAE's k and d_sae; ValueError for bad options or texts."""
     if config.static_sae:
         config = replace(config, **_brought(config.static_sae))
-    check_config(config, plan)
+    check_config(config)
     for name in names_of(config):
         texts.check_name(name)
     for name in names_of(config):

@@ -78,7 +78,7 @@ def run_study(
     sections_of(config)
     models = out_dir.parent / MODELS
     with files.cache_at(config.cache_dir):
-        config = plan.checked(config, "run_3")
+        config = plan.checked(config)
         plan.refuse_other(out_dir, config, "run_3")
         plan.refuse_other(models, config, MODELS)
         with files.sole(out_dir):
@@ -388,7 +388,7 @@ def frontier(
         reason = "has no TSAE" if run == "run_0" else f"has the k of {config.static_sae}"
         raise ValueError(f"{out_dir} {reason}: the numbers of features cannot be compared")
     for k in ks:
-        plan.check_config(replace(config, k=k), run)
+        plan.check_config(replace(config, k=k))
     if config.k in ks and "births" not in json.loads((base / "measures.json").read_text()):
         raise ValueError(f"{base / 'measures.json'} has no births; {plan.REMADE}")
     points = []

@@ -1,4 +1,5 @@
-"""Training: one step for the static SAE and the three phases of the TSAE, resumable to the bit.
+"""Training: one step for the static SAE, the three phases of the TSAE and its rivals, resumable to
+the bit.
 
 The trainer owns its tensors and updates them in place; all else here is a function of the step.
 """
@@ -14,6 +15,7 @@ from torch import Tensor
 import tsae
 import tsae_kernels
 from tsae import Codes, Dials, Lifecycle, Memory, Params, Phases, State, Static
+from tsae_lab.rivals.system import BUFFERS, Explained, System, in_windows, squared_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,18 +87,19 @@ class Trainer:
 
 TEMPORAL = tuple(tsae.Temporal.__dataclass_fields__)
 STATIC = tuple(tsae.Static.__dataclass_fields__)
+FIXED = ("scale", *BUFFERS)  # tensors that no gradient moves
 
 
 def start_trainer(
     named: dict[str, Tensor], recipe: Recipe, *, before: Trainer | None = None
 ) -> Trainer:
-    """A trainer on copies of the tensors of a static SAE (four) or of a TSAE (all).
+    """A trainer on copies of the tensors of a static SAE (four), a TSAE (all) or a rival.
 
     From `before`, the trainer of its static SAE, it takes over Adam's moments and the lifecycle.
     """
-    names = [name for name in (*STATIC, *TEMPORAL) if name in named]  # files sort by name
-    own = {name: _own(name, named[name]) for name in names}
-    groups = [{"params": [tensor], "name": name} for name, tensor in own.items() if name != "scale"]
+    ordered = (*STATIC, *TEMPORAL, *sorted(named))  # files sort by name
+    own = {name: _own(name, named[name]) for name in dict.fromkeys(ordered) if name in named}
+    groups = [{"params": [t], "name": name} for name, t in own.items() if name not in FIXED]
     adam = torch.optim.Adam(groups, lr=recipe.lr, fused=True)
     if before is None:
         life = tsae.start_lifecycle(len(own["b_enc"]), own["b_enc"])
@@ -228,10 +231,7 @@ def train_step(
     vary is 0. A static SAE is a TSAE that stays in the phase "pretrain".
     """
     phase = tsae.phase_at(step, phases)
-    learning = trained_at(phase, recipe)
-    for name, tensor in trainer.named.items():
-        tensor.requires_grad_(name in learning)
-        tensor.grad = None
+    _learning(trainer, trained_at(phase, recipe))
     dials = dials_at(step, recipe, phases, low)
     static = Static(**{name: trainer.named[name] for name in STATIC})
     if phase == "pretrain":
@@ -240,13 +240,74 @@ def train_step(
     else:
         before, params = None if begins else trainer.state, tsae.params_from(trainer.named)
         loss, x_hat, codes, state = tsae_loss(params, x, weight, dials, recipe.coupling, before)
+    explained, rate = Explained(loss=loss, x_hat=x_hat, codes=codes), rates(step, recipe, phases)
+    after, info = _learn(trainer, explained, x, weight, rate, recipe, low)
+    dialled = {"k": dials.k, "beta": dials.beta}
+    return replace(after, state=_detached(state)), {"phase": phase} | info | dialled
+
+
+def rival_step(
+    trainer: Trainer, x: Float[Tensor, "batch seq d_in"], weight: Float[Tensor, "batch seq"],
+    step: int, system: System, recipe: Recipe, total: int, low: torch.dtype,
+) -> tuple[Trainer, dict[str, Any]]:  # fmt: skip
+    """As `train_step`, of a rival: the same loop on its own loss, at one rate for all tensors.
+
+    The rate is the schedule's; the recipe's `aux` is left out where the system does not revive its
+    dead features so, and those it resamples are begun anew, without moments, after each quarter of
+    the steps but the last: those that fired at none of its tokens.
+    """
+    _learning(trainer, frozenset(trainer.named) - frozenset(FIXED))
+    schedule = {"total": total, "warmup": recipe.warmup, "decay": recipe.decay}
+    rate = dict.fromkeys(trainer.named, recipe.lr * tsae.rate_at(step, **schedule))
+    own = recipe if system.revive else replace(recipe, aux=0.0)
+    explained = system.explain(trainer.named, x, weight, step / total)
+    after, info = _learn(trainer, explained, x, weight, rate, own, low, system.window)
+    with torch.no_grad():
+        for name, value in explained.buffers.items():
+            after.named[name].copy_(value)
+    quarter = max(total // 4, 1)
+    if system.resample is not None and (step + 1) % quarter == 0 and step + 1 + quarter <= total:
+        _resample(after, system.resample, x, explained.x_hat.detach(), quarter, step)
+    return after, {"phase": "all"} | info
+
+
+def _resample(
+    trainer: Trainer, resample: Any, x: Tensor, x_hat: Tensor, steps: int, seed: int
+) -> None:
+    """Begin the features anew that did not fire for this many steps; their moments are 0 again."""
+    dead = trainer.life.idle >= steps * trainer.step_tokens[0]
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in resample(trainer.named, x, x_hat, dead, generator).items():
+            trainer.named[name].copy_(value)
+            for moment in trainer.adam.state[trainer.named[name]].values():
+                if moment.ndim == 2 and name == "W_enc":
+                    moment[:, dead] = 0
+                elif moment.ndim:
+                    moment[dead] = 0
+
+
+def _learning(trainer: Trainer, names: frozenset[str]) -> None:
+    for name, tensor in trainer.named.items():
+        tensor.requires_grad_(name in names)
+        tensor.grad = None
+
+
+def _learn(
+    trainer: Trainer, explained: Explained, x: Tensor, weight: Tensor, rate: dict[str, float],
+    recipe: Recipe, low: torch.dtype, window: int = 1,
+) -> tuple[Trainer, dict[str, Any]]:  # fmt: skip
+    """The trainer after one step down the gradient, dead features revived; what a log says."""
+    x_hat, codes, loss = explained.x_hat, explained.codes, explained.loss
     dead, spread = dead_features(trainer, recipe), _spread(x, weight)
-    if len(dead) and "W_enc" in learning:
-        real, error = x[weight > 0][None], (x - x_hat)[weight > 0][None]
+    if len(dead) and trainer.named["W_enc"].requires_grad and recipe.aux > 0:
+        static = Static(**{name: trainer.named[name] for name in STATIC})
+        whole = in_windows(weight[..., None], window).amin(-1) > 0
+        real, error = (in_windows(y, window)[whole][None] for y in (x, x - x_hat))
         revival = auxiliary_loss(error, real, static, dead, recipe.k_aux, low)
         loss = loss + recipe.aux * spread * revival
     loss.backward()
-    norm = _descend(trainer, rates(step, recipe, phases), recipe)
+    norm = _descend(trainer, rate, recipe)
     with torch.no_grad():
         life = tsae.advance(trainer.life, codes, weight)
         n_tokens, error = int(weight.sum().item()), squared_error(x, x_hat, weight)
@@ -254,12 +315,10 @@ def train_step(
             "loss": error.item(),
             "fve": 1 - (error / spread).item() if spread > 0 else 0.0,
             "l0": (((codes.vals > 0).sum(-1) * weight).sum() / max(n_tokens, 1)).item(),
-            **{"dead": len(dead), "k": dials.k, "beta": dials.beta},
-            "grad_norm": norm,
+            **{"dead": len(dead), "grad_norm": norm},
         }
     step_tokens = _recent((n_tokens, *trainer.step_tokens), recipe.patience)
-    after = replace(trainer, life=life, step_tokens=step_tokens, state=_detached(state))
-    return after, {"phase": phase} | info
+    return replace(trainer, life=life, step_tokens=step_tokens), info
 
 
 def dead_features(trainer: Trainer, recipe: Recipe) -> Int[Tensor, " dead"]:
@@ -341,15 +400,6 @@ def explain(
     return own, x_hat - own.detach(), codes, after
 
 
-def squared_error(
-    x: Float[Tensor, "batch seq d_in"],
-    x_hat: Float[Tensor, "batch seq d_in"],
-    weight: Float[Tensor, "batch seq"],
-) -> Float[Tensor, ""]:
-    """Squared error, summed over d_in, averaged over the tokens with `weight` 1 (padding has 0)."""
-    return ((x - x_hat).square().sum(-1) * weight).sum() / weight.sum().clamp(min=1)
-
-
 def auxiliary_loss(
     error: Float[Tensor, "batch seq d_in"],
     x: Float[Tensor, "batch seq d_in"],
@@ -398,7 +448,10 @@ def _descend(trainer: Trainer, rate: dict[str, float], recipe: Recipe) -> float:
         if W_dec.grad is not None:
             W_dec.grad = tangent(W_dec.grad, W_dec)
         moving = {n: tensor for n, tensor in trainer.named.items() if tensor.grad is not None}
-        parts = ([moving[n] for n in names if n in moving] for names in (STATIC, TEMPORAL))
+        parts = (
+            [t for n, t in moving.items() if n not in TEMPORAL],
+            [moving[n] for n in TEMPORAL if n in moving],
+        )
         norms = [torch.nn.utils.clip_grad_norm_(part, recipe.clip) for part in parts if part]
         for group in trainer.adam.param_groups:
             group["lr"] = rate[group["name"]]

@@ -19,6 +19,7 @@ from tsae import Sae, forward
 from tsae_lab.data.language_model import LanguageModel, splice
 from tsae_lab.data.store import Store
 from tsae_lab.measures.lifetimes import shuffle
+from tsae_lab.rivals.system import Run
 
 Replacement = Callable[[Float[Tensor, "batch seq d_in"]], Float[Tensor, "batch seq d_in"]]
 EVAL_ROWS = 16  # sequences per call
@@ -46,19 +47,36 @@ def replacement(sae: Sae) -> Replacement:
     return lambda x: forward(sae.params, x, sae.dials)[0]
 
 
-@torch.inference_mode()
 def measure(sae: Sae, store: Store, progress: Callable[[], None] = lambda: None) -> Measured:
     """Codes and FVE of all valid tokens of the store; the speed is that of the SAE alone.
 
     Every sequence starts from an empty state. `progress` is called after each 16 sequences.
     """
     device = sae.params.static.b_dec.device
+    run = sae_run(sae)
+    return measure_run(run, sae.d_sae, store, device, progress)
+
+
+def sae_run(sae: Sae) -> Run:
+    """Reconstruction and codes of an SAE, every sequence from an empty state."""
+    return lambda x: forward(sae.params, x, sae.dials)[:2]
+
+
+@torch.inference_mode()
+def measure_run(
+    run: Run,
+    d_sae: int,
+    store: Store,
+    device: torch.device,
+    progress: Callable[[], None] = lambda: None,
+) -> Measured:
+    """As `measure`, of anything that reconstructs; codes of any width."""
     sums, vals, idx, times = metrics.fve_start(store.d_in), [], [], []
     for start in range(0, len(store), EVAL_ROWS):
         rows = slice(start, start + EVAL_ROWS)
         x = store.x(rows).to(device)
         began = time.perf_counter()
-        x_hat, acts, _ = forward(sae.params, x, sae.dials)
+        x_hat, acts = run(x)
         times.append(step_time(time.perf_counter() - began, times))
         valid = store.tokens.valid[rows].to(device)
         sums = metrics.fve_add(sums, x[valid], x_hat[valid])
@@ -67,7 +85,7 @@ def measure(sae: Sae, store: Store, progress: Callable[[], None] = lambda: None)
         progress()
     tokens = store.tokens
     layout = {"valid": tokens.valid, "document": tokens.document, "start": tokens.start}
-    codes = metrics.codes_from_topk(torch.cat(vals), torch.cat(idx), sae.d_sae, **layout)
+    codes = metrics.codes_from_topk(wide(vals), wide(idx), d_sae, **layout)
     fve, speed = metrics.fve_value(sums), codes.n_tokens / sum(times)
     return Measured(codes=codes, fve=fve, tokens_per_second=speed)
 
@@ -97,6 +115,12 @@ def anatomy(sae: Sae, x: Float[Tensor, "batch seq d_in"]) -> Anatomy:
         gate = kernels.gate_values(seen.hs.flatten(0, 1), t.W_gate, t.b_gate, flat).view_as(gate)
     parts = {"vals": codes.vals, "idx": idx, "pre": seen.pre.gather(2, idx), "added": added}
     return Anatomy(**{name: part.cpu() for name, part in (parts | {"gate": gate}).items()})
+
+
+def wide(batches: Sequence[Tensor]) -> Tensor:
+    """All batches as one, each filled up with zeros to the widest."""
+    k = max(batch.shape[-1] for batch in batches)
+    return torch.cat([torch.nn.functional.pad(b, (0, k - b.shape[-1])) for b in batches])
 
 
 def code_measures(

@@ -21,6 +21,7 @@ import tsae
 from probes import EMBEDDING, Features, Item, Task, chosen, task_rows
 from tsae_lab.data import language_model
 from tsae_lab.data.language_model import LanguageModel
+from tsae_lab.rivals.system import Run
 
 Reader = Callable[[Tensor], Features]
 
@@ -36,6 +37,11 @@ def residual_reader() -> Reader:
 def code_reader(sae: tsae.Sae) -> Reader:
     """The code of an SAE that has read the text from an empty state."""
     return lambda x: _last(tsae.encode(sae.params, x, sae.dials)[0], sae.d_sae)
+
+
+def run_reader(run: Run, d_sae: int) -> Reader:
+    """The code of anything that reconstructs."""
+    return lambda x: _last(run(x)[1], d_sae)
 
 
 def memory_reader(static: tsae.Static, dials: tsae.Dials) -> Reader:

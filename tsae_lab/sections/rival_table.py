@@ -1,0 +1,344 @@
+"""run_4's columns, its table and its figures: every system measured by the same code."""
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import metrics
+import probes
+import tsae
+from metrics import CodedText
+from probes import Task
+from tsae_lab import definitions, files
+from tsae_lab.data import tasks
+from tsae_lab.data.language_model import LanguageModel
+from tsae_lab.data.store import Store
+from tsae_lab.measures import evaluation, lifetimes, readout, splices, usage
+from tsae_lab.measures.readout import Reading
+from tsae_lab.rivals.system import Run
+from tsae_lab.sections.context import N_BOOT, Numbers
+from tsae_lab.sections.figures import COLOURS, save_figure
+from tsae_lab.sections.stability import spliced_codes
+from tsae_lab.terminal import cell, console, print_table
+
+LAGS_SHOWN = (1, 2, 4, 8, 16)
+PROBE_K = 5
+PROBED = ("agreement", "coreference", "disambiguation")
+COLUMNS = (
+    "fve", "l0", "distinct", "births", "delta_ce", "kl", "tss_mean", "tss_lag_1", "tss_lag_4",
+    "tss_lag_16", "splice_kept_0", "restricted_mean_64", "alive_frac", "persistence_lift",
+    "utilisation", "pattern_match", "probe_agreement_attractor_k5", "probe_coreference_k5",
+    "probe_disambiguation_k5", "probe_agreement_attractor", "probe_coreference",
+    "probe_disambiguation", "order_signed_motion", "order_since_switch",
+    "order_self_exciting", "temporal_share_fve", "temporal_share_tss_mean",
+    "train_tokens_per_second", "n_params",
+)  # fmt: skip
+PRINTED = ("fve", "l0", "births", "delta_ce", "kl", "tss_mean", "persistence_lift", "utilisation")
+PLANES = {"fve": ("tss_mean", "fve"), "delta_ce": ("tss_mean", "delta_ce"),
+          "births": ("births", "fve")}  # fmt: skip
+"""Figures by name: what stands on the x and on the y axis."""
+
+
+# -------------------------------------------------------------------------------- the columns
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Ground:
+    """What all systems of a text and seed are measured on."""
+
+    val: Store
+    lm: LanguageModel
+    device: torch.device
+    seed: int
+    share: float  # of the probing items
+    splice_tokens: int  # on which the language model's loss is measured
+
+
+def system_numbers(
+    run: Run, dec_norm: Float[Tensor, " d_sae"], ground: Ground
+) -> tuple[Numbers, dict[str, list[float]], CodedText]:
+    """All columns of a system on the validation text; 95 % intervals; its codes.
+
+    Intervals are over documents: value, low, high.
+    """
+    measured = evaluation.measure_run(run, len(dec_norm), ground.val, ground.device)
+    codes = measured.codes
+    numbers: Numbers = dict(evaluation.code_measures(measured, dec_norm[:, None]))
+    numbers["avg_inference_tokens_per_second"] = measured.tokens_per_second
+    seed = torch.Generator().manual_seed(ground.seed)
+    score = metrics.tss(codes, dec_norm, n_boot=N_BOOT, generator=seed)
+    numbers["tss_mean"] = score.macro
+    for lag in LAGS_SHOWN:
+        numbers[f"tss_lag_{lag}"] = metrics.finite(score.macro_by_lag[lag - 1])
+    intervals = {}
+    if score.macro is not None and score.macro_interval is not None:
+        intervals["tss_mean"] = [score.macro, *score.macro_interval]
+    numbers |= lasting(codes) | {"utilisation": usage.utilisation(codes, dec_norm)}
+    numbers |= _after_splice(run, codes, dec_norm, ground) | _spliced_loss(run, ground)
+    numbers |= probed(run, len(dec_norm), ground)
+    return numbers, intervals, codes
+
+
+def lasting(codes: CodedText) -> Numbers:
+    """Restricted mean lifetime, persistence, and its lift over that of shuffled tokens."""
+    runs, null = (lifetimes.runs(text) for text in (codes, lifetimes.shuffle(codes)))
+    stays, chance = (lifetimes.persistence(text)[0] for text in (runs, null))
+    followed = bool((runs.length - runs.censored > 0)[~runs.truncated].any())
+    return {
+        "restricted_mean_64": lifetimes.restricted_mean(runs, 64).value if followed else None,
+        "persistence": stays,
+        "persistence_lift": None if stays is None or chance is None else stays - chance,
+    }
+
+
+def _after_splice(run: Run, codes: CodedText, dec_norm: Tensor, ground: Ground) -> Numbers:
+    """What of the similarity above chance is left right after another document goes on."""
+    seam = ground.val.tokens.valid.shape[1] // 2
+    spliced = spliced_codes(run, len(dec_norm), ground.val, seam, ground.device)
+    if spliced is None:
+        return {"splice_kept_0": None}
+    splice = splices.splice_kept(codes, *spliced, seam, dec_norm, (0,))
+    return {"splice_kept_0": metrics.finite(splice.kept[0])}
+
+
+def _spliced_loss(run: Run, ground: Ground) -> Numbers:
+    """What the code in place of the activations costs the language model, nats per token."""
+    rows = evaluation.pick_rows(ground.val, ground.splice_tokens)
+    own = {"own": lambda x: run(x)[0]}
+    losses = evaluation.splice_losses(ground.lm, ground.val, rows, own)
+    delta = losses["own"]["token"] - losses["clean"]["token"]
+    return {"delta_ce": delta, "kl": losses["own"]["kl"]}
+
+
+# the systems of a seed, one after the other, read the same texts
+@functools.lru_cache(maxsize=1)
+def _reads(
+    lm: LanguageModel, hook: str, share: float, seed: int
+) -> tuple[Sequence[Task], Mapping[str, Reading]]:
+    asked = [t for t in tasks.all_tasks(share=share, seed=seed) if t.name in PROBED]
+    return asked, readout.read_tasks(lm, hook, asked)
+
+
+def probed(run: Run, d_sae: int, ground: Ground) -> Numbers:
+    """Accuracy of 5-sparse and dense probes on the code at the read-out word, per task."""
+    asked, reads = _reads(ground.lm, ground.val.hook, ground.share, ground.seed)
+    reader = readout.run_reader(run, d_sae)
+    numbers: Numbers = {}
+    for task in asked:
+        features = readout.features(reads[task.name], {"code": reader})["code"]
+        lines = {"all": "", "attractor": "_attractor"}
+        masks = {key: mask for key, mask in probes.breakdown(task.items).items() if key in lines}
+        options: dict[str, Any] = {"n_folds": task.n_folds, "few": task.few, "seed": ground.seed}
+        for k, end in ((PROBE_K, f"_k{PROBE_K}"), (None, "")):
+            correct = probes.scores(features, task.items, k=k, **options)
+            numbers |= {
+                f"probe_{task.name}{lines[key]}{end}": float(correct[mask].mean())
+                for key, mask in masks.items()
+            }
+    return numbers
+
+
+def distinct_in(codes: tsae.Codes, valid: Tensor, d_sae: int, window: int) -> int:
+    """Mean number of features that are on in `window` tokens, rounded; at least 1."""
+    text = metrics.codes_from_topk(codes.vals, codes.idx, d_sae, valid=valid)
+    return max(1, round(metrics.distinct(text, window) or 1))
+
+
+def matched(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float | None:
+    """`pattern_match` of kept codes of two seeds on the same tokens."""
+    d_sae = 1 + max(int(held["idx"].max()) for held in (first, second))
+    first_text, second_text = (
+        metrics.codes_from_topk(held["vals"].float(), held["idx"].long(), d_sae)
+        for held in (first, second)
+    )
+    return usage.pattern_match(first_text, second_text)
+
+
+# ---------------------------------------------------------------------------------- the table
+
+
+def by_system(by_seed: Sequence[Mapping[str, Any]]) -> list[dict[str, float | None]]:
+    """Per seed all numbers under `system_measure`, and the temporal shares of the TSAE's gain."""
+    out = []
+    for systems in by_seed:
+        numbers = {
+            f"{name}_{key}": value
+            for name, result in systems.items()
+            for key, value in result["numbers"].items()
+        }
+        for key in ("fve", "tss_mean"):
+            numbers |= temporal_share(numbers, key)
+        out.append(numbers)
+    return out
+
+
+def temporal_share(numbers: Mapping[str, float | None], key: str) -> Numbers:
+    """`(ordered - shuffled) / (ordered - static)` of what the TSAE gains in a measure.
+
+    Of training on sequences in order over training on permuted ones: 1, all of the gain is due to
+    order; 0, none. None where one is missing or there is no gain.
+    """
+    ordered, permuted, static = (
+        numbers.get(f"{name}_{key}") for name in ("tsae", "shuffled", "static")
+    )
+    if ordered is None or permuted is None or static is None:
+        return {}
+    share = (ordered - permuted) / (ordered - static) if ordered > static else None
+    return {f"tsae_temporal_share_{key}": share}
+
+
+def table_rows(text: Mapping[str, Any], about: Mapping[str, str]) -> list[dict[str, Any]]:
+    """One row per system: mean, standard error and number of seeds of every column."""
+    rows = []
+    for name, said in about.items():
+        row: dict[str, Any] = {"system": name, "what": said}
+        for key in COLUMNS:
+            values = [v for v in text["final_info_dict"].get(f"{name}_{key}", ()) if v is not None]
+            row[key] = float(np.mean(values)) if values else None
+            spread = len(values) > 1
+            row[f"{key}_stderr"] = (
+                float(np.std(values, ddof=1) / len(values) ** 0.5) if spread else None
+            )
+            row[f"{key}_n"] = len(values)
+        rows.append(row)
+    return rows
+
+
+def table_page(rows: Sequence[Mapping[str, Any]], title: str) -> str:
+    """The rows as a table: mean ± standard error (n seeds); - where there is none."""
+    columns = [key for key in COLUMNS if any(row[key] is not None for row in rows)]
+    head = ["system", *(definitions.label(key) for key in columns)]
+    lines = [f"## {title}", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in rows:
+        cells = [f"`{row['system']}`: {row['what']}", *(shown_cell(row, key) for key in columns)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def shown_cell(row: Mapping[str, Any], key: str) -> str:
+    """Mean ± standard error (n seeds)."""
+    value, error, n = row[key], row[f"{key}_stderr"], row[f"{key}_n"]
+    if value is None:
+        return "-"
+    spread = f" ± {error:.2g}" if error is not None else ""
+    return f"{cell(value, '.4g')}{spread} ({n})"
+
+
+def write_tables(
+    out_dir: Path,
+    folders: Mapping[str, Path],
+    info: Mapping[str, Any],
+    about: Mapping[str, str],
+    results: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> None:
+    """table.md, table.csv, intervals.csv and the figures; prints the main columns."""
+    pages, rows_of_all = [], []
+    for text, numbers in info.items():
+        rows, n = table_rows(numbers, about), len(results[text])
+        title = f"{text}: {len(rows)} systems, {n} seed{'s' * (n > 1)}"
+        pages.append(table_page(rows, title))
+        rows_of_all += [{"dataset": text} | row for row in rows]
+        _print_main(rows, title)
+        for name, (x, y) in PLANES.items():
+            drawn = pareto_figure(rows, x, y, f"{text}: {definitions.label(y)}")
+            if drawn is not None:
+                save_figure(drawn, folders[text] / f"pareto_{name}")
+    head = f"Mean ± standard error (n seeds). {TUNING}{_ceilings(info)}"
+    page = f"# run_4\n\n{head}\n\n" + "\n".join(pages)
+    files.write_atomic(out_dir / "table.md", lambda path: path.write_text(page))
+    files.write_csv(out_dir / "table.csv", rows_of_all)
+    names = ("dataset", "seed", "system", "measure", "value", "low", "high")
+    files.write_csv(
+        out_dir / "intervals.csv",
+        [
+            dict(zip(names, (text, seed, name, key, *bounds), strict=True))
+            for text, by_seed in results.items()
+            for seed, systems in enumerate(by_seed)
+            for name, result in systems.items()
+            for key, bounds in result["intervals"].items()
+        ],
+    )
+
+
+def _ceilings(info: Mapping[str, Any]) -> str:
+    """What one token alone can reach in the order-only tasks, where they were done."""
+    end = "_ceiling_mean"
+    said = {
+        key.removeprefix("static_order_").removesuffix(end).replace("_", " "): value
+        for text in info.values()
+        for key, value in text["means"].items()
+        if key.startswith("static_order_") and key.endswith(end)
+    }
+    words = ", ".join(f"{task} {value:.2f}" for task, value in said.items())
+    return f" Best score of one token: {words}; of an oracle of the past: 1." if said else ""
+
+
+TUNING = (
+    "All systems share the run's recipe; none was tuned by a search of its own here, ours was "
+    "tuned on these texts (docs/RIVALS.md)."
+)
+
+
+def _print_main(rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    columns = ("system", *(definitions.label(key) for key in PRINTED))
+    body = [[row["system"], *(cell(row[key], ".4f") for key in PRINTED)] for row in rows]
+    fronts = [
+        f"{definitions.label(y)} and {definitions.label(x)}: {', '.join(front) or '-'}"
+        for x, y in PLANES.values()
+        for front in [pareto_front(rows, x, y)]
+    ]
+    print_table(title, columns, body, caption="all columns in table.md and table.csv")
+    for line in fronts:
+        console.print(f"on the front of {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+# -------------------------------------------------------------------------------- the figures
+
+
+def pareto_front(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> list[str]:
+    """Systems that no other is at least as good as in both measures and better in one."""
+    points = {
+        row["system"]: np.array([_good(key) * row[key] for key in (x, y)])
+        for row in rows
+        if row[x] is not None and row[y] is not None
+    }
+    return [
+        name
+        for name, own in points.items()
+        if not any((p >= own).all() and (p > own).any() for p in points.values())
+    ]
+
+
+def _good(key: str) -> int:
+    return -1 if definitions.definition(key).better == "lower" or key == "births" else 1
+
+
+def pareto_figure(rows: Sequence[Mapping[str, Any]], x: str, y: str, title: str) -> Figure | None:
+    """Every system as a point with its standard errors, the front as a line; None without one."""
+    placed = [row for row in rows if row[x] is not None and row[y] is not None]
+    if not placed:
+        return None
+    figure = Figure(figsize=(8.0, 5.4), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    for row, colour in zip(placed, itertools.cycle(COLOURS), strict=False):
+        errors = {f"{side}err": row[f"{key}_stderr"] for side, key in (("x", x), ("y", y))}
+        axes.errorbar(row[x], row[y], fmt="o", color=colour, markersize=5, **errors)
+        place = (row[x], row[y])
+        axes.annotate(row["system"], place, (4, 4), textcoords="offset points", fontsize=8)
+    front = pareto_front(placed, x, y)
+    line = sorted((row[x], row[y]) for row in placed if row["system"] in front)
+    axes.plot(*zip(*line, strict=True), color=COLOURS[6], linestyle=":", linewidth=1)
+    if _good(y) < 0:
+        axes.invert_yaxis()
+    axes.set(xlabel=definitions.label(x), ylabel=definitions.label(y), title=title)
+    return figure
