@@ -3,6 +3,7 @@ import torch
 from toys import HOOK, edited_logits, random_model
 
 from tsae import Dials, Sae
+from tsae_lab.data import texts
 from tsae_lab.measures import interventions
 
 PROMPT = "the quick"
@@ -21,7 +22,7 @@ def test_without_an_edit_it_is_the_models_own_greedy_continuation(any_lm):
         if token == any_lm.tokenizer.eos_token_id:
             break
         written.append(token)
-    assert interventions.continuation(any_lm, HOOK, PROMPT, 8) == any_lm.tokenizer.decode(written)
+    assert interventions.continuation(any_lm, HOOK, PROMPT, 8) == texts.spelled(any_lm.tokenizer, written)
 
 
 @torch.no_grad()
@@ -46,7 +47,7 @@ def test_a_steered_text_written_token_by_token_is_that_of_full_runs_with_the_edi
     got = interventions.continuation(
         any_lm, HOOK, PROMPT, 6, sae=sae, make_edit=make_edit, propagated=propagated
     )
-    assert got == any_lm.tokenizer.decode(written)
+    assert got == texts.spelled(any_lm.tokenizer, written)
     assert not any(module._forward_hooks for module in any_lm.model.modules())
     none = interventions.steer_edit(features, 0.0)
     assert interventions.continuation(
