@@ -137,7 +137,9 @@ def test_the_cache_directory_of_a_run_is_for_weights_and_texts_too(config, out_d
     assert files.cache_dir() == Path(config.cache_dir)
 
 
-@pytest.mark.parametrize("command", [["stability", "nowhere"], ["--out_dir=run_4", "--systems=none"]])
+@pytest.mark.parametrize(
+    "command", [["stability", "nowhere"], ["--out_dir=run_4", "--systems=none"]]
+)
 def test_an_error_shows_where_it_comes_from_when_asked(command):
     for arguments in (["--debug", *command], [*command, "--debug"]):
         done = CliRunner().invoke(experiment.app, arguments)

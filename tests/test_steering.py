@@ -22,7 +22,9 @@ def test_without_an_edit_it_is_the_models_own_greedy_continuation(any_lm):
         if token == any_lm.tokenizer.eos_token_id:
             break
         written.append(token)
-    assert interventions.continuation(any_lm, HOOK, PROMPT, 8) == texts.spelled(any_lm.tokenizer, written)
+    assert interventions.continuation(any_lm, HOOK, PROMPT, 8) == texts.spelled(
+        any_lm.tokenizer, written
+    )
 
 
 @torch.no_grad()
