@@ -233,7 +233,13 @@ def verdict(text: Mapping[str, Any], key: str, more: str, less: str, same: str) 
 
 def summary_of(name: str, text: Mapping[str, Any], setting: Mapping[str, Any]) -> list[str]:
     """Five sentences for a newcomer, with the numbers of one text."""
-    more = verdict(text, "fve", "the TSAE explains more", "the TSAE explains less", NOT_SURE)
+    more = verdict(
+        text,
+        "fve",
+        "the TSAE explains more",
+        "the TSAE explains less",
+        "neither surely explains more",
+    )
     steady = verdict(text, "jaccard", "more in the TSAE", "less in the TSAE", NOT_SURE)
     return [
         _what(name, text, setting),
