@@ -13,7 +13,17 @@ import experiment
 import metrics
 import tsae
 from tsae_lab import files, terminal
-from tsae_lab.jobs import bench, checkpoint, commands, commands_edit, plan, saved, study, training
+from tsae_lab.jobs import (
+    bench,
+    checkpoint,
+    commands,
+    commands_edit,
+    plan,
+    reporting,
+    saved,
+    study,
+    training,
+)
 from tsae_lab.jobs.entries import ENTRIES, Surroundings
 from tsae_lab.jobs.plan import Config
 from tsae_lab.measures import evaluation
@@ -498,6 +508,7 @@ def test_every_command_of_the_program_is_its_function():
         "steer": commands_edit.steer_command,
         "minimal-pairs": commands_edit.minimal_pairs_command,
         "bench": bench.bench_command,
+        "report": reporting.report_command,
     }
 
 
