@@ -203,6 +203,7 @@ def test_run_4_writes_every_column_table_and_figure(compared):
         ]
     )
     assert 0.3 < info["means"]["tsae_order_signed_motion_mean"] <= 1
+    assert "static SAE" in (compared / "report.html").read_text()
     page = (compared / "table.md").read_text()
     assert "Best score of one token: signed motion 0.50, since switch 0.00, self exciting" in page
     assert "`crosscoder`: temporal crosscoder, T = 4" in page

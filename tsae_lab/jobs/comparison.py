@@ -20,7 +20,7 @@ from tsae_lab import files
 from tsae_lab.data import store
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.data.order_tasks import ORDER_TASKS, OrderTask, linear_score
-from tsae_lab.jobs import checkpoint, entries, identity, plan, training
+from tsae_lab.jobs import checkpoint, entries, identity, plan, reporting, training
 from tsae_lab.jobs.entries import Entry, Surroundings, entry_of
 from tsae_lab.jobs.plan import Config, Data, Unit
 from tsae_lab.jobs.training import Trainer
@@ -123,6 +123,7 @@ def _compared(out_dir: Path, config: Config, names: list[str], loop: Loop) -> di
     )
     about = {name: entry_of(name).about for name in shown}
     rival_table.write_tables(out_dir, folders, info, about, results)
+    reporting.report_beside(out_dir, lm)
     console.print(f"{out_dir}: done in {(time.perf_counter() - began) / 60:.1f} minutes")
     return info
 
