@@ -157,6 +157,12 @@ ABLATIONS = {
         recipe={"gate": False},
     ),
     "no_decoder": Entry(about="TSAE without the decoder LSTM", recipe={"recur": False}),
+    "coupling_0": Entry(
+        about="TSAE whose code explains all of x by itself", recipe={"coupling": 0.0}
+    ),
+    "coupling_1": Entry(
+        about="TSAE whose code leaves to the LSTMs all that they add", recipe={"coupling": 1.0}
+    ),
     "no_annealing": Entry(about="TSAE, k constant", recipe={"k_multiple": 1.0}),
     "no_distillation": Entry(about="TSAE without phase (a)", recipe={"settle": 0.0}),
     "random_start": Entry(
