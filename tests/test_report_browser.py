@@ -123,6 +123,18 @@ def test_the_page_fits_its_window_and_every_drawing_has_its_words(opened, report
         assert field.evaluate("e => Boolean(e.labels?.length || e.getAttribute('aria-label'))")
 
 
+def test_on_paper_the_page_is_black_on_white_and_has_nothing_to_click(opened, report):
+    page = opened(report, WIDE, "dark")
+    page.emulate_media(media="print")
+    white = "rgb(255, 255, 255)"
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == white
+    assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+    assert not page.locator(".controls:visible, .table-tools:visible, .top:visible").count()
+    lane = page.locator(".lane").first
+    assert lane.evaluate("e => getComputedStyle(e).overflowX") == "hidden"
+    assert page.locator(".words").first.evaluate("e => e.scrollHeight <= e.clientHeight + 1")
+
+
 def test_a_table_sorts_by_a_click_and_filters_by_words(opened, report, contents):
     page = opened(report)
     data, *_ = contents
