@@ -43,6 +43,7 @@ from tsae_lab.jobs import (
     identity,
     plan,
     reporting,
+    sharing,
     study,
     training,
 )
@@ -333,7 +334,8 @@ def save_model(unit: Unit, lm: LanguageModel, name: str, sae: tsae.Sae) -> None:
     about = {"dataset": unit.data.name, "seed": unit.seed, "steps": unit.config.steps}
     about["identity"] = unit.identity
     about |= {"context_size": unit.config.seq + len(lm.prefix), "prepend_bos": True}  # for SAELens
-    names = {"model_name": lm.name, "hook_name": unit.config.hook}
+    about["lm"] = lm.name
+    names = {"model_name": sharing.hub_name(lm.name), "hook_name": unit.config.hook}
     checkpoint.save_sae(unit.folder / name, sae, metadata=about, **names)
 
 
@@ -415,6 +417,8 @@ def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float | None
         measures[f"{MODEL_PREFIX[name]}dead_frac"] = dead
     release_memory()
     measures["train_tokens_per_second"] = training_tokens(unit, plan) / max(seconds, 1e-9)
+    for name in models:
+        sharing.write_card(unit.folder / name, measures)
     files.write_json(done, measures | {"identity": unit.identity})
     for path in unit.folder.glob("*.checkpoint.safetensors"):
         path.unlink()
@@ -552,6 +556,8 @@ app.command("steer")(commands_edit.steer_command)
 app.command("minimal-pairs")(commands_edit.minimal_pairs_command)
 app.command("probe")(commands.probe_command)
 app.command("bench")(bench.bench_command)
+app.command("push")(sharing.push_command)
+app.command("pull")(sharing.pull_command)
 app.command("report")(reporting.report_command)
 
 if __name__ == "__main__":

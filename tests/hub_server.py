@@ -1,7 +1,8 @@
-"""A hub of datasets on this machine: what the Hugging Face client asks for, answered from
-memory.
+"""A hub of datasets and models on this machine: what the Hugging Face client asks for, answered
+from memory.
 """
 
+import base64
 import hashlib
 import http.server
 import io
@@ -43,7 +44,7 @@ def dataset(configurations: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]
 
 @contextmanager
 def serve(repositories: Mapping[tuple[str, str], Files]) -> Iterator[str]:
-    """The address of a hub that holds the files of each (repository, revision)."""
+    """The address of a hub that holds the files of each (repository, revision), and takes more."""
     commits = {key: hashlib.sha1(repr(key).encode()).hexdigest() for key in repositories}
     held = {
         (name, commits[name, revision]): files for (name, revision), files in repositories.items()
@@ -53,6 +54,15 @@ def serve(repositories: Mapping[tuple[str, str], Files]) -> Iterator[str]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def log_message(self, *_: Any) -> None:
             pass
+
+        def do_POST(self) -> None:
+            said = self.rfile.read(int(self.headers["Content-Length"]))
+            body = json.dumps(_taken(self.path, said, held, commits)).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
 
         def do_HEAD(self) -> None:
             self.answer()
@@ -93,9 +103,8 @@ def _answer(
     path: str, held: Mapping[tuple[str, str], Files], commits: Mapping[tuple[str, str], str]
 ) -> tuple[bytes | None, dict[str, str]]:
     path, query = urlparse(path).path, urlparse(path).query
-    parts = [
-        unquote(part) for part in path.removeprefix("/api").removeprefix("/datasets/").split("/")
-    ]
+    path = path.removeprefix("/api").removeprefix("/datasets").removeprefix("/models")
+    parts = [unquote(part) for part in path.removeprefix("/").split("/")]
     repository, (kind, revision, *inside) = (
         "/".join(parts[:2]),
         (*parts[2:], "", "")[: max(len(parts) - 2, 2)],
@@ -119,6 +128,31 @@ def _answer(
         told = {"id": repository, "sha": commit, "private": False, "tags": [], "siblings": siblings}
         return json.dumps(told).encode(), {"Content-Type": "application/json"}
     return None, {"X-Error-Code": "EntryNotFound"}
+
+
+def _taken(
+    path: str, said: bytes, held: dict[tuple[str, str], Files], commits: dict[tuple[str, str], str]
+) -> dict[str, Any]:
+    """What is answered to a request that creates a repository or commits files to one."""
+    lines = [json.loads(line) for line in said.splitlines() if line.strip()]
+    if path == "/api/repos/create":
+        repository = f"{lines[0]['organization']}/{lines[0]['name']}"
+        held.setdefault((repository, "main"), {})
+        return {"url": f"http://127.0.0.1/{repository}", "name": repository}
+    if path == "/api/validate-yaml":
+        return {"errors": [], "warnings": []}
+    owner, name, kind, revision = path.removeprefix("/api/models/").split("/")
+    if kind == "preupload":
+        files = [file["path"] for file in lines[0]["files"]]
+        regular = {"uploadMode": "regular", "shouldIgnore": False}
+        return {"files": [{"path": file, **regular} for file in files]}
+    assert kind == "commit", path
+    key, oid = (f"{owner}/{name}", revision), hashlib.sha1(said).hexdigest()
+    values = [line["value"] for line in lines if line["key"] == "file"]
+    new = {value["path"]: base64.b64decode(value["content"]) for value in values}
+    held[key] = held[key[0], oid] = {**held[key], **new}
+    commits[key] = oid
+    return {"commitUrl": "", "commitOid": oid}
 
 
 def _folder(files: Files, folder: str, *, deep: bool) -> list[dict[str, Any]]:

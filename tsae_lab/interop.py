@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import tsae
-from tsae_lab.jobs import checkpoint
+from tsae_lab.jobs import checkpoint, sharing
 
 NOT_TRAINED = "scale"  # the unit of the LSTMs; a buffer
 
@@ -130,9 +130,10 @@ class TSAE(nn.Module):
         return TSAE(sae, model_name=model, hook_name=hook)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """A folder as a run writes it; its static part in the SAELens format."""
+        """A folder as a run writes it, with a card; its static part in the SAELens format."""
         sae, cfg = tsae.to(self.sae, dtype=torch.float32), self.cfg
         checkpoint.save_sae(Path(folder), sae, model_name=cfg.model_name, hook_name=cfg.hook_name)
+        sharing.write_card(Path(folder), {})
 
 
 class CustomSAE(TSAE):

@@ -115,6 +115,12 @@ def load_sae(
     return tsae.to(sae, device), cfg
 
 
+def own_lm(cfg: Mapping[str, Any]) -> str:
+    """The language model that a cfg.json names, as `load_lm` takes it; "" where it names none."""
+    named = cfg | (cfg.get("metadata") or {})  # at the top before SAELens 6
+    return str(named.get("lm") or named.get("model_name") or "")
+
+
 def files_of(folder: Path) -> tuple[str, str]:
     """Names of the configuration and the weights of an SAE in a folder; ValueError without one."""
     for cfg, weights in FORMATS:

@@ -442,7 +442,7 @@ def lm_of(config: Config) -> LanguageModel:
     check_hook(lm, config.hook)
     if config.static_sae:  # before any activation is extracted
         _, cfg = checkpoint.load_saelens(Path(config.static_sae).expanduser(), d_in=lm.d_in)
-        model = (cfg | (cfg.get("metadata") or {})).get("model_name") or lm.name
+        model = checkpoint.own_lm(cfg) or lm.name
         if Path(model).name.casefold() != Path(lm.name).name.casefold():
             said = f"{config.static_sae} was trained on {model}; this run reads {lm.name}"
             console.print(said, style="yellow", markup=False, soft_wrap=True)

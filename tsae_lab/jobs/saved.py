@@ -81,7 +81,7 @@ def open_model(folder: Path, lm: str = "", hook: str = "") -> Saved:
     named = cfg | (cfg.get("metadata") or {})  # at the top before SAELens 6
     made, lm_given = named.get("identity"), bool(lm)
     made = made if isinstance(made, dict) and {"lm", "lm_dtype"} <= made.keys() else {}
-    lm, hook = lm or named.get("model_name") or "", hook or named.get("hook_name") or ""
+    lm, hook = lm or checkpoint.own_lm(cfg), hook or named.get("hook_name") or ""
     if not lm or not hook:
         advice = "give --lm and --hook"
         raise ValueError(f"{folder} does not name its language model and hook; {advice}")
