@@ -127,18 +127,12 @@ def start_tsae(unit: Unit, pretrained: training.Trainer) -> training.Trainer:
     """A TSAE that computes what its pretrained static SAE does, with a decoder LSTM that helps."""
     config, store = unit.config, unit.data.train
     x, weight = batch_at(unit, 0)
-    static = training.static_of(pretrained)
-    params = tsae.from_static(
-        static,
-        scale=(x - static.b_dec)[weight > 0].square().mean().sqrt().item(),
-        hidden_enc=config.hidden_enc,
-        hidden_dec=config.hidden_dec,
-        generator=_seeded(1_000 + unit.seed),
-    )
+    b_dec = training.static_of(pretrained).b_dec
+    scale = (x - b_dec)[weight > 0].square().mean().sqrt().item()
     rows = slice(0, math.ceil(START_TOKENS / config.seq))
     x, valid = store.x(rows).to(unit.device), store.tokens.valid[rows].to(unit.device)
-    params = training.integrators(params, x, valid, training.final_dials(config, unit.low))
-    return training.start_trainer(tsae.tensors(params), config, before=pretrained)
+    generator = _seeded(1_000 + unit.seed)
+    return training.start_temporal(pretrained, scale, x, valid, config, unit.low, generator)
 
 
 # ------------------------------------------------------------------------------------ the loop

@@ -52,7 +52,7 @@ def serve(repositories: Mapping[tuple[str, str], Files]) -> Iterator[str]:
     held |= repositories
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             pass
 
         def do_POST(self) -> None:

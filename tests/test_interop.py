@@ -10,7 +10,10 @@ from toys import ROOT, random_model
 
 import tsae
 from tsae_lab import interop
-from tsae_lab.interop import TSAE, CustomSAE
+from tsae_lab.data import language_model
+from tsae_lab.interop import TSAE, CustomSAE, CustomTrainer
+from tsae_lab.jobs import training
+from tsae_lab.jobs.training import Recipe
 
 DIALS = tsae.Dials(k=4, window=3)
 NAMES = {"model_name": "gpt2", "hook_name": "blocks.2.hook_resid_post"}
@@ -77,7 +80,10 @@ def test_its_tensors_are_parameters_with_gradients():
     assert {name: tuple(getattr(model, name).shape) for name in shapes} == shapes
     model(torch.randn(2, 5, 12)).square().sum().backward()
     grads = {name: p.grad for name, p in model.named_parameters()}
-    assert all(grads[name] is not None and grads[name].any() for name in shapes)
+    for name in shapes:
+        grad = grads[name]
+        assert grad is not None
+        assert grad.any()
     assert "scale" in model.state_dict()
     assert "scale" not in grads
 
@@ -112,3 +118,55 @@ def test_another_number_of_axes_is_refused(shape):
     with pytest.raises(ValueError, match=r"needs \(tokens, width\) or \(batch, seq, width\); got "):
         face().encode(torch.zeros(shape))
     assert interop.FaceConfig.architecture(face().cfg) == "tsae"
+
+
+def test_a_trainer_of_other_peoples_activations_takes_the_steps_of_a_run():
+    """Against the functions that a run's loop calls, called here one by one."""
+    given = {"steps": 20, "k": 4, "seed": 3, "lstm_hidden_size": 6, "window_size": 5, "lr": 0.01}
+    model = CustomTrainer(12, 40, warmup_steps=2, layer=1, lm_name="gpt2", **given)
+    recipe, phases = model.recipe, tsae.phase_steps(20, pretrain=0.5, settle=0.02, introduce=0.02)
+    assert (recipe.k, recipe.d_sae, recipe.window, recipe.hidden_dec) == (4, 40, 5, 6)
+    assert (recipe.lr, recipe.warmup) == (0.01, 2)
+    assert (recipe.coupling, recipe.beta) == (Recipe.coupling, Recipe.beta)
+    low = language_model.fast_dtype(torch.device("cpu"))
+    sketch = torch.randn(30, 12, generator=torch.Generator().manual_seed(9))
+    generator = torch.Generator().manual_seed(1)
+    which = torch.randint(30, (20, 8, 9), generator=generator)
+    batches = sketch[which] + 0.1 * torch.randn(20, 8, 9, 12, generator=generator)
+    start = batches[0].mean((0, 1))
+    static = tsae.init_static(start, 40, generator=torch.Generator().manual_seed(3))
+    trainer, infos = training.start_trainer(tsae.tensors(static), recipe), []
+    for step, x in enumerate(batches):
+        infos.append(model.update(step, x))
+        if step == phases.pretrain:
+            scale = float((x - trainer.named["b_dec"].detach()).square().mean().sqrt())
+            valid = torch.ones(8, 9, dtype=torch.bool)
+            other = torch.Generator().manual_seed(1_003)
+            trainer = training.start_temporal(trainer, scale, x, valid, recipe, low, other)
+        trainer, _ = training.train_step(trainer, x, torch.ones(8, 9), step, recipe, phases, low)
+    ours = dict(model.ae.named_parameters()) | dict(model.ae.named_buffers())
+    assert ours.keys() == trainer.named.keys()
+    for name, tensor in trainer.named.items():
+        assert torch.equal(ours[name], tensor), name
+    assert infos[-1]["fve"] > infos[0]["fve"] + 0.1
+    assert [info["phase"] for info in infos[::19]] == ["pretrain", "refine"]
+    assert (model.ae.cfg.hook_name, model.ae.cfg.model_name) == ("blocks.1.hook_resid_post", "gpt2")
+    assert model.config["activation_dim"] == 12
+    with pytest.raises(ValueError, match="update needs step 20 next, of 0 to 19; got 20"):
+        model.update(20, batches[0])
+
+
+def test_a_trainer_says_what_does_nothing():
+    with pytest.warns(UserWarning, match="l1_penalty=0.1 does nothing here: k sets"):
+        CustomTrainer(12, 40, l1_penalty=0.1)
+    with pytest.warns(UserWarning, match="resample_steps=9 does nothing here: an auxiliary loss"):
+        model = CustomTrainer(12, 40, resample_steps=9, k=4)
+    with pytest.raises(ValueError, match="ae needs a step"):
+        _ = model.ae
+    with pytest.raises(ValueError, match="needs step 0 next"):
+        model.update(1, torch.zeros(3, 12))
+    with pytest.raises(ValueError, match="acts of activation_dim=12"):
+        model.update(0, torch.zeros(3, 2, 13))
+    with pytest.warns(UserWarning, match="tokens that stand alone: they teach no memory"):
+        model.update(0, torch.randn(30, 12))
+    assert not model.ae.sae.temporal

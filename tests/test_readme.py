@@ -51,7 +51,7 @@ def test_the_readme_names_two_commands_and_the_tests_are_the_second():
 def test_the_blocks_on_own_models_texts_saes_and_sets_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save_model(tmp_path / "my_model", "llama")
-    assert len(blocks("docs/OWN.md", "python")) == 7
+    assert len(blocks("docs/OWN.md", "python")) == 8
     run_blocks("docs/OWN.md")
     shape, lengths, codes, slopes, overlap, *items = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"\(\d+, 24, 24\)", shape)

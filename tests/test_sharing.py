@@ -3,11 +3,12 @@
 import json
 import pickle
 import re
+from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
 from hub_server import printed, serve
+from huggingface_hub import ModelCard
 from toys import random_model
 
 import tsae
@@ -16,6 +17,12 @@ from tsae_lab.jobs import checkpoint, sharing
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 ABOUT = {"dataset": "sotu", "seed": 0, "steps": 300, "context_size": 254, "prepend_bos": True}
 MEASURES = {"fve": 0.8422, "static_fve": 0.8325, "l0": 31.8, "kl": None, "alive_frac": 1.0}
+
+
+def read_card(path) -> tuple[Any, str]:
+    """The front matter and the rest, as the hub's own library reads them."""
+    read = ModelCard.load(path)
+    return read.data, read.text
 
 
 def save(folder, *, temporal: bool = True, **about):
@@ -27,26 +34,27 @@ def save(folder, *, temporal: bool = True, **about):
     return folder
 
 
-def run(url, home, *words):
-    """What a command says on a hub at `url`, in a process of its own."""
-    code = f"import sys; sys.stderr = sys.stdout\nimport experiment\nexperiment.app({list(words)!r}"
-    return printed(url, home, f"{code}, standalone_mode=False)")
+def run(url, home, *calls):
+    """What commands say on a hub at `url`, in a process of its own."""
+    code = "import sys; sys.stderr = sys.stdout\nimport experiment\n"
+    code += f"for words in {calls!r}:\n    experiment.app(words.split(), standalone_mode=False)\n"
+    return printed(url, home, code)
 
 
 def test_a_card_says_what_was_measured_on_which_text_of_which_licence(tmp_path):
     tsae_folder, static_folder = save(tmp_path / "tsae"), save(tmp_path / "static", temporal=False)
     for folder in (tsae_folder, static_folder):
         sharing.write_card(folder, MEASURES)
-    read = ModelCard.load(tsae_folder / "README.md")
-    assert (read.data.base_model, read.data.library_name) == (HUB, "saelens")
-    results = {r.metric_type: r.metric_value for r in read.data.eval_results}
+    data, text = read_card(tsae_folder / "README.md")
+    assert (data.base_model, data.library_name) == (HUB, "saelens")
+    results = {r.metric_type: r.metric_value for r in data.eval_results}
     assert results == {"fve": 0.8422, "l0": 31.8, "alive_frac": 1.0}
-    assert {r.dataset_name for r in read.data.eval_results} == {"sotu"}
+    assert {r.dataset_name for r in data.eval_results} == {"sotu"}
     for said in ("| trained on | sotu; licence of the text: MIT", "0.8422", "12, 96, 4", "254"):
-        assert said in read.text
-    other = ModelCard.load(static_folder / "README.md")
-    assert {r.metric_type: r.metric_value for r in other.data.eval_results} == {"fve": 0.8325}
-    assert ("TSAE.from_pretrained" in other.text, "without memory" in other.text) == (True, False)
+        assert said in text
+    other_data, other_text = read_card(static_folder / "README.md")
+    assert {r.metric_type: r.metric_value for r in other_data.eval_results} == {"fve": 0.8325}
+    assert ("TSAE.from_pretrained" in other_text, "without memory" in other_text) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -58,12 +66,12 @@ def test_a_card_says_what_was_measured_on_which_text_of_which_licence(tmp_path):
 )
 def test_a_card_names_a_dataset_and_no_path(tmp_path, dataset, said, datasets):
     sharing.write_card(save(tmp_path / "m", dataset=dataset), {})
-    read = ModelCard.load(tmp_path / "m" / "README.md")
-    assert said in read.text
-    assert "secret" not in read.content
-    assert read.data.datasets == datasets
-    assert "Measured" not in read.text
-    assert read.data.eval_results is None
+    data, text = read_card(tmp_path / "m" / "README.md")
+    assert said in text
+    assert "secret" not in (tmp_path / "m" / "README.md").read_text()
+    assert data.datasets == datasets
+    assert "Measured" not in text
+    assert data.eval_results is None
 
 
 def test_the_hubs_name_of_a_language_model(tmp_path):
@@ -82,12 +90,15 @@ def test_a_seeds_models_go_to_a_hub_and_come_back_to_the_bit(tmp_path):
     (seed / "measures.json").write_text(json.dumps(MEASURES))
     (seed / "log.txt").write_text("stays here")
     with serve({}) as url:
-        run(url, tmp_path / "home", "push", str(seed), "me/saes/sotu")
-        run(url, tmp_path / "home", "pull", "me/saes/sotu", str(tmp_path / "seed"))
-        run(url, tmp_path / "home", "pull", "me/saes/sotu/static", str(tmp_path / "static"))
-        told = run(url, tmp_path / "home", "push", str(tmp_path / "static"), "me/other")
-        assert "me/other" in told
-        run(url, tmp_path / "home", "pull", "me/other", str(tmp_path / "other"))
+        calls = (
+            f"push {seed} me/saes/sotu",
+            f"pull me/saes/sotu {tmp_path / 'seed'}",
+            f"pull me/saes/sotu/static {tmp_path / 'static'}",
+            f"push {tmp_path / 'static'} me/other --private",
+            f"pull me/other {tmp_path / 'other'}",
+        )
+        told = run(url, tmp_path / "home", *calls)
+    assert "me/other" in told
     assert sorted(str(p.relative_to(tmp_path / "seed")) for p in (tmp_path / "seed").rglob("*.*")) \
         == sorted(f"{m}/{n}" for m in ("tsae", "static") for n in ("README.md", "cfg.json",
         "sae_weights.safetensors", *(["temporal.safetensors"] if m == "tsae" else [])))  # fmt: skip
@@ -98,8 +109,8 @@ def test_a_seeds_models_go_to_a_hub_and_come_back_to_the_bit(tmp_path):
         tensors = tsae.tensors(sae.params)
         for name, tensor in tsae.tensors(expected.params).items():
             assert torch.equal(tensors[name], tensor), name
-    card = ModelCard.load(tmp_path / "seed" / "static" / "README.md")
-    assert [r.metric_value for r in card.data.eval_results] == [0.8325]
+    data, _ = read_card(tmp_path / "seed" / "static" / "README.md")
+    assert [r.metric_value for r in data.eval_results] == [0.8325]
 
 
 def test_nothing_but_safetensors_is_fetched_or_sent(tmp_path):
@@ -113,9 +124,10 @@ def test_nothing_but_safetensors_is_fetched_or_sent(tmp_path):
         home = tmp_path / "home"
         calls = [["a/b"], ["a/b/sub"], ["a/none"], ["a"], ["a/b/.."]]
         code = "from pathlib import Path\nfrom tsae_lab.jobs import sharing\n"
-        code += f"for source, in {calls!r}:\n    try:\n        sharing.pull(source, Path(PLACE))\n"
+        code += f"for (source,) in {calls!r}:\n    try:\n"
+        code += f"        sharing.pull_from_hub(source, Path({str(tmp_path / 'out')!r}))\n"
         code += "    except ValueError as error:\n        print(error)\n"
-        told = printed(url, home, code.replace("PLACE", repr(str(tmp_path / "out")))).splitlines()
+        told = printed(url, home, code).splitlines()
     assert "holds no cfg.json with sae_weights.safetensors" in told[0]
     assert "it has SAEs in sub; pickles are not fetched" in told[0]
     assert "is truncated, damaged or no safetensors" in told[1] or "cfg.json" in told[1]
@@ -128,19 +140,19 @@ def test_nothing_but_safetensors_is_fetched_or_sent(tmp_path):
     (pickled / "config.json").write_text("{}")
     (pickled / "ae.pt").write_bytes(pickle.dumps(1))
     with pytest.raises(ValueError, match="is a pickle: only safetensors are pushed"):
-        sharing.push(pickled, "a/b")
+        sharing.push_to_hub(pickled, "a/b")
     assert sharing.model_folders(pickled) == {"": pickled}
 
 
 def test_without_a_hub_one_line_says_so(tmp_path):
     folder = save(tmp_path / "m")
     code = "from pathlib import Path\nfrom tsae_lab.jobs import sharing\nfor call in (\n"
-    code += f"    lambda: sharing.push(Path({str(folder)!r}), 'a/b'),\n"
-    code += f"    lambda: sharing.pull('a/b', Path({str(tmp_path / 'out')!r})),\n):\n"
+    code += f"    lambda: sharing.push_to_hub(Path({str(folder)!r}), 'a/b'),\n"
+    code += f"    lambda: sharing.pull_from_hub('a/b', Path({str(tmp_path / 'out')!r})),\n):\n"
     code += "    try:\n        call()\n    except ValueError as error:\n        print(error)\n"
     pushed, pulled = printed("http://127.0.0.1:9", tmp_path / "home", code).splitlines()
     assert re.search(r"m was not pushed to a/b: no hub could be reached, or it refuses: .", pushed)
     assert re.search(r"^a/b was not fetched: no hub could be reached, or it refuses: .", pulled)
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="exists; give the name of a new folder"):
-        sharing.pull("a/b", folder)
+        sharing.pull_from_hub("a/b", folder)

@@ -4,6 +4,7 @@
 `decode(encode(x)) == forward(x)`, always: all that the decoder uses is in the features.
 """
 
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 import tsae
-from tsae_lab.jobs import checkpoint, sharing
+from tsae_lab.data.language_model import fast_dtype
+from tsae_lab.jobs import checkpoint, sharing, training
+from tsae_lab.jobs.training import Recipe, Trainer
 
 NOT_TRAINED = "scale"  # the unit of the LSTMs; a buffer
 
@@ -163,6 +166,108 @@ class CustomSAE(TSAE):
             tsae.Sae(params=params, dials=dials), model_name=model_name, hook_name=hook
         )
         self.cfg.hook_layer = hook_layer
+
+
+class CustomTrainer:
+    """A run's recipe, step by step on activations that others hand over, by the arguments of the
+    project's first sketch.
+
+    `steps` is the whole of the training, static pretraining included, over which the schedules run.
+    `l1_penalty` and `resample_steps` have no place in a top-k recipe: a warning says so.
+    """
+
+    def __init__(
+        self,
+        activation_dim: int,
+        dict_size: int,
+        lr: float = Recipe.lr,
+        l1_penalty: float | None = None,
+        warmup_steps: int = Recipe.warmup,
+        resample_steps: int | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        layer: int | None = None,
+        lm_name: str = "",
+        wandb_name: str = "CustomTrainer",
+        submodule_name: str | None = None,
+        window_size: int = Recipe.window,
+        lstm_hidden_size: int = Recipe.hidden_dec,
+        *,
+        steps: int = 300,
+        k: int = Recipe.k,
+    ) -> None:
+        for name, value, instead in (
+            ("l1_penalty", l1_penalty, "k sets how many features are active"),
+            ("resample_steps", resample_steps, "an auxiliary loss revives dead features"),
+        ):
+            if value:
+                warnings.warn(f"{name}={value} does nothing here: {instead}", stacklevel=2)
+        self.recipe = Recipe(
+            k=k, d_sae=dict_size, window=window_size, hidden_dec=lstm_hidden_size, lr=lr,
+            warmup=warmup_steps, k_aux=min(Recipe.k_aux, dict_size),
+        )  # fmt: skip
+        shares = {n: getattr(self.recipe, n) for n in ("pretrain", "settle", "introduce")}
+        self._phases = tsae.phase_steps(steps, **shares)
+        self._device, self._seed, self._next = torch.device(device), seed, 0
+        self._trainer: Trainer | None = None
+        hook = submodule_name or (f"blocks.{layer}.hook_resid_post" if layer is not None else "")
+        self._names = {"model_name": lm_name, "hook_name": hook}
+        self.config = asdict(self.recipe) | self._names
+        self.config |= {"activation_dim": activation_dim, "steps": steps, "seed": seed}
+        self.config |= {"wandb_name": wandb_name, "device": str(device), "layer": layer}
+
+    def update(self, step: int, acts: Float[Tensor, "*batch d_in"]) -> dict[str, Any]:
+        """Take the next step, on sequences (3-D) or on tokens that stand alone (2-D), which teach a
+        memory nothing; what a run's log says of it.
+
+        ValueError for another step than the next, one after the last, and another width.
+        """
+        if step != self._next or step >= self._phases.total:
+            last = self._phases.total - 1
+            raise ValueError(f"update needs step {self._next} next, of 0 to {last}; got {step}")
+        if acts.shape[-1] != self.config["activation_dim"]:
+            width = f"activation_dim={self.config['activation_dim']}"
+            raise ValueError(f"update needs acts of {width}; got {tuple(acts.shape)}")
+        if step == 0 and acts.ndim == 2:
+            warnings.warn("acts are tokens that stand alone: they teach no memory", stacklevel=2)
+        x = _sequences(acts).detach().to(self._device, torch.float32)
+        trainer, low = self._started(x), fast_dtype(self._device)
+        settings = {"recipe": self.recipe, "phases": self._phases, "low": low}
+        self._trainer, info = training.train_step(trainer, x, x.new_ones(x.shape[:2]), step,
+                                                  **settings)  # fmt: skip
+        self._next += 1
+        return info
+
+    def _started(self, x: Tensor) -> Trainer:
+        """The trainer before the next step: begun at the first, a TSAE after the pretraining."""
+        generator = torch.Generator().manual_seed(self._seed)
+        trainer = self._trainer
+        if trainer is None:
+            static = tsae.init_static(x.flatten(0, 1).mean(0), self.recipe.d_sae,
+                                      generator=generator)  # fmt: skip
+            trainer = training.start_trainer(tsae.tensors(static), self.recipe)
+        if self._next == self._phases.pretrain:
+            generator.manual_seed(1_000 + self._seed)
+            scale = (x - trainer.named["b_dec"].detach()).square().mean().sqrt().item()
+            valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+            low = fast_dtype(self._device)
+            return training.start_temporal(trainer, scale, x, valid, self.recipe, low, generator)
+        return trainer
+
+    @property
+    def ae(self) -> TSAE:
+        """The model as it is now, on tensors of its own; a static SAE during the pretraining.
+
+        ValueError before the first step.
+        """
+        if self._trainer is None:
+            raise ValueError("ae needs a step of update first: it begins at the acts' mean")
+        if self._next <= self._phases.pretrain:
+            sae = tsae.static_sae(training.static_of(self._trainer), self.recipe.k)
+        else:
+            params = training.params_of(self._trainer)
+            sae = tsae.Sae(params=params, dials=training.final_dials(self.recipe))
+        return TSAE(sae, **self._names)
 
 
 def _sequences(x: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def load_sae(
 
 def own_lm(cfg: Mapping[str, Any]) -> str:
     """The language model that a cfg.json names, as `load_lm` takes it; "" where it names none."""
-    named = cfg | (cfg.get("metadata") or {})  # at the top before SAELens 6
+    named = {**cfg, **(cfg.get("metadata") or {})}  # at the top before SAELens 6
     return str(named.get("lm") or named.get("model_name") or "")
 
 

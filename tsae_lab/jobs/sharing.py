@@ -48,9 +48,10 @@ def card(cfg: Mapping[str, Any], measures: Mapping[str, float | None], *, tempor
     `measures` are of the keys of `definitions`, without a model's prefix; those that are None or
     unknown to a run's table are left out.
     """
-    about, name = cfg | (cfg.get("metadata") or {}), "TSAE" if temporal else "static SAE"
+    about, name = {**cfg, **(cfg.get("metadata") or {})}, "TSAE" if temporal else "static SAE"
     model, data = str(about.get("model_name") or ""), str(about.get("dataset") or "")
-    rows = {key: measures[key] for key in RUN_MEASURES if measures.get(key) is not None}
+    read = ((key, measures.get(key)) for key in RUN_MEASURES)
+    rows = {key: value for key, value in read if value is not None}
     licence = LICENCES.get(data, "see its page" if records.is_name(data) else "not known here")
     facts = {
         "language model": model if _on_hub(model) else f"{Path(model).name}, a local folder",
@@ -68,7 +69,7 @@ def card(cfg: Mapping[str, Any], measures: Mapping[str, float | None], *, tempor
     return f"{text}\n## Open it\n\n{_opening(temporal)}"
 
 
-def _front_matter(name: str, model: str, data: str, rows: Mapping[str, float | None]) -> str:
+def _front_matter(name: str, model: str, data: str, rows: Mapping[str, float]) -> str:
     """The YAML that a hub reads; measures as a model index."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -78,11 +79,11 @@ def _front_matter(name: str, model: str, data: str, rows: Mapping[str, float | N
                    metric_name=definitions.label(key))
         for key, value in rows.items()
     ]  # fmt: skip
-    given: dict[str, Any] = {"library_name": "saelens", "tags": ["sparse-autoencoder", "tsae"]}
-    given |= {"base_model": model} if _on_hub(model) else {}
-    given |= {"datasets": [data.split(":")[0]]} if records.is_name(data) else {}
-    given |= {"model_name": name, "eval_results": results} if results else {}
-    return str(ModelCardData(**given).to_yaml())
+    fields: dict[str, Any] = {"library_name": "saelens", "tags": ["sparse-autoencoder", "tsae"]}
+    fields |= {"base_model": model} if _on_hub(model) else {}
+    fields |= {"datasets": [data.split(":")[0]]} if records.is_name(data) else {}
+    fields |= {"model_name": name, "eval_results": results} if results else {}
+    return str(ModelCardData(**fields).to_yaml())
 
 
 def _on_hub(model: str) -> bool:
@@ -110,10 +111,11 @@ def write_card(folder: Path, measures: Mapping[str, Any]) -> None:
 def _card_of(folder: Path, measures: Mapping[str, Any] | None = None) -> str:
     """With the measures of the run that it lies in, where none are given."""
     said, prefix = folder.parent / "measures.json", "static_" if folder.name == "static" else ""
-    if measures is None:
-        measures = json.loads(files.read_text(said)) if said.is_file() else {}
+    run = measures
+    if run is None:
+        run = dict(json.loads(files.read_text(said))) if said.is_file() else {}
     _, cfg = checkpoint.load_sae(folder)
-    own = {key: measures.get(prefix + key) for key in RUN_MEASURES}
+    own = {key: run.get(prefix + key) for key in RUN_MEASURES}
     return card(cfg, own, temporal=(folder / TEMPORAL_WEIGHTS).is_file())
 
 
@@ -130,7 +132,7 @@ def _asked(what: str) -> Iterator[None]:
         raise ValueError(f"{what}: no hub could be reached, or it refuses: {reason}") from error
 
 
-def _parts(source: str) -> tuple[str, str]:
+def _repository(source: str) -> tuple[str, str]:
     """`owner/name` and the folder inside it, "" or with an ending /; ValueError for others."""
     words = source.strip("/").split("/")
     if len(words) < 2 or not all(words) or {".", ".."} & set(words):
@@ -147,13 +149,13 @@ def model_folders(folder: Path) -> dict[str, Path]:
     return {name: path for name, path in inside.items() if path.is_dir()} or {"": folder}
 
 
-def push(folder: Path, repository: str, *, private: bool = False) -> str:
+def push_to_hub(folder: Path, repository: str, *, private: bool = False) -> str:
     """Add the SAEs of a folder, with their cards, to a hub's repository in one commit; its address.
 
     The repository is made where it is missing; nothing in it is deleted. ValueError for a folder
     without a whole SAE, one in pickle, or where the hub does not take it.
     """
-    name, inside = _parts(repository)
+    name, inside = _repository(repository)
     content: dict[str, bytes | str] = {}
     for place, path in model_folders(folder).items():
         pair = checkpoint.files_of(path)
@@ -175,7 +177,7 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
     return str(url)
 
 
-def pull(source: str, out: Path, *, revision: str = "main") -> None:
+def pull_from_hub(source: str, out: Path, *, revision: str = "main") -> None:
     """Fetch the SAEs of a hub's `owner/name[/folder]` into the folder `out`, checked as `load_sae`
     does.
 
@@ -184,11 +186,12 @@ def pull(source: str, out: Path, *, revision: str = "main") -> None:
     """
     if out.exists():
         raise ValueError(f"{out} exists; give the name of a new folder")
-    name, inside = _parts(source)
+    name, inside = _repository(source)
     from huggingface_hub import HfApi, hf_hub_download
 
     with _asked(f"{source} was not fetched"):
-        listed = HfApi().list_repo_files(name, revision=revision)
+        info = HfApi().model_info(name, revision=revision, timeout=20)  # asks once, without retries
+    listed = [file.rfilename for file in info.siblings or []]
     wanted = _wanted(source, inside, listed)
     with files.staged(out) as stage:
         for file in wanted:
@@ -225,7 +228,9 @@ def push_command(
 ) -> None:
     """Put a saved model, with its card, on a model hub; who you are `hf auth login` knows."""
     with one_line_errors():
-        console.print(push(model, repository, private=private), highlight=False, soft_wrap=True)
+        console.print(
+            push_to_hub(model, repository, private=private), highlight=False, soft_wrap=True
+        )
 
 
 def pull_command(
@@ -235,5 +240,5 @@ def pull_command(
 ) -> None:
     """Fetch a saved model from a model hub: safetensors alone, no code and no pickle."""
     with one_line_errors():
-        pull(source, out, revision=revision)
+        pull_from_hub(source, out, revision=revision)
         console.print(f"{source} is in {out}", highlight=False, soft_wrap=True)

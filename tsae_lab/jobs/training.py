@@ -112,6 +112,24 @@ def start_trainer(
     return Trainer(named=own, adam=adam, life=before.life, step_tokens=before.step_tokens)
 
 
+def start_temporal(
+    pretrained: Trainer,
+    scale: float,
+    x: Float[Tensor, "batch seq d_in"],
+    valid: Bool[Tensor, "batch seq"],
+    recipe: Recipe,
+    low: torch.dtype,
+    generator: torch.Generator,
+) -> Trainer:
+    """A TSAE that computes what its pretrained static SAE does, with a decoder LSTM that helps on
+    the valid tokens of `x` (`integrators`); `scale` is the root mean square of x - b_dec.
+    """
+    hidden = {"hidden_enc": recipe.hidden_enc, "hidden_dec": recipe.hidden_dec}
+    params = tsae.from_static(static_of(pretrained), scale=scale, **hidden, generator=generator)
+    params = integrators(params, x, valid, final_dials(recipe, low))
+    return start_trainer(tsae.tensors(params), recipe, before=pretrained)
+
+
 def _own(name: str, tensor: Tensor) -> Tensor:
     """A copy; `W_enc` with its columns contiguous, which is how its gradient comes."""
     tensor = tensor.detach()
