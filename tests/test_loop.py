@@ -274,7 +274,12 @@ def test_the_run_says_what_its_saved_models_are(out_dir, config):
     for seed in range(2):
         for name, prefix in (("static", "static_"), ("tsae", "")):
             sae, cfg = checkpoint.load_sae(seed_folder(out_dir, config, seed) / name)
-            assert cfg["metadata"]["hook_name"] == config.hook
+            about = cfg["metadata"]  # what SAELens' ActivationsStore.from_sae asks for
+            assert (about["hook_name"], about["lm"]) == (config.hook, lm.name)
+            assert about["context_size"] == config.seq + len(lm.prefix)
+            assert about["prepend_bos"] is True
+            card = (seed_folder(out_dir, config, seed) / name / "README.md").read_text()
+            assert f"{info['final_info_dict'][f'{prefix}fve'][seed]:.4f}" in card
             measured = evaluation.measure(sae, store)
             for key, value in {
                 "fve": measured.fve,
