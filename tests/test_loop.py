@@ -178,7 +178,9 @@ def test_trimming_the_log_leaves_the_lines_of_other_models_and_seeds(unit):
 
 def test_a_rival_is_trained_in_the_same_loop_and_read_where_it_is_done(unit):
     around = Surroundings(low=torch.float32, d_in=unit.data.train.d_in, distinct=lambda n: n)
-    system = ENTRIES["batch_topk"].make(unit.config, around)
+    make = ENTRIES["batch_topk"].make
+    assert make is not None
+    system = make(unit.config, around)
     trainer, seconds = experiment.train_rival(unit, "batch_topk", system)
     lines = [json.loads(text) for text in unit.log.read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, unit.config.steps + 1))

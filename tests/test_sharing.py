@@ -86,7 +86,8 @@ def test_the_hubs_name_of_a_language_model(tmp_path):
 
 def test_a_seeds_models_go_to_a_hub_and_come_back_to_the_bit(tmp_path):
     seed = tmp_path / "run_2" / "sotu" / "seed_0"
-    save(seed / "tsae"), save(seed / "static", temporal=False)
+    save(seed / "tsae")
+    save(seed / "static", temporal=False)
     (seed / "measures.json").write_text(json.dumps(MEASURES))
     (seed / "log.txt").write_text("stays here")
     with serve({}) as url:
