@@ -95,14 +95,29 @@ def batch_at(unit: Unit, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     They depend on the seed and the step alone. `pieces` steps in a row read the same sequences,
     in order of the store, from their beginning to their end; each epoch has its own order.
     """
-    config, n = unit.config, len(unit.data.train)
+    at, packed = _read_at(unit, step), unit.data.packed
+    if packed is None:
+        weight = unit.data.train.tokens.valid[at].to(unit.device, torch.float32)
+        return unit.data.train.x(*at).to(unit.device), weight
+    weight = packed.valid[at].to(unit.device, torch.float32)
+    x = unit.data.train.at(packed.row[at], packed.place[at]).to(unit.device)
+    return x * weight[..., None], weight
+
+
+def starts_at(unit: Unit, step: int) -> tsae.Starts:
+    """Where documents begin in the batch of a step; None where none are packed."""
+    packed = unit.data.packed
+    return None if packed is None else packed.starts[_read_at(unit, step)].to(unit.device)
+
+
+def _read_at(unit: Unit, step: int) -> tuple[torch.Tensor, slice]:
+    """Sequences and positions of a step."""
+    config, n = unit.config, unit.data.n_sequences
     group, piece = divmod(step, config.pieces)
     epoch, batch = divmod(group, n // config.batch)
     order = torch.randperm(n, generator=_seeded(1_000_003 * unit.seed + epoch))
     rows = order[batch * config.batch : (batch + 1) * config.batch].sort().values
-    span = slice(*(config.seq * i // config.pieces for i in (piece, piece + 1)))
-    weight = unit.data.train.tokens.valid[rows, span].to(unit.device, torch.float32)
-    return unit.data.train.x(rows, span).to(unit.device), weight
+    return rows, slice(*(config.seq * i // config.pieces for i in (piece, piece + 1)))
 
 
 def _seeded(seed: int) -> torch.Generator:
@@ -129,10 +144,14 @@ def start_tsae(unit: Unit, pretrained: training.Trainer) -> training.Trainer:
     x, weight = batch_at(unit, 0)
     b_dec = training.static_of(pretrained).b_dec
     scale = (x - b_dec)[weight > 0].square().mean().sqrt().item()
-    rows = slice(0, math.ceil(START_TOKENS / config.seq))
-    x, valid = store.x(rows).to(unit.device), store.tokens.valid[rows].to(unit.device)
-    generator = _seeded(1_000 + unit.seed)
-    return training.start_temporal(pretrained, scale, x, valid, config, unit.low, generator)
+    rows, packed = slice(0, math.ceil(START_TOKENS / config.seq)), unit.data.packed
+    if packed is None:
+        x, valid, starts = store.x(rows), store.tokens.valid[rows], None
+    else:
+        valid, starts = packed.valid[rows], packed.starts[rows].to(unit.device)
+        x = store.at(packed.row[rows], packed.place[rows]) * valid[..., None]
+    given = x.to(unit.device), valid.to(unit.device), config, unit.low, _seeded(1_000 + unit.seed)
+    return training.start_temporal(pretrained, scale, *given, starts)
 
 
 # ------------------------------------------------------------------------------------ the loop
@@ -157,6 +176,7 @@ def fit(
             began = time.perf_counter()
             x, weight = batch_at(unit, step)
             shared = {"low": unit.low, "recipe": config, "step": step}
+            shared["starts"] = starts_at(unit, step)
             if system is None:
                 shared |= {"phases": phases, "begins": step % config.pieces == 0}
                 trainer, info = training.train_step(trainer, x, weight, **shared)
@@ -311,7 +331,7 @@ def training_tokens(unit: Unit, plan: str) -> float:
     phases, tokens = phases_of(unit.config), unit.data.train.tokens
     begin = phases.pretrain if unit.config.static_sae else 0
     sequences = (last_step(phases, plan) - begin) * unit.config.batch / unit.config.pieces
-    return sequences * tokens.n_tokens / len(tokens.ids)
+    return sequences * tokens.n_tokens / unit.data.n_sequences
 
 
 LOOP = comparison.Loop(

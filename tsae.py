@@ -26,6 +26,8 @@ from tsae_kernels import to as to
 
 Number = float | int
 Activations = Float[Tensor, "batch seq d_in"]
+Starts = Bool[Tensor, "batch seq"] | None
+"""Where documents begin that are packed into a stream: states and memory are empty there."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -231,8 +233,15 @@ def empty_memory(batch: int, window: int, k: int, like: Tensor) -> Memory:
     return Memory(like.new_zeros(batch, window, k), idx, 0)
 
 
-def push(memory: Memory, codes: Codes) -> Memory:
-    """The memory after all tokens of `codes`, oldest first; slots as wide as the widest code."""
+def push(memory: Memory, codes: Codes, starts: Starts = None) -> Memory:
+    """The memory after all tokens of `codes`, oldest first; slots as wide as the widest code.
+
+    What lies before the last of a stream's `starts` is forgotten.
+    """
+    if starts is not None:
+        n_before, n = starts.cumsum(1), starts.sum(1, keepdim=True)
+        codes = Codes(codes.vals * (n_before == n)[..., None], codes.idx)
+        memory = replace(memory, vals=memory.vals * (n == 0)[..., None])
     window, seq = memory.vals.shape[1], codes.vals.shape[1]
     k = max(memory.vals.shape[2], codes.vals.shape[2])
     first = max(seq - window, 0)  # codes before it would be overwritten in this very call
@@ -261,12 +270,14 @@ def remember(
     return _add_memory(out.flatten(0, 1), memory, static, weights).view_as(out)
 
 
-def _add_memory(base: Tensor, memory: Memory, static: Codes, weights: Tensor) -> Tensor:
+def _add_memory(
+    base: Tensor, memory: Memory, static: Codes, weights: Tensor, starts: Starts = None
+) -> Tensor:
     """`base (tokens d_sae)` plus what the memory reads, written into `base`."""
     past, k = recall(memory), max(static.vals.shape[2], memory.vals.shape[2])
     vals = torch.cat([_widen(past.vals, k), _widen(static.vals, k)], 1)
     idx = torch.cat([_widen(past.idx, k), _widen(static.idx, k)], 1)
-    return kernels.add_window(base, vals, idx, weights)
+    return kernels.add_window(base, vals, idx, weights, starts)
 
 
 # -------------------------------------------------------------------------------- encode and decode
@@ -309,9 +320,10 @@ class Seen:
     hs: Float[Tensor, "batch seq hidden_enc"] | None  # what the gates read; None without gates
     enc_h: Float[Tensor, "batch hidden_enc"]
     enc_c: Float[Tensor, "batch hidden_enc"]
+    starts: Starts = None
 
 
-def see(params: Params, x: Activations, dials: Dials, state: State) -> Seen:
+def see(params: Params, x: Activations, dials: Dials, state: State, starts: Starts = None) -> Seen:
     """Pre-activations, static codes and the encoder LSTM's states."""
     static, t = params.static, params.temporal
     pre = pre_acts(x, static, dials.low)
@@ -322,8 +334,9 @@ def see(params: Params, x: Activations, dials: Dials, state: State) -> Seen:
     codes = Codes(vals.view(*x.shape[:2], dials.k), idx.view(*x.shape[:2], dials.k))
     hs, h, c = None, state.enc_h, state.enc_c
     if dials.gate:
-        hs, h, c = kernels.lstm(centred / t.scale, h, c, t.enc_W_x, t.enc_W_h, t.enc_b, dials.low)
-    return Seen(centred=centred, pre=pre, static=codes, hs=hs, enc_h=h, enc_c=c)
+        weights = t.enc_W_x, t.enc_W_h, t.enc_b
+        hs, h, c = kernels.lstm(centred / t.scale, h, c, *weights, dials.low, starts)
+    return Seen(centred=centred, pre=pre, static=codes, hs=hs, enc_h=h, enc_c=c, starts=starts)
 
 
 def select(
@@ -340,7 +353,7 @@ def select(
     weights = strength * read_weights(dials.window, dials.tau).to(flat.device)
     scaled = _as_read(held, temporal, dials)
     past = replace(memory, vals=_as_read(Codes(memory.vals, memory.idx), temporal, dials).vals)
-    sel = _add_memory(flat.clone(), past, scaled, weights)
+    sel = _add_memory(flat.clone(), past, scaled, weights, seen.starts)
     idx = kernels.topk_idx(sel, dials.k)
     added = (sel.gather(1, idx) - flat.gather(1, idx)).to(held.vals.dtype)
     return idx.view(shape), added.view(shape)
@@ -359,7 +372,7 @@ def _as_read(codes: Codes, temporal: Temporal, dials: Dials) -> Codes:
 
 
 def encode(
-    params: Params, x: Activations, dials: Dials, state: State | None = None
+    params: Params, x: Activations, dials: Dials, state: State | None = None, starts: Starts = None
 ) -> tuple[Codes, State]:
     """Codes of `x`, and the state after it; `state` came before, None is the start of a document.
 
@@ -368,9 +381,9 @@ def encode(
     check_dials(dials, d_sae=len(params.static.b_enc))
     x = kernels.fitted(x, tensors(params))
     state = _begun(state, params, len(x), dials)
-    seen = see(params, x, dials, state)
+    seen = see(params, x, dials, state, starts)
     codes = codes_with(params, seen, seen.static, state.memory, dials)
-    memory = push(state.memory, seen.static)
+    memory = push(state.memory, seen.static, starts)
     return codes, replace(state, memory=memory, enc_h=seen.enc_h, enc_c=seen.enc_c)
 
 
@@ -391,8 +404,9 @@ def codes_with(params: Params, seen: Seen, held: Codes, memory: Memory, dials: D
 
 
 def decode(
-    params: Params, codes: Codes, dials: Dials, state: State | None = None, *, detach: bool = False
-) -> tuple[Activations, State]:
+    params: Params, codes: Codes, dials: Dials, state: State | None = None, starts: Starts = None,
+    *, detach: bool = False,
+) -> tuple[Activations, State]:  # fmt: skip
     """Reconstruction from the codes alone, and the state after them (the decoder LSTM's part).
 
     With `detach` the LSTM sends no gradient into the codes.
@@ -405,17 +419,17 @@ def decode(
     read = (base - static.b_dec) / t.scale
     read = read.detach() if detach else read
     h, c = state.dec_h, state.dec_c
-    hs, h, c = kernels.lstm(read, h, c, t.dec_W_x, t.dec_W_h, t.dec_b, dials.low)
+    hs, h, c = kernels.lstm(read, h, c, t.dec_W_x, t.dec_W_h, t.dec_b, dials.low, starts)
     out = kernels.product(hs.flatten(0, 1), t.W_out, dials.low).view_as(base)
     return base + dials.mix * t.scale * out, replace(state, dec_h=h, dec_c=c)
 
 
 def forward(
-    params: Params, x: Activations, dials: Dials, state: State | None = None
+    params: Params, x: Activations, dials: Dials, state: State | None = None, starts: Starts = None
 ) -> tuple[Activations, Codes, State]:
     """`decode(encode(x))`, the codes, and the state after both."""
-    codes, state = encode(params, x, dials, state)
-    x_hat, state = decode(params, codes, dials, state)
+    codes, state = encode(params, x, dials, state, starts)
+    x_hat, state = decode(params, codes, dials, state, starts)
     return x_hat, codes, state
 
 
@@ -476,22 +490,6 @@ def phase_at(step: int, phases: Phases) -> str:
     """Phase at a step counted from the start of the pretraining."""
     ends = (phases.pretrain, phases.pretrain + phases.settle, phases.total - phases.refine)
     return ("pretrain", "settle", "introduce", "refine")[sum(step >= end for end in ends)]
-
-
-def memory_at(step: int, phases: Phases) -> float:
-    """The memory's share of its strength: 0 until the introduction, which ramps it to 1."""
-    return ramp(step - phases.pretrain - phases.settle, start=0.0, end=1.0, steps=phases.introduce)
-
-
-def k_at(step: int, phases: Phases, *, k: int, multiple: float) -> int:
-    """`multiple * k` when phase (a) starts, `k` from the introduction's end on; a cosine."""
-    span = {"steps": phases.settle + phases.introduce, "shape": "cosine"}
-    return round(ramp(step - phases.pretrain, start=multiple * k, end=float(k), **span))
-
-
-def rate_at(step: int, *, total: int, warmup: int, decay: float) -> float:
-    """Share of the peak learning rate: warm-up, 1, then to 0 over the last `decay` of the steps."""
-    return min(1.0, (step + 1) / max(warmup, 1), (total - step) / max(decay * total, 1))
 
 
 # ---------------------------------------------------------------------------------------- lifecycle

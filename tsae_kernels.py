@@ -221,10 +221,12 @@ def add_window(
     vals: Float[Tensor, "batch past k"],
     idx: Int[Tensor, "batch past k"],
     weights: Float[Tensor, " window"],
+    starts: Bool[Tensor, "batch seq"] | None = None,
 ) -> Float[Tensor, "tokens d_sae"]:
     """`base` plus `sum_j weights_j codes_{t-j}`, j = 1..window; written into `base`.
 
-    Of the codes the first `window` come before the tokens of `base`, the others are theirs.
+    Of the codes the first `window` come before the tokens of `base`, the others are theirs. Codes
+    on the other side of one of `starts`, the first tokens of documents, are not read.
     """
     window, seq = len(weights), vals.shape[1] - len(weights)
     # lag j = 1 first: token t of `base` lies at window + t of the codes
@@ -233,6 +235,10 @@ def add_window(
         [vals[:, b : b + seq] * w for b, w in zip(begins, weights, strict=True)], 2
     )
     near_idx = torch.stack([idx[:, b : b + seq] for b in begins], 2)
+    if starts is not None:
+        n_before = F.pad(starts, (window, 0)).cumsum(1)
+        same = [n_before[:, b : b + seq] == n_before[:, window:] for b in begins]
+        near_vals = near_vals * torch.stack(same, 2)[..., None]
     return base.scatter_add_(
         1, near_idx.flatten(2).flatten(0, 1), near_vals.flatten(2).flatten(0, 1).to(base.dtype)
     )
@@ -463,7 +469,7 @@ class _Lstm(Function):
     """
 
     @staticmethod
-    def forward(ctx, x, h, c, W_x, W_h, b, low):
+    def forward(ctx, x, h, c, W_x, W_h, b, low, keep):
         seq, batch, _ = x.shape
         hidden = len(W_h)
         x_low, W_x_low, W_h_low = x.to(low), W_x.to(low), W_h.to(low)
@@ -475,23 +481,27 @@ class _Lstm(Function):
         o, i, f, g = (gate.unbind() for gate in gates.split(hidden, 2))
         z, h_t, c_t, tanh_t = gates.unbind(), hs.unbind(), cs.unbind(), tanh_c.unbind()
         for t in range(seq):
-            z[t].add_(h_t[t].to(low) @ W_h_low)
+            h, c = (h_t[t], c_t[t]) if keep is None else (h_t[t] * keep[t], c_t[t] * keep[t])
+            z[t].add_(h.to(low) @ W_h_low)
             soft[t].sigmoid_()
             hard[t].tanh_()
-            torch.mul(f[t], c_t[t], out=c_t[t + 1])
+            torch.mul(f[t], c, out=c_t[t + 1])
             c_t[t + 1].addcmul_(i[t], g[t])
             torch.tanh(c_t[t + 1], out=tanh_t[t])
             torch.mul(o[t], tanh_t[t], out=h_t[t + 1])
-        ctx.save_for_backward(x_low, W_x_low, W_h_low, gates, hs, cs, tanh_c)
+        ctx.save_for_backward(x_low, W_x_low, W_h_low, gates, hs, cs, tanh_c, keep)
         return hs[1:], hs[seq].clone(), cs[seq].clone()
 
     @staticmethod
     @_once
     def backward(ctx, *grads):
-        x, W_x, W_h, gates, hs, cs, tanh_c = ctx.saved_tensors
+        x, W_x, W_h, gates, hs, cs, tanh_c, keep = ctx.saved_tensors
         low, hidden, (o, i, f, g) = x.dtype, len(W_h), gates.split(len(W_h), 2)
+        h_before, c_before = hs[:-1], cs[:-1]
+        if keep is not None:
+            h_before, c_before = h_before * keep, c_before * keep
         # d gates / d c, of input, forget and candidate; o acts on h alone
-        by_c = torch.stack([g * i * (1 - i), cs[:-1] * f * (1 - f), i * (1 - g * g)], 2).unbind()
+        by_c = torch.stack([g * i * (1 - i), c_before * f * (1 - f), i * (1 - g * g)], 2).unbind()
         by_h, c_by_h = (tanh_c * o * (1 - o)).unbind(), (o * (1 - tanh_c * tanh_c)).unbind()
         d_gates, (d_h, d_c) = torch.empty_like(gates), (grads[1].clone(), grads[2].clone())
         d, d_o = d_gates.unbind(), d_gates[..., :hidden].unbind()
@@ -504,17 +514,20 @@ class _Lstm(Function):
             torch.mul(d_c[:, None], by_c[t], out=d_rest[t])
             d_c *= f[t]
             d_h = d[t].to(low) @ W_h.t()
+            if keep is not None:
+                d_h, d_c = d_h * keep[t].to(low), d_c * keep[t]
         flat = d_gates.flatten(0, 1).to(low)
         d_x = (flat @ W_x.t()).to(hs.dtype).view(x.shape) if ctx.needs_input_grad[0] else None
         d_W_x = (x.flatten(0, 1).t() @ flat).to(hs.dtype)
-        d_W_h = (hs[:-1].flatten(0, 1).to(low).t() @ flat).to(hs.dtype)
-        return d_x, d_h.to(hs.dtype), d_c, d_W_x, d_W_h, d_gates.sum((0, 1)), None
+        d_W_h = (h_before.flatten(0, 1).to(low).t() @ flat).to(hs.dtype)
+        return d_x, d_h.to(hs.dtype), d_c, d_W_x, d_W_h, d_gates.sum((0, 1)), None, None
 
 
-def _plain_lstm(x, h, c, W_x, W_h, b, low):
+def _plain_lstm(x, h, c, W_x, W_h, b, low, keep):
     """`_Lstm.apply` in plain operations; `x` is (seq batch d_in)."""
     gates, hs = product(x.flatten(0, 1), W_x, low).view(*x.shape[:2], len(b)) + b, []
-    for z in gates.unbind():
+    for t, z in enumerate(gates.unbind()):
+        h, c = (h, c) if keep is None else (h * keep[t], c * keep[t])
         o, i, f, g = (z + product(h, W_h, low)).chunk(4, 1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         h = o.sigmoid() * c.tanh()
@@ -531,14 +544,17 @@ def lstm(
     W_h: Float[Tensor, "hidden gates"],
     b: Float[Tensor, " gates"],
     low: torch.dtype = torch.float32,
+    starts: Bool[Tensor, "batch seq"] | None = None,
 ) -> tuple[
     Float[Tensor, "batch seq hidden"], Float[Tensor, "batch hidden"], Float[Tensor, "batch hidden"]
 ]:
     """Hidden states of all steps, then the last `h` and `c` (Hochreiter & Schmidhuber 1997).
 
-    `gates = 4 * hidden`: output, input, forget, candidate. `torch.nn.LSTM`, rows so ordered.
+    `gates = 4 * hidden`: output, input, forget, candidate. `torch.nn.LSTM`, rows so ordered. At
+    `starts` a stream begins anew: `h` and `c` before them are 0.
     """
+    keep = None if starts is None else (~starts).t()[..., None].to(h.dtype)
     steps = x.transpose(0, 1).contiguous()
     run: Callable[..., Any] = _plain_lstm if _plain() else _Lstm.apply
-    hs, h_last, c_last = run(steps, h, c, W_x, W_h, b, product_dtype(W_x, low))
+    hs, h_last, c_last = run(steps, h, c, W_x, W_h, b, product_dtype(W_x, low), keep)
     return hs.transpose(0, 1), h_last, c_last

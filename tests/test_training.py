@@ -244,7 +244,7 @@ def test_rates_are_those_of_the_schedule_and_the_temporal_parts_warm_up_again(st
     phases = tsae.phase_steps(300, pretrain=0.4, settle=0.1, introduce=0.2)
     rate = training.rates(step, recipe, phases)
     assert set(rate) == {*training.STATIC, *training.TEMPORAL} - {"scale"}
-    base = recipe.lr * tsae.rate_at(step, total=300, warmup=recipe.warmup, decay=decay)
+    base = recipe.lr * training.rate_at(step, total=300, warmup=recipe.warmup, decay=decay)
     assert 0 < base <= recipe.lr
     assert all(rate[name] == base for name in training.STATIC)
     into = min(1, (step - phases.pretrain + 1) / recipe.warmup)

@@ -12,6 +12,7 @@ from toys import random_model
 
 import tsae
 from tsae import Codes, Dials
+from tsae_lab.jobs import training
 
 quick = settings(deadline=None, max_examples=25)
 loose: Any = {"rtol": 1e-4, "atol": 1e-4}
@@ -396,8 +397,8 @@ def test_phases_share_out_all_steps(total, parts):
 def test_memory_and_k_follow_the_phases(total, a, b, c, k, multiple):
     whole = max(1.0, a + b + c)
     phases = tsae.phase_steps(total, pretrain=a / whole, settle=b / whole, introduce=c / whole)
-    seen = [(tsae.phase_at(s, phases), tsae.memory_at(s, phases)) for s in range(total)]
-    ks = [tsae.k_at(s, phases, k=k, multiple=multiple) for s in range(total)]
+    seen = [(tsae.phase_at(s, phases), training.memory_at(s, phases)) for s in range(total)]
+    ks = [training.k_at(s, phases, k=k, multiple=multiple) for s in range(total)]
     for (phase, mix), now in zip(seen, ks, strict=True):
         assert mix == {"pretrain": 0, "settle": 0, "refine": 1}.get(phase, mix)
         assert 0 <= mix <= 1
@@ -407,10 +408,10 @@ def test_memory_and_k_follow_the_phases(total, a, b, c, k, multiple):
     assert ks == sorted(ks, reverse=True)
     mixes = [mix for _, mix in seen]
     assert mixes == sorted(mixes)
-    assert (tsae.memory_at(total, phases), tsae.k_at(total, phases, k=k, multiple=multiple)) == (
-        1,
-        k,
-    )
+    assert (
+        training.memory_at(total, phases),
+        training.k_at(total, phases, k=k, multiple=multiple),
+    ) == (1, k)
 
 
 @quick
@@ -431,9 +432,11 @@ def test_phase_shares_outside_one_whole_are_refused(bad):
 @quick
 @given(st.integers(1, 100), st.integers(0, 30), st.floats(1e-9, 1))
 def test_the_rate_warms_up_stays_and_falls(total, warmup, decay):
-    values = [tsae.rate_at(step, total=total, warmup=warmup, decay=decay) for step in range(total)]
+    values = [
+        training.rate_at(step, total=total, warmup=warmup, decay=decay) for step in range(total)
+    ]
     assert all(0 < value <= 1 for value in values)
-    assert tsae.rate_at(total, total=total, warmup=warmup, decay=decay) == 0
+    assert training.rate_at(total, total=total, warmup=warmup, decay=decay) == 0
     top = values.index(max(values))
     assert values[: top + 1] == sorted(values[: top + 1])
     assert values[top:] == sorted(values[top:], reverse=True)

@@ -326,7 +326,7 @@ def tokenize(
     seed: int = 0,
     spread: bool = False,
 ) -> Tokens:
-    """Sequences of `lm.prefix` and tokens of one document, `seq` positions in all, its last padded.
+    """Sequences of `lm.prefix` and tokens of one document, at most `seq` positions in all.
 
     A document is one of `texts.parts`: cut where the end of a text is written. `n_tokens` takes at
     most that many tokens of text: whole documents in a random order given by `seed`, the last one

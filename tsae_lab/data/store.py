@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tsae_lab import files
@@ -73,6 +73,20 @@ class Store:
             row, place = self.source
             copied = np.array(self.data[row[index][:, None], place[index, span]], copy=None)
             copied[~self.tokens.valid.numpy()[index, span]] = 0
+        _forget(self.data)
+        return torch.from_numpy(copied).view(torch.bfloat16).to(dtype)
+
+    def at(
+        self,
+        row: Int[Tensor, "rows span"],
+        place: Int[Tensor, "rows span"],
+        dtype: torch.dtype = torch.float32,
+    ) -> Float[Tensor, "rows span d_in"]:
+        """Activations at places of sequences (`texts.packed`), a copy."""
+        rows, places = row.numpy(), place.numpy()
+        if self.source is not None:
+            rows, places = self.source[0][rows], self.source[1][rows, places]
+        copied = np.array(self.data[rows, places], copy=None)
         _forget(self.data)
         return torch.from_numpy(copied).view(torch.bfloat16).to(dtype)
 

@@ -4,6 +4,7 @@ What is fetched is checked against a known checksum and kept in the cache direct
 default `~/.cache/tsae`). Bad input is a `ValueError` of one line.
 """
 
+import bisect
 import functools
 import hashlib
 import re
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int, Int32
 from torch import Tensor
 
 from tsae_lab.data import records, tables
@@ -33,6 +34,7 @@ MIN_CHARS = 1_000  # shorter corpora are refused
 WINDOW_CHARS = 1 << 20  # longer documents are tokenized in windows of this many characters
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 PIECE_CHARS = (2_000, 8_000)  # a text of one piece is cut into documents of so many characters
+PACKED_BELOW = 0.75  # share of positions that hold a token
 END_OF_TEXT = "<|endoftext|>"  # of many tokenizers; SmolLM2's calls it neither BOS nor EOS
 
 
@@ -432,12 +434,16 @@ def first_tokens(documents: Sequence[Tokenized], n_tokens: int, *, at_once: int)
 
 
 def pack(documents: Sequence[Tokenized], *, seq: int, prefix: Sequence[int]) -> Tokens:
-    """Sequences of `prefix` and `seq` tokens of one document; padding is `prefix`'s first id."""
+    """Sequences of `prefix` and `seq` tokens of one document, or as many as the longest has.
+
+    Padding is `prefix`'s first id.
+    """
     rows = [
         (ids[start : start + seq], chars[start : start + seq], index, start)
         for ids, chars, index in documents
         for start in range(0, len(ids), seq)
     ]
+    seq = max((len(tokens) for tokens, *_ in rows), default=seq)
     ids = np.full((len(rows), len(prefix) + seq), prefix[0], dtype=np.int32)
     ids[:, : len(prefix)] = prefix
     valid = np.zeros((len(rows), seq), dtype=bool)
@@ -453,3 +459,56 @@ def pack(documents: Sequence[Tokenized], *, seq: int, prefix: Sequence[int]) -> 
         start=torch.tensor([start for _, _, _, start in rows], dtype=torch.int32),
         chars=torch.from_numpy(chars),
     )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Packed:
+    """Sequences of several documents each, as places in sequences of one document each."""
+
+    row: Int32[Tensor, "n_seq seq"]
+    place: Int32[Tensor, "n_seq seq"]
+    valid: Bool[Tensor, "n_seq seq"]  # padding lies at the end
+    starts: Bool[Tensor, "n_seq seq"]  # first tokens of what was a sequence: nothing crosses them
+
+
+def packing(tokens: Tokens, seq: int) -> Packed | None:
+    """The sequences, which hold one document each, `packed` into such of `seq` positions.
+
+    None where without packing three quarters of the positions hold a token, or more.
+    """
+    dense = tokens.n_tokens >= PACKED_BELOW * len(tokens.ids) * seq
+    return None if dense else packed(tokens.valid.sum(1), seq)
+
+
+def packed(lengths: Int[Tensor, " rows"], seq: int) -> Packed:
+    """Sequences of `seq` positions that hold rows of so many tokens (1 to `seq`), each whole.
+
+    Each row goes where it leaves the least space (best fit), in the order given. The language model
+    reads every document alone; its activations are packed, and an SAE's state and memory begin
+    anew at each (`tsae.forward` with `starts`).
+    """
+    holders: dict[int, list[int]] = {}  # sequences by how many positions they have left
+    spaces: list[int] = []  # the keys of those with a sequence, ascending
+    n_seq, first = 0, []
+    for n in lengths.tolist():
+        at = bisect.bisect_left(spaces, n)
+        if at == len(spaces):
+            sequence, space, n_seq = n_seq, seq, n_seq + 1
+        else:
+            space = spaces[at]
+            sequence = holders[space].pop()
+            if not holders[space]:
+                del spaces[at]
+        first.append(sequence * seq + seq - space)
+        if not holders.setdefault(space - n, []) and space > n:
+            bisect.insort(spaces, space - n)
+        holders[space - n].append(sequence)
+    begin, total = torch.tensor(first, dtype=torch.int64), int(lengths.sum())
+    row = torch.arange(len(first)).repeat_interleave(lengths)
+    place = torch.arange(total) - (lengths.cumsum(0) - lengths)[row]
+    rows, places = torch.zeros(2, n_seq, seq, dtype=torch.int32)
+    valid, starts = torch.zeros(2, n_seq, seq, dtype=torch.bool)
+    slot = begin[row] + place
+    rows.view(-1)[slot], places.view(-1)[slot] = row.int(), place.int()
+    valid.view(-1)[slot], starts.view(-1)[begin] = True, True
+    return Packed(row=rows, place=places, valid=valid, starts=starts)

@@ -268,7 +268,7 @@ def _tokens_read(unit: Unit) -> float:
         * unit.config.batch
         / unit.config.pieces
         * tokens.n_tokens
-        / len(tokens.ids)
+        / unit.data.n_sequences
     )
 
 

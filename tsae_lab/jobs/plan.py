@@ -459,6 +459,12 @@ class Data:
     name: str
     train: Store
     val: Store
+    packed: texts.Packed | None = None  # how training reads `train`; None: sequence by sequence
+
+    @property
+    def n_sequences(self) -> int:
+        """Sequences that training reads."""
+        return len(self.train) if self.packed is None else len(self.packed.valid)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -485,13 +491,17 @@ def load_data(config: Config, lm: LanguageModel, name: str) -> Data:
 def data_of(config: Config, lm: LanguageModel, name: str, tokens: Mapping[str, Tokens]) -> Data:
     """Activations of both splits of a text."""
     val, train = (open_store(config, lm, tokens[split]) for split in ("validation", "training"))
-    return Data(name=name, train=train, val=val)
+    packed = texts.packing(tokens["training"], config.seq)
+    if packed is not None:  # attention sinks are gone from the store
+        packed = texts.packed(train.tokens.valid.sum(1), config.seq)
+    return Data(name=name, train=train, val=val, packed=packed)
 
 
 def both_splits(config: Config, lm: LanguageModel, name: str) -> dict[str, Tokens]:
     """Tokens of both splits of a text; ValueError where the training split fills no batch."""
     tokens = {split: split_tokens(config, lm, name, split) for split in ("validation", "training")}
-    n_train = len(tokens["training"].ids)
+    packed = texts.packing(tokens["training"], config.seq)
+    n_train = len(tokens["training"].ids if packed is None else packed.valid)
     if n_train < config.batch:
         short = f"{n_train} training sequences do not fill a batch of {config.batch}"
         raise ValueError(f"{name}: {short}")
@@ -525,14 +535,15 @@ def split_tokens(config: Config, lm: LanguageModel, name: str, split: str) -> To
     spread = split == "validation"  # so that intervals by document have documents
     width = config.seq + len(lm.prefix)
     tokens = tokenize(lm, documents, seq=width, n_tokens=n_tokens, spread=spread)
-    said = f"{name}, {split}: {tokens.n_tokens:,} tokens in {len(tokens.ids):,} sequences"
-    filled = tokens.n_tokens / tokens.valid.numel()
-    said += f", which they fill to {filled:.0%}"
-    said += "; a --seq near the documents' length fills more" if filled < 0.5 else ""
+    packed = texts.packing(tokens, config.seq) if split == "training" else None
+    n_seq, length = (tokens if packed is None else packed).valid.shape
+    said = f"{name}, {split}: {tokens.n_tokens:,} tokens in {n_seq:,} sequences of {length}"
+    said += f", which they fill to {tokens.n_tokens / (n_seq * length):.0%}"
+    said += "" if packed is None else f" ({len(tokens.ids):,} documents, packed; nothing crosses)"
     if tokens.n_tokens < n_tokens:
         said += f"; {n_tokens:,} were asked for, the text has no more"
     if tokens.n_tokens < n_tokens and split == "training":
-        said += f": training reads each {epochs(config, len(tokens.ids)):.1f} times"
+        said += f": training reads each {epochs(config, n_seq):.1f} times"
     console.print(said, highlight=False, markup=False, soft_wrap=True)
     return tokens
 
@@ -542,7 +553,11 @@ def identity_now(
 ) -> Identity:
     """The identity of what a run of `config` is made of, with the tokens of its texts by split."""
     low = products(config, lm.device)
-    return identity.identity_of(lm, tokens, static_sae=config.static_sae, low=low)
+    made = identity.identity_of(lm, tokens, static_sae=config.static_sae, low=low)
+    for name, splits in tokens.items():
+        if "training" in splits and texts.packing(splits["training"], config.seq) is not None:
+            made["texts"][name]["training"] += ", packed"
+    return made
 
 
 def epochs(config: Config, n_sequences: int) -> float:

@@ -5,6 +5,7 @@ The trainer owns its tensors and updates them in place; all else here is a funct
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -14,8 +15,10 @@ from torch import Tensor
 
 import tsae
 import tsae_kernels
-from tsae import Codes, Dials, Lifecycle, Memory, Params, Phases, State, Static
-from tsae_lab.rivals.system import BUFFERS, Explained, System, in_windows, squared_error
+from tsae import Codes, Dials, Lifecycle, Memory, Params, Phases, Starts, State, Static
+from tsae_lab.rivals.system import (
+    BUFFERS, Explained, System, in_windows, own_rows, squared_error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,20 +123,24 @@ def start_temporal(
     recipe: Recipe,
     low: torch.dtype,
     generator: torch.Generator,
+    starts: Starts = None,
 ) -> Trainer:
     """A TSAE that computes what its pretrained static SAE does, with a decoder LSTM that helps on
     the valid tokens of `x` (`integrators`); `scale` is the root mean square of x - b_dec.
     """
     hidden = {"hidden_enc": recipe.hidden_enc, "hidden_dec": recipe.hidden_dec}
     params = tsae.from_static(static_of(pretrained), scale=scale, **hidden, generator=generator)
-    params = integrators(params, x, valid, final_dials(recipe, low))
+    params = integrators(params, x, valid, final_dials(recipe, low), starts)
     return start_trainer(tsae.tensors(params), recipe, before=pretrained)
 
 
 def _own(name: str, tensor: Tensor) -> Tensor:
-    """A copy; `W_enc` with its columns contiguous, which is how its gradient comes."""
+    """A copy; two with their columns contiguous, as a gradient and a least-squares fit come.
+
+    A file does not keep the order in memory, on which a product's last bits depend.
+    """
     tensor = tensor.detach()
-    if name == "W_enc":
+    if name in ("W_enc", "W_out"):
         return tensor.t().clone(memory_format=torch.contiguous_format).t()
     return tensor.clone()
 
@@ -203,13 +210,31 @@ def dead_frac(trainer: Trainer, epoch_tokens: int) -> float:
     return (trainer.life.idle >= tokens).double().mean().item()
 
 
+def memory_at(step: int, phases: Phases) -> float:
+    """The memory's share of its strength: 0 until the introduction, which ramps it to 1."""
+    return tsae.ramp(
+        step - phases.pretrain - phases.settle, start=0.0, end=1.0, steps=phases.introduce
+    )
+
+
+def k_at(step: int, phases: Phases, *, k: int, multiple: float) -> int:
+    """`multiple * k` when phase (a) starts, `k` from the introduction's end on; a cosine."""
+    span = {"steps": phases.settle + phases.introduce, "shape": "cosine"}
+    return round(tsae.ramp(step - phases.pretrain, start=multiple * k, end=float(k), **span))
+
+
+def rate_at(step: int, *, total: int, warmup: int, decay: float) -> float:
+    """Share of the peak learning rate: warm-up, 1, then to 0 over the last `decay` of the steps."""
+    return min(1.0, (step + 1) / max(warmup, 1), (total - step) / max(decay * total, 1))
+
+
 SHARED = ("window", "tau", "cap", "beta", "gate", "recur")  # dials that no schedule changes
 
 
 def dials_at(step: int, recipe: Recipe, phases: Phases, low: torch.dtype) -> Dials:
     """Dials of a TSAE at a step counted from the start of its static SAE's pretraining."""
-    k = tsae.k_at(step, phases, k=recipe.k, multiple=recipe.k_multiple)
-    beta = recipe.beta * tsae.memory_at(step, phases)
+    k = k_at(step, phases, k=recipe.k, multiple=recipe.k_multiple)
+    beta = recipe.beta * memory_at(step, phases)
     return replace(final_dials(recipe, low), k=k, beta=beta)
 
 
@@ -229,8 +254,8 @@ def trained_at(phase: str, recipe: Recipe) -> frozenset[str]:
 def rates(step: int, recipe: Recipe, phases: Phases) -> dict[str, float]:
     """Learning rate of every tensor at a step; the temporal ones warm up from their start on."""
     schedule = {"total": phases.total, "warmup": recipe.warmup}
-    base = recipe.lr * tsae.rate_at(step, decay=recipe.decay, **schedule)
-    into = tsae.rate_at(step - phases.pretrain, decay=1e-9, **schedule)
+    base = recipe.lr * rate_at(step, decay=recipe.decay, **schedule)
+    into = rate_at(step - phases.pretrain, decay=1e-9, **schedule)
     temporal = dict.fromkeys(TEMPORAL, base * max(into, 0.0))
     del temporal["scale"]
     return dict.fromkeys(STATIC, base) | temporal
@@ -239,14 +264,16 @@ def rates(step: int, recipe: Recipe, phases: Phases) -> dict[str, float]:
 def train_step(
     trainer: Trainer, x: Float[Tensor, "batch seq d_in"], weight: Float[Tensor, "batch seq"],
     step: int, recipe: Recipe, phases: Phases, low: torch.dtype, *, begins: bool = True,
+    starts: Starts = None,
 ) -> tuple[Trainer, dict[str, Any]]:  # fmt: skip
     """The trainer after a step, its tensors updated in place, and what a log line says of the step.
 
     `x` is 0 where `weight` is 0 (padding, at the end of a sequence). Where it `begins` new
-    sequences nothing is remembered; else it goes on from the step before, whose state is carried
-    over without its gradient (truncated backpropagation through time, Williams & Peng 1990). In
-    the log `loss` is the squared error of the reconstruction, and `fve` of an `x` that does not
-    vary is 0. A static SAE is a TSAE that stays in the phase "pretrain".
+    sequences, and at `starts`, where documents begin inside one, nothing is remembered; else it
+    goes on from the step before, whose state is carried over without its gradient (truncated
+    backpropagation through time, Williams & Peng 1990). In the log `loss` is the squared error of
+    the reconstruction, and `fve` of an `x` that does not vary is 0. A static SAE is a TSAE that
+    stays in the phase "pretrain".
     """
     phase = tsae.phase_at(step, phases)
     _learning(trainer, trained_at(phase, recipe))
@@ -257,7 +284,8 @@ def train_step(
         loss, x_hat, codes = _static_loss(static, x, weight, dials)
     else:
         before, params = None if begins else trainer.state, tsae.params_from(trainer.named)
-        loss, x_hat, codes, state = tsae_loss(params, x, weight, dials, recipe.coupling, before)
+        carried = before, starts
+        loss, x_hat, codes, state = tsae_loss(params, x, weight, dials, recipe.coupling, *carried)
     explained, rate = Explained(loss=loss, x_hat=x_hat, codes=codes), rates(step, recipe, phases)
     after, info = _learn(trainer, explained, x, weight, rate, recipe, low)
     dialled = {"k": dials.k, "beta": dials.beta}
@@ -266,17 +294,20 @@ def train_step(
 
 def rival_step(
     trainer: Trainer, x: Float[Tensor, "batch seq d_in"], weight: Float[Tensor, "batch seq"],
-    step: int, system: System, recipe: Recipe, total: int, low: torch.dtype,
+    step: int, system: System, recipe: Recipe, total: int, low: torch.dtype, starts: Starts = None,
 ) -> tuple[Trainer, dict[str, Any]]:  # fmt: skip
     """As `train_step`, of a rival: the same loop on its own loss, at one rate for all tensors.
 
     The rate is the schedule's; the recipe's `aux` is left out where the system does not revive its
     dead features so, and those it resamples are begun anew, without moments, after each quarter of
-    the steps but the last: those that fired at none of its tokens.
+    the steps but the last: those that fired at none of its tokens. Documents that begin at `starts`
+    inside a sequence become sequences of their own.
     """
+    if starts is not None:
+        x, weight = own_rows(x, weight, starts)
     _learning(trainer, frozenset(trainer.named) - frozenset(FIXED))
     schedule = {"total": total, "warmup": recipe.warmup, "decay": recipe.decay}
-    rate = dict.fromkeys(trainer.named, recipe.lr * tsae.rate_at(step, **schedule))
+    rate = dict.fromkeys(trainer.named, recipe.lr * rate_at(step, **schedule))
     own = recipe if system.revive else replace(recipe, aux=0.0)
     explained = system.explain(trainer.named, x, weight, step / total)
     after, info = _learn(trainer, explained, x, weight, rate, own, low, system.window)
@@ -380,6 +411,7 @@ def tsae_loss(
     dials: Dials,
     coupling: float,
     state: State | None = None,
+    starts: Starts = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "batch seq d_in"], Codes, State]:
     """What a TSAE is trained on, its reconstruction and codes, and the state after them.
 
@@ -387,13 +419,17 @@ def tsae_loss(
     `||x - own - added||^2`, each with the other's part held fixed (`explain`). What the recurrence
     can foretell leaves the code as far as `coupling` lets it.
     """
-    own, added, codes, state = explain(params, x, dials, state)
+    own, added, codes, state = explain(params, x, dials, state, starts)
     loss = squared_error(x - coupling * added.detach(), own, weight)
     return loss + squared_error(x - own.detach(), added, weight), own + added, codes, state
 
 
 def explain(
-    params: Params, x: Float[Tensor, "batch seq d_in"], dials: Dials, state: State | None = None
+    params: Params,
+    x: Float[Tensor, "batch seq d_in"],
+    dials: Dials,
+    state: State | None = None,
+    starts: Starts = None,
 ) -> tuple[Float[Tensor, "batch seq d_in"], Float[Tensor, "batch seq d_in"], Codes, State]:
     """What the ungated code explains and what gates and decoder LSTM add; codes; state after.
 
@@ -403,7 +439,7 @@ def explain(
     fixed = Static(**{name: tensor.detach() for name, tensor in vars(params.static).items()})
     frozen, t = replace(params, static=fixed), params.temporal
     state = tsae.start_state(params, len(x), dials) if state is None else state
-    seen = tsae.see(frozen, x, dials, state)
+    seen = tsae.see(frozen, x, dials, state, starts)
     ungated = replace(seen, hs=None)
     codes = tsae.codes_with(params, ungated, seen.static, state.memory, dials)
     own = tsae.decode_static(codes, params.static)
@@ -412,8 +448,8 @@ def explain(
         flat = (seen.hs.flatten(0, 1), t.W_gate, t.b_gate, codes.idx.flatten(0, 1))
         gates = tsae_kernels.gate_values(*flat, inward=True)
         codes = Codes(codes.vals * gates.view(codes.vals.shape), codes.idx)
-    x_hat, after = tsae.decode(frozen, codes, dials, state, detach=True)
-    memory = tsae.push(state.memory, seen.static)
+    x_hat, after = tsae.decode(frozen, codes, dials, state, starts, detach=True)
+    memory = tsae.push(state.memory, seen.static, starts)
     after = replace(after, memory=memory, enc_h=seen.enc_h, enc_c=seen.enc_c)
     return own, x_hat - own.detach(), codes, after
 
@@ -494,6 +530,7 @@ def integrators(
     x: Float[Tensor, "batch seq d_in"],
     valid: Bool[Tensor, "batch seq"],
     dials: Dials,
+    starts: Starts = None,
 ) -> Params:
     """`params` with a decoder LSTM that explains the static SAE's error on the valid tokens of `x`.
 
@@ -509,25 +546,28 @@ def integrators(
     codes = [tsae.encode_static(rows, static, dials.k, dials.low) for rows in x.split(START_ROWS)]
     base = torch.cat([tsae.decode_static(row_codes, static) for row_codes in codes])
     r, error = (base - static.b_dec) / t.scale, ((x - base) / t.scale)[valid]
-    W_x, b = _units(r, error, valid, len(t.dec_W_h))
+    means = [running_mean(r, decay, starts)[valid] for decay in DECAYS]
+    W_x, b = _units(means, error, len(t.dec_W_h))
     zeros, W_h = r.new_zeros(START_ROWS, len(t.dec_W_h)), torch.zeros_like(t.dec_W_h)
+    begun = [None] * len(codes) if starts is None else starts.split(START_ROWS)
     states = [
-        tsae_kernels.lstm(rows, zeros[: len(rows)], zeros[: len(rows)], W_x, W_h, b)[0]
-        for rows in r.split(START_ROWS)
+        tsae_kernels.lstm(rows, zero, zero, W_x, W_h, b, starts=new)[0]
+        for rows, new in zip(r.split(START_ROWS), begun, strict=True)
+        for zero in [zeros[: len(rows)]]
     ]
     W_out = _ridge(torch.cat(states)[valid], error, RIDGE_OUTPUT)
     return replace(params, temporal=replace(t, dec_W_x=W_x, dec_W_h=W_h, dec_b=b, W_out=W_out))
 
 
-def _units(r: Tensor, error: Tensor, valid: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
+def _units(means: Sequence[Tensor], error: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
     """Input weights (d_in, 4 hidden) and biases of the integrators."""
-    means = [running_mean(r, decay)[valid] for decay in DECAYS]
-    by_mean = _ridge(torch.cat(means, 1), error, RIDGE_INPUT).split(r.shape[-1])
-    W_x, b = r.new_zeros(r.shape[-1], 4, hidden), r.new_zeros(4, hidden)
+    d_in = error.shape[1]
+    by_mean = _ridge(torch.cat(list(means), 1), error, RIDGE_INPUT).split(d_in)
+    W_x, b = error.new_zeros(d_in, 4, hidden), error.new_zeros(4, hidden)
     for units, decay, mean, weight in zip(_shares(hidden), DECAYS, means, by_mean, strict=True):
         covariance = mean.t() @ mean / len(mean)
         jitter = 1e-4 * covariance.diagonal().mean().clamp(min=1e-12)
-        root = torch.linalg.cholesky(covariance + jitter * torch.eye(len(covariance)).to(r))
+        root = torch.linalg.cholesky(covariance + jitter * torch.eye(len(covariance)).to(error))
         leading = torch.linalg.svd(root.t() @ weight)[0][:, : len(units)]
         # unit variance on the running mean; more units than dimensions: the rest starts silent
         directions = torch.linalg.solve_triangular(root.t(), leading, upper=True)
@@ -542,10 +582,13 @@ def _shares(hidden: int) -> list[list[int]]:
     return [list(range(first, hidden, len(DECAYS))) for first in range(len(DECAYS))]
 
 
-def running_mean(r: Float[Tensor, "batch seq d"], decay: float) -> Float[Tensor, "batch seq d"]:
-    """`m_t = decay m_{t-1} + (1 - decay) r_t`, from 0 at each sequence's start."""
+def running_mean(
+    r: Float[Tensor, "batch seq d"], decay: float, starts: Starts = None
+) -> Float[Tensor, "batch seq d"]:
+    """`m_t = decay m_{t-1} + (1 - decay) r_t`, from 0 where a sequence begins and at `starts`."""
     out, mean = torch.empty_like(r), torch.zeros_like(r[:, 0])
     for t in range(r.shape[1]):
+        mean = mean if starts is None else mean * ~starts[:, t, None]
         mean = decay * mean + (1 - decay) * r[:, t]
         out[:, t] = mean
     return out

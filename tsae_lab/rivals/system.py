@@ -80,6 +80,23 @@ def in_windows(
     return filled.reshape(len(x), -1, window * x.shape[2])
 
 
+def own_rows(
+    x: Float[Tensor, "batch seq d_in"], weight: Float[Tensor, "batch seq"],
+    starts: Bool[Tensor, "batch seq"],
+) -> tuple[Float[Tensor, "rows longest d_in"], Float[Tensor, "rows longest"]]:  # fmt: skip
+    """The documents in packed sequences, each in a row of its own, 0 behind its end."""
+    first = starts.clone()
+    first[:, 0] = True  # of a piece that goes on with a document
+    row, real = first.flatten().cumsum(0) - 1, weight.flatten() > 0
+    begin = first.flatten().nonzero()[:, 0]
+    place = torch.arange(len(row), device=row.device) - begin[row]
+    shape = len(begin), int(place[real].max()) + 1 if real.any() else 1
+    rows, weights = x.new_zeros(*shape, x.shape[2]), weight.new_zeros(shape)
+    rows[row[real], place[real]] = x.flatten(0, 1)[real]
+    weights[row[real], place[real]] = weight.flatten()[real]
+    return rows, weights
+
+
 def dense_pre(
     named: Named, x: Float[Tensor, "batch seq d_in"], low: torch.dtype
 ) -> Float[Tensor, "batch seq d_sae"]:
