@@ -1,7 +1,6 @@
 """Documents packed into sequences: each comes out as it does alone, and nothing crosses."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
