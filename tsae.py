@@ -295,12 +295,12 @@ def pre_acts(
 def encode_static(
     x: Activations, static: Static, k: int, low: torch.dtype = torch.float32
 ) -> Codes:
-    """`relu(k largest of pre)`: the code of a static top-k SAE; each token by itself."""
+    """`relu(k largest of pre)` by token; of a `Thresholded` SAE as many as any token has on."""
     x = kernels.fitted(x, vars(static))
     pre = pre_acts(x, static, low).flatten(0, 1)
     idx = kernels.topk_idx(pre.detach(), k, whole=isinstance(static, Thresholded))
     vals = kernels.kept_values(pre, idx, x.flatten(0, 1) - static.b_dec, static.W_enc, static.b_enc)
-    return Codes(vals.view(*x.shape[:2], k), idx.view(*x.shape[:2], k))
+    return Codes(vals.view(*x.shape[:2], idx.shape[1]), idx.view(*x.shape[:2], idx.shape[1]))
 
 
 def decode_static(codes: Codes, static: Static) -> Activations:
@@ -331,7 +331,7 @@ def see(params: Params, x: Activations, dials: Dials, state: State, starts: Star
     flat = pre.detach().flatten(0, 1)
     idx = kernels.topk_idx(flat, dials.k, whole=isinstance(static, Thresholded))
     vals = flat.gather(1, idx).to(centred.dtype).relu()
-    codes = Codes(vals.view(*x.shape[:2], dials.k), idx.view(*x.shape[:2], dials.k))
+    codes = Codes(vals.view(*x.shape[:2], idx.shape[1]), idx.view(*x.shape[:2], idx.shape[1]))
     hs, h, c = None, state.enc_h, state.enc_c
     if dials.gate:
         weights = t.enc_W_x, t.enc_W_h, t.enc_b

@@ -145,16 +145,14 @@ def topk_idx(
     """Where the `k` largest of each row are, in no order (of equal values, any).
 
     Wide rows are searched in two steps: row by row, the `k` columns of the (8, d_sae / 8) view with
-    the largest maxima hold the `k` largest values. With `whole` it is a ValueError if more than `k`
-    are above 0.
+    the largest maxima hold the `k` largest values. With `whole`, `k` is as many as the row with the
+    most has above 0, and at least 1.
     """
     tokens, d_sae = pre.shape
     if not 0 < k <= d_sae:
         raise ValueError(f"top-k needs 0 < k <= d_sae; got k={k}, d_sae={d_sae}")
-    if whole and k < d_sae and tokens:
-        most = int((pre > 0).sum(1).max())
-        if most > k:
-            raise ValueError(f"a code holds {k} features; a token has {most} above the threshold")
+    if whole and tokens:
+        k = max(int((pre > 0).sum(1).max()), 1)
     deep, wide = 8, d_sae // 8
     if d_sae % deep or wide < 4 * k:
         return pre.topk(k, dim=-1, sorted=False).indices

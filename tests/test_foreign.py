@@ -6,6 +6,7 @@ The folders in tests/fixtures/saes were written by the libraries, see tests/orac
 import importlib.util
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -51,7 +52,7 @@ def test_the_fixtures_are_of_every_library_and_architecture():
     assert read == {"topk", "jumprelu"}
     for folder in FOLDERS:
         named, cfg = checkpoint.load_saelens(folder)
-        assert cfg["k"] == (3 if cfg["architecture"] == "topk" else 10)
+        assert cfg["k"] == (3 if cfg["architecture"] == "topk" else 1)
         assert ("threshold" in named) == (cfg["architecture"] == "jumprelu")
 
 
@@ -128,7 +129,7 @@ def test_tensors_are_renamed_and_folded_without_a_change_to_what_is_given():
     torch.testing.assert_close(weights["b_enc"], sae["b_enc"] + sae["b_dec"] @ sae["W_enc"])
     assert (read["architecture"], read["k"], sae.keys()) == (
         "jumprelu",
-        5,
+        1,
         {*named, "b_enc", "W_dec"},
     )
 
@@ -205,19 +206,20 @@ def test_a_feature_is_on_above_its_threshold_and_no_other(pre, threshold):
     assert jumped.tolist() == on
 
 
-def test_more_features_than_a_code_holds_are_an_error_and_not_cut(tmp_path):
+def test_a_code_of_thresholds_is_as_wide_as_the_token_with_the_most_features_on(tmp_path):
     sae, _ = checkpoint.load_sae(stranger(tmp_path))
     params, x = sae.params, torch.randn(2, 3, 24)
-    n_on = int((tsae.pre_acts(x, params.static) > 0).sum(-1).max())
-    for dials in (tsae.Dials(k=n_on, mix=0.0, gate=False, recur=False), sae.dials):
-        codes, _ = tsae.encode(params, x, dials)
-        torch.testing.assert_close(
-            tsae.dense(codes, 40), tsae.pre_acts(x, params.static).relu(), rtol=0, atol=1e-5
-        )
-    with pytest.raises(ValueError, match=rf"holds {n_on - 1} features; a token has {n_on} above"):
-        tsae.encode(params, x, tsae.Dials(k=n_on - 1, mix=0.0, gate=False, recur=False))
-    with pytest.raises(ValueError, match=rf"holds 1 features; a token has {n_on} above"):
-        tsae.encode_static(x, params.static, 1)
+    expected = tsae.pre_acts(x, params.static).relu()
+    n_on = int((expected > 0).sum(-1).max())
+    codes, state = tsae.encode(params, x, sae.dials)
+    for found in (codes, tsae.encode_static(x, params.static, 1)):
+        assert found.vals.shape == (2, 3, n_on)
+        torch.testing.assert_close(tsae.dense(found, 40), expected, rtol=0, atol=1e-5)
+    high = replace(params.static, threshold=torch.full((40,), 1e9))
+    silent, _ = tsae.encode(replace(params, static=high), x, sae.dials, state)
+    assert silent.vals.tolist() == [[[0.0]] * 3] * 2
+    nothing, _ = tsae.encode(params, x[:, :0], sae.dials)
+    assert nothing.vals.shape == (2, 0, 1)
 
 
 def test_what_is_saved_of_a_thresholded_sae_comes_back(tmp_path):

@@ -17,7 +17,6 @@ from torch import Tensor
 Tensors = dict[str, Tensor]
 Cfg = dict[str, Any]
 
-MOST_ON = 512  # features that a code of an SAE without a k holds, at most
 TOPK, JUMPS = "topk", ("jumprelu", "standard", "gated", "batchtopk", "matryoshka_batchtopk")
 OPTIONS = ("normalize_activations", "reshape_activations")  # of SAELens; only "none" is read
 FACTOR = "norm_scaling_factor"  # of activations scaled to a mean norm, where a cfg.json names it
@@ -167,7 +166,7 @@ def folded(where: Path, sae: Tensors, cfg: Cfg) -> tuple[Tensors, Cfg]:
         sae["W_enc"] = sae["W_enc"] * factor
     options = {"apply_b_dec_to_input": True, "rescale_acts_by_decoder_norm": False}
     if cfg["architecture"] in JUMPS:
-        options |= {"architecture": "jumprelu", "k": min(MOST_ON, len(sae["b_enc"]))}
+        options |= {"architecture": "jumprelu", "k": 1}  # a code is as wide as it needs
     return sae, cfg | options | {"dtype": "float32"}
 
 
