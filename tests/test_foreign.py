@@ -113,8 +113,9 @@ def test_a_bias_of_one_row_and_a_scaling_factor_of_ones_are_read_away(tmp_path):
     b_dec = load_file(plain / "sae_weights.safetensors")["b_dec"]
     ones = {"b_dec": b_dec[None], "scaling_factor": torch.ones(40)}
     assert torch.equal(x_hat_of(plain, x), x_hat_of(stranger(tmp_path / "row", named=ones), x))
-    doubled = stranger(tmp_path / "twice", named={"scaling_factor": torch.full((40,), 2.0)})
-    torch.testing.assert_close(x_hat_of(doubled, x) - b_dec, 2 * (x_hat_of(plain, x) - b_dec))
+    for name in ("scaling_factor", "finetuning_scaling_factor"):  # as it was called before, after
+        doubled = stranger(tmp_path / name, named={name: torch.full((40,), 2.0)})
+        torch.testing.assert_close(x_hat_of(doubled, x) - b_dec, 2 * (x_hat_of(plain, x) - b_dec))
 
 
 def test_tensors_are_renamed_and_folded_without_a_change_to_what_is_given():

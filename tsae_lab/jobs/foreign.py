@@ -27,7 +27,7 @@ ALIASES = {
     "decoder.weight": ("W_dec", True), "decoder.bias": ("b_dec", False),
     "bias": ("b_dec", False), "decoder_bias": ("b_dec", False),
     "gate_bias": ("b_gate", False), "mag_bias": ("b_mag", False),
-    "topk_threshold": ("threshold", False),
+    "topk_threshold": ("threshold", False), "finetuning_scaling_factor": ("scaling_factor", False),
 }  # fmt: skip
 NO_PART = ("k", "group_sizes")  # of an SAE's weights, though they are saved among them
 # classes of dictionary_learning: what they are called in SAELens, and whether b_dec is subtracted
