@@ -264,10 +264,11 @@ def test_packed_sequences_hold_every_token_once_and_pad_with_the_first_of_the_pr
     ]
     packed = pack(documents, seq=seq, prefix=(5, 6))
     rows = [(i, start) for i, n in enumerate(lengths) for start in range(0, n, seq)]
-    assert packed.ids.shape == (len(rows), seq + 2)
+    width = min(seq, max(lengths)) if rows else seq
+    assert packed.ids.shape == (len(rows), width + 2)
     for row, (i, start) in enumerate(rows):
         expected = [100 * i + token for token in range(start, min(start + seq, lengths[i]))]
-        n_padding = seq - len(expected)
+        n_padding = width - len(expected)
         assert packed.ids[row].tolist() == [5, 6, *expected, *[5] * n_padding]
         assert packed.valid[row].tolist() == [True] * len(expected) + [False] * n_padding
         assert (packed.document[row], packed.start[row]) == (7 + i, start)
