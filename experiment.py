@@ -71,7 +71,7 @@ from tsae_lab.jobs.plan import (
 )
 from tsae_lab.measures import evaluation
 from tsae_lab.measures.evaluation import EVAL_ROWS
-from tsae_lab.rivals.system import System
+from tsae_lab.rivals.system import System, own_rows
 from tsae_lab.sections import figures
 from tsae_lab.sections.context import differences
 from tsae_lab.terminal import (
@@ -176,12 +176,13 @@ def fit(
             began = time.perf_counter()
             x, weight = batch_at(unit, step)
             shared = {"low": unit.low, "recipe": config, "step": step}
-            shared["starts"] = starts_at(unit, step)
             if system is None:
                 shared |= {"phases": phases, "begins": step % config.pieces == 0}
+                shared["starts"] = starts_at(unit, step)
                 trainer, info = training.train_step(trainer, x, weight, **shared)
             else:
                 shared |= {"system": system, "total": steps.stop}
+                x, weight = own_rows(x, weight, starts_at(unit, step))
                 trainer, info = training.rival_step(trainer, x, weight, **shared)
             times.append(evaluation.step_time(time.perf_counter() - began, times))
             took = times[-1]

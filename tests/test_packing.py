@@ -17,6 +17,7 @@ from tsae import Dials
 from tsae_lab.data import texts
 from tsae_lab.jobs import comparison, plan, training
 from tsae_lab.jobs.plan import Config
+from tsae_lab.rivals.system import own_rows
 
 quick = settings(deadline=None, max_examples=12)
 loose = {"rtol": 1e-4, "atol": 1e-4}
@@ -156,7 +157,7 @@ def test_a_packed_batch_in_rows_of_its_own_has_each_document_in_one(data, length
     x = 1 + torch.arange(packed.valid.numel() * 2.0).view(*packed.valid.shape, 2)
     span = slice(data.draw(st.integers(0, 3), label="span"), 6)
     weight = packed.valid.float()
-    rows, weights = training.own_rows(
+    rows, weights = own_rows(
         (x * weight[..., None])[:, span], weight[:, span], packed.starts[:, span]
     )
     whole = [
@@ -177,7 +178,7 @@ def test_a_decoder_lstm_started_on_packed_documents_is_the_one_started_on_each()
     x, starts = torch.randn(40, 18, 12, generator=g), torch.rand(40, 18, generator=g) < 0.2
     valid = torch.ones(40, 18, dtype=torch.bool)
     packed = training.integrators(params, x, valid, Dials(k=4), starts)
-    rows, weights = training.own_rows(x, valid.float(), starts)
+    rows, weights = own_rows(x, valid.float(), starts)
     alone = training.integrators(params, rows, weights > 0, Dials(k=4))
     dials = Dials(k=4, beta=0.0)
     one, two = (tsae.forward(p, x, dials, starts=starts)[0] for p in (packed, alone))

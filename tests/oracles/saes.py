@@ -78,7 +78,6 @@ def saelens_before_6(d_in: int, d_sae: int, generator: torch.Generator) -> Itera
     kinds = {
         "standard": {"architecture": "standard"},
         "standard_bare": {"architecture": "standard", "apply_b_dec_to_input": False},
-        "standard_scaled": {"architecture": "standard", "finetuning_scaling_factor": True},
         "topk": {"architecture": "topk", "activation_fn": "topk", "activation_fn_str": "topk"},
         "jumprelu": {"architecture": "jumprelu"},
         "gated": {"architecture": "gated"},

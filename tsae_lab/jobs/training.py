@@ -16,9 +16,7 @@ from torch import Tensor
 import tsae
 import tsae_kernels
 from tsae import Codes, Dials, Lifecycle, Memory, Params, Phases, Starts, State, Static
-from tsae_lab.rivals.system import (
-    BUFFERS, Explained, System, in_windows, own_rows, squared_error,
-)  # fmt: skip
+from tsae_lab.rivals.system import BUFFERS, Explained, System, in_windows, squared_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,17 +292,14 @@ def train_step(
 
 def rival_step(
     trainer: Trainer, x: Float[Tensor, "batch seq d_in"], weight: Float[Tensor, "batch seq"],
-    step: int, system: System, recipe: Recipe, total: int, low: torch.dtype, starts: Starts = None,
+    step: int, system: System, recipe: Recipe, total: int, low: torch.dtype,
 ) -> tuple[Trainer, dict[str, Any]]:  # fmt: skip
     """As `train_step`, of a rival: the same loop on its own loss, at one rate for all tensors.
 
     The rate is the schedule's; the recipe's `aux` is left out where the system does not revive its
     dead features so, and those it resamples are begun anew, without moments, after each quarter of
-    the steps but the last: those that fired at none of its tokens. Documents that begin at `starts`
-    inside a sequence become sequences of their own.
+    the steps but the last: those that fired at none of its tokens.
     """
-    if starts is not None:
-        x, weight = own_rows(x, weight, starts)
     _learning(trainer, frozenset(trainer.named) - frozenset(FIXED))
     schedule = {"total": total, "warmup": recipe.warmup, "decay": recipe.decay}
     rate = dict.fromkeys(trainer.named, recipe.lr * rate_at(step, **schedule))

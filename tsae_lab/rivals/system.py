@@ -82,9 +82,14 @@ def in_windows(
 
 def own_rows(
     x: Float[Tensor, "batch seq d_in"], weight: Float[Tensor, "batch seq"],
-    starts: Bool[Tensor, "batch seq"],
+    starts: tsae.Starts,
 ) -> tuple[Float[Tensor, "rows longest d_in"], Float[Tensor, "rows longest"]]:  # fmt: skip
-    """The documents in packed sequences, each in a row of its own, 0 behind its end."""
+    """The documents in packed sequences, each in a row of its own, 0 behind its end.
+
+    Where `starts` is None none are packed: the same sequences.
+    """
+    if starts is None:
+        return x, weight
     first = starts.clone()
     first[:, 0] = True  # of a piece that goes on with a document
     row, real = first.flatten().cumsum(0) - 1, weight.flatten() > 0
