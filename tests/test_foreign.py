@@ -8,6 +8,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -27,7 +28,7 @@ SAES = ROOT / "tests" / "fixtures" / "saes"
 FOLDERS = sorted(path.parent for path in SAES.rglob("expected.safetensors"))
 
 
-def oracle() -> object:
+def oracle() -> Any:
     spec = importlib.util.spec_from_file_location("saes", ROOT / "tests" / "oracles" / "saes.py")
     assert spec is not None
     assert spec.loader is not None

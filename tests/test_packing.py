@@ -1,6 +1,7 @@
 """Documents packed into sequences: each comes out as it does alone, and nothing crosses."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from tsae_lab.jobs.plan import Config
 from tsae_lab.rivals.system import own_rows
 
 quick = settings(deadline=None, max_examples=12)
-loose = {"rtol": 1e-4, "atol": 1e-4}
+loose: Any = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def documents(starts: torch.Tensor) -> list[tuple[int, slice]]:
@@ -118,7 +119,7 @@ def test_an_lstm_with_starts_has_the_values_and_gradients_of_plain_operations():
     shapes = (3, 9, 4), (3, 5), (3, 5), (4, 20), (5, 20), (20,)
     given_ = [torch.randn(s, generator=g, dtype=torch.float64) / 2 for s in shapes]
     starts = torch.rand(3, 9, generator=g) < 0.3
-    leaves = [tensor.requires_grad_() for tensor in given_]
+    leaves: Any = [tensor.requires_grad_() for tensor in given_]
     fast = tsae_kernels.lstm(*leaves, starts=starts)
     got = torch.autograd.grad(fast[0].square().sum() + fast[1].sum() + fast[2].sum(), leaves)
 

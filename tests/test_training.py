@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -256,7 +257,7 @@ def test_the_gradients_of_static_and_temporal_tensors_are_clipped_apart():
     x, weight = batch(8)
     _, info = training.train_step(trainer, 50 * x, weight, 8, SMALL, FOUR, FP32)
     for names in (training.STATIC, training.TEMPORAL):
-        grads = [trainer.named[n].grad for n in names if trainer.named[n].grad is not None]
+        grads = [g for n in names if (g := trainer.named[n].grad) is not None]
         assert torch.cat([g.flatten() for g in grads]).norm().item() == pytest.approx(1, abs=1e-3)
     assert info["grad_norm"] > 10
 
@@ -341,7 +342,7 @@ def test_a_checkpoint_from_before_the_lifecycle_has_the_same_dead_features():
     off = torch.randint(0, 3, (24,), generator=generator()) * 20  # whole steps of 20 tokens
     saved = training.snapshot(trainer)
     old = {n: t for n, t in saved.items() if not n.startswith(("life.", "step_tokens"))}
-    trainer = training.restore(old | {"idle": off}, recipe)
+    trainer, dead = training.restore(old | {"idle": off}, recipe), []
     for step in range(4):
         dead = training.dead_features(trainer, recipe).tolist()
         assert dead == (off >= 45).nonzero()[:, 0].tolist()
@@ -397,6 +398,8 @@ def test_a_sequence_read_in_pieces_is_seen_as_one_read_at_once(step):
     assert whole_info["loss"] == pytest.approx(
         (5 * first["loss"] + 4 * second["loss"]) / 9, rel=1e-4
     )
+    assert carried.state is not None
+    assert whole.state is not None
     assert carried.state.memory.pushed == whole.state.memory.pushed == 9
     for name in ("enc_h", "enc_c", "dec_h", "dec_c"):
         torch.testing.assert_close(getattr(carried.state, name), getattr(whole.state, name))
@@ -404,6 +407,7 @@ def test_a_sequence_read_in_pieces_is_seen_as_one_read_at_once(step):
     forgetful, anew = training.train_step(
         trainer, x[:, 5:], weight[:, 5:], step, frozen, FOUR, FP32
     )
+    assert forgetful.state is not None
     assert forgetful.state.memory.pushed == 4
     assert step == 2 or anew["loss"] != pytest.approx(
         second["loss"], rel=1e-4
@@ -522,5 +526,5 @@ def test_the_dense_arm_of_the_benchmark_computes_what_the_static_sae_does():
     expected = tsae.decode_static(tsae.encode_static(x, static, 3), static)
     torch.testing.assert_close(bench.DenseSAE(static, 3)(x.flatten(0, 1)), expected.flatten(0, 1))
     job = bench.Job(x=x, recipe=SMALL, low=FP32, static=static)
-    dense, ours = bench.dense_step(job), bench.our_step(job, temporal=False)
+    dense, ours = bench.dense_step(job), cast(Any, bench.our_step(job, temporal=False))
     assert dense() == pytest.approx(ours()["loss"], rel=1e-5)

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """SAEs as other libraries write them, with those libraries' own codes and reconstructions.
 
 By hand, in an environment of the library (`pip install sae-lens`, `dictionary-learning` or
