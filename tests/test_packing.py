@@ -135,7 +135,7 @@ def test_an_lstm_with_starts_has_the_values_and_gradients_of_plain_operations():
 @quick
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=30))
 def test_packing_holds_every_token_once_in_order_and_cuts_no_document(lengths):
-    packed = texts.packed(torch.tensor(lengths), 9)
+    packed = texts.pack_rows(torch.tensor(lengths), 9)
     found = [
         (int(packed.row[s, t]), int(packed.place[s, t])) for s, t in packed.valid.nonzero().tolist()
     ]
@@ -154,7 +154,7 @@ def test_packing_holds_every_token_once_in_order_and_cuts_no_document(lengths):
 @quick
 @given(st.data(), st.lists(st.integers(1, 6), min_size=1, max_size=9))
 def test_a_packed_batch_in_rows_of_its_own_has_each_document_in_one(data, lengths):
-    packed = texts.packed(torch.tensor(lengths), 6)
+    packed = texts.pack_rows(torch.tensor(lengths), 6)
     x = 1 + torch.arange(packed.valid.numel() * 2.0).view(*packed.valid.shape, 2)
     span = slice(data.draw(st.integers(0, 3), label="span"), 6)
     weight = packed.valid.float()

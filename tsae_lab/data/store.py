@@ -82,7 +82,7 @@ class Store:
         place: Int[Tensor, "rows span"],
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "rows span d_in"]:
-        """Activations at places of sequences (`texts.packed`), a copy."""
+        """Activations at places of sequences (`texts.pack_rows`), a copy."""
         rows, places = row.numpy(), place.numpy()
         if self.source is not None:
             rows, places = self.source[0][rows], self.source[1][rows, places]

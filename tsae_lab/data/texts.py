@@ -472,15 +472,15 @@ class Packed:
 
 
 def packing(tokens: Tokens, seq: int) -> Packed | None:
-    """The sequences, which hold one document each, `packed` into such of `seq` positions.
+    """Sequences of one document each in sequences of `seq` positions that hold several.
 
     None where without packing three quarters of the positions hold a token, or more.
     """
     dense = tokens.n_tokens >= PACKED_BELOW * len(tokens.ids) * seq
-    return None if dense else packed(tokens.valid.sum(1), seq)
+    return None if dense else pack_rows(tokens.valid.sum(1), seq)
 
 
-def packed(lengths: Int[Tensor, " rows"], seq: int) -> Packed:
+def pack_rows(lengths: Int[Tensor, " rows"], seq: int) -> Packed:
     """Sequences of `seq` positions that hold rows of so many tokens (1 to `seq`), each whole.
 
     Each row goes where it leaves the least space (best fit), in the order given. The language model

@@ -493,7 +493,7 @@ def data_of(config: Config, lm: LanguageModel, name: str, tokens: Mapping[str, T
     val, train = (open_store(config, lm, tokens[split]) for split in ("validation", "training"))
     packed = texts.packing(tokens["training"], config.seq)
     if packed is not None:  # attention sinks are gone from the store
-        packed = texts.packed(train.tokens.valid.sum(1), config.seq)
+        packed = texts.pack_rows(train.tokens.valid.sum(1), config.seq)
     return Data(name=name, train=train, val=val, packed=packed)
 
 
