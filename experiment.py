@@ -95,12 +95,12 @@ def batch_at(unit: Unit, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     They depend on the seed and the step alone. `pieces` steps in a row read the same sequences,
     in order of the store, from their beginning to their end; each epoch has its own order.
     """
-    at, packed = _read_at(unit, step), unit.data.packed
+    places, packed = _read_at(unit, step), unit.data.packed
     if packed is None:
-        weight = unit.data.train.tokens.valid[at].to(unit.device, torch.float32)
-        return unit.data.train.x(*at).to(unit.device), weight
-    weight = packed.valid[at].to(unit.device, torch.float32)
-    x = unit.data.train.at(packed.row[at], packed.place[at]).to(unit.device)
+        weight = unit.data.train.tokens.valid[places].to(unit.device, torch.float32)
+        return unit.data.train.x(*places).to(unit.device), weight
+    weight = packed.valid[places].to(unit.device, torch.float32)
+    x = unit.data.train.at(packed.row[places], packed.place[places]).to(unit.device)
     return x * weight[..., None], weight
 
 
@@ -150,8 +150,8 @@ def start_tsae(unit: Unit, pretrained: training.Trainer) -> training.Trainer:
     else:
         valid, starts = packed.valid[rows], packed.starts[rows].to(unit.device)
         x = store.at(packed.row[rows], packed.place[rows]) * valid[..., None]
-    given = x.to(unit.device), valid.to(unit.device), config, unit.low, _seeded(1_000 + unit.seed)
-    return training.start_temporal(pretrained, scale, *given, starts)
+    text = x.to(unit.device), valid.to(unit.device), config, unit.low, _seeded(1_000 + unit.seed)
+    return training.start_temporal(pretrained, scale, *text, starts)
 
 
 # ------------------------------------------------------------------------------------ the loop

@@ -491,14 +491,14 @@ def pack_rows(lengths: Int[Tensor, " rows"], seq: int) -> Packed:
     spaces: list[int] = []  # the keys of those with a sequence, ascending
     n_seq, first = 0, []
     for n in lengths.tolist():
-        at = bisect.bisect_left(spaces, n)
-        if at == len(spaces):
+        nearest = bisect.bisect_left(spaces, n)
+        if nearest == len(spaces):
             sequence, space, n_seq = n_seq, seq, n_seq + 1
         else:
-            space = spaces[at]
+            space = spaces[nearest]
             sequence = holders[space].pop()
             if not holders[space]:
-                del spaces[at]
+                del spaces[nearest]
         first.append(sequence * seq + seq - space)
         if not holders.setdefault(space - n, []) and space > n:
             bisect.insort(spaces, space - n)
