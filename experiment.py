@@ -43,6 +43,7 @@ from tsae_lab.jobs import (
     identity,
     plan,
     reporting,
+    saebench,
     sharing,
     study,
     training,
@@ -565,12 +566,15 @@ def _listed(name: str, text: str, kind: type) -> list[Any]:
 app.command("stability")(commands.stability_command)
 app.command("lifetimes")(commands.lifetimes_command)
 app.command("transitions")(commands.transitions_command)
+app.command("absorption")(commands.absorption_command)
 app.command("evolution")(commands.evolution_command)
 app.command("intervene")(commands_edit.intervene_command)
 app.command("steer")(commands_edit.steer_command)
 app.command("minimal-pairs")(commands_edit.minimal_pairs_command)
+app.command("neuronpedia")(commands.neuronpedia_command)
 app.command("probe")(commands.probe_command)
 app.command("bench")(bench.bench_command)
+app.command("saebench")(saebench.saebench_command)
 app.command("push")(sharing.push_command)
 app.command("pull")(sharing.pull_command)
 app.command("report")(reporting.report_command)

@@ -38,6 +38,9 @@ class FaceConfig:
     dtype: str = "float32"
     apply_b_dec_to_input: bool = True
     normalize_activations: str = "none"
+    context_size: int | None = None
+    """positions of the sequences it was trained on, where that is known"""
+    prepend_bos: bool = True
 
     def architecture(self) -> str:
         """Its kind, as SAELens asks for it."""
@@ -130,7 +133,9 @@ class TSAE(nn.Module):
         sae, cfg = checkpoint.load_sae(Path(folder))
         named = cfg | (cfg.get("metadata") or {})
         model, hook = (named.get(name) or "" for name in ("model_name", "hook_name"))
-        return TSAE(sae, model_name=model, hook_name=hook)
+        face = TSAE(sae, model_name=model, hook_name=hook)
+        face.cfg.context_size = named.get("context_size")
+        return face
 
     def save_pretrained(self, folder: str | Path) -> None:
         """A folder as a run writes it, with a card; its static part in the SAELens format."""

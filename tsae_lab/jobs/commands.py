@@ -34,7 +34,8 @@ from tsae_lab.jobs.saved import (
     with_lm,
     write_outputs,
 )
-from tsae_lab.measures import evaluation, readout
+from tsae_lab.measures import absorption, evaluation, readout
+from tsae_lab.report import neuronpedia
 from tsae_lab.report.page import write_explorer
 from tsae_lab.sections import figures, transitions
 from tsae_lab.sections.context import Context, Section, context_of, subject, top_words
@@ -275,6 +276,30 @@ def transitions_command(context: Context) -> Report:
     return section, f"strongest_transitions_{slug}", (f"transitions_{slug}",)
 
 
+@_on_text
+def absorption_command(context: Context) -> Report:
+    """Absorption of the letter that a word begins with: where its feature is off, and a more
+    special one does its work; on whole sequences.
+    """
+    model, tokens = context.subjects[0], context.store.tokens
+    W_dec, x = model.sae.params.static.W_dec, context.store.x(slice(0, len(tokens.ids)))
+    by_letter = absorption.letters(model.codes, x, context.ids, context.words, W_dec)
+    if not by_letter:
+        raise ValueError(f"no letter begins {2 * absorption.LEAST} tokens: give more --tokens")
+    rows = [
+        {"letter": letter, "tokens": result.n, "features": " ".join(map(str, result.main)),
+         "full": float(result.full.mean()), "part": float(result.part.mean())}
+        for letter, result in by_letter.items()
+    ]  # fmt: skip
+    numbers = {f"absorption_{k}": sum(row[k] for row in rows) / len(rows) for k in ("full", "part")}
+    mean = {"letter": "mean", "tokens": sum(row["tokens"] for row in rows), "features": ""}
+    lines = [*rows, mean | {k: numbers[f"absorption_{k}"] for k in ("full", "part")}]
+    cells = [(*list(row.values())[:3], f"{row['full']:.3f}", f"{row['part']:.3f}") for row in lines]
+    columns = ("letter", "tokens", "its features", "absorbed in full", "in part")
+    print_table(f"{_heading(context)}; absorption of first letters", columns, cells)
+    return Section(numbers=numbers, tables={"absorption": rows}), "absorption", ()
+
+
 def _print_transitions(title: str, rows: Sequence[Mapping[str, Any]], caption: str = "") -> None:
     words = ("transition", "beyond token pairs", "most frequent token pair", "context")
     columns = ("", words[0], "lag", "count", "lift", *words[1:])
@@ -347,6 +372,42 @@ def _evolution(context: Context) -> Report:
     print_table(_heading(context), columns, [list(row.values()) for row in rows], words=words)
     heat_map, raster = f"evolution_{model.slug}", f"lifecycle_{model.slug}"
     return section, heat_map, (heat_map, raster)
+
+
+def neuronpedia_command(
+    model: ModelFolder,
+    out: Annotated[Path, typer.Argument(help="a new folder: batch-0.json, batch-1.json ..")],
+    features: Annotated[
+        int, typer.Option(min=0, help="the first live features, at most; 0: all")
+    ] = 0,
+    size: Annotated[int, typer.Option(min=1, help="features per file")] = 128,
+    sae_set: Annotated[str, typer.Option(help="its name on Neuronpedia")] = "tsae-res",
+    text: TextOption = None,
+    column: ColumnOption = "",
+    tokens: TokensOption = 40_000,
+    lm: LmOption = "",
+    hook: HookOption = "",
+) -> None:
+    """Write a model's features as SAEDashboard does and Neuronpedia imports them."""
+    with one_line_errors():
+        if out.exists():
+            raise ValueError(f"{out} exists; give the name of a new folder")
+        nothing = Outputs(json=None, csv=None, figures=())
+        ask = Ask(model=model, text=text, tokens=tokens, lm=lm, hook=hook, outputs=nothing,
+                  column=column)  # fmt: skip
+        context = _examined(ask)
+        subject, live = context.subjects[0], neuronpedia.live_features(context.subjects[0])
+        layer = language_model.check_hook(context.lm, context.store.hook).layer
+        about = {"model_id": Path(context.lm.name).name, "layer": layer, "sae_set": sae_set}
+        chosen = live[: features or None]
+        batches = neuronpedia.feature_batches(context, subject, chosen, size=size, about=about)
+        skipped = sorted(set(range(subject.codes.d_sae)) - set(chosen))
+        with files.staged(out) as stage:
+            for i, batch in enumerate(batches):
+                files.write_json(stage / f"batch-{i}.json", batch)
+            dead = about | {"layer": str(layer), "log_sparsity": 0, "skipped_indexes": skipped}
+            files.write_json(stage / "skipped_indexes.json", dead)
+        console.print(f"{out}: {len(chosen)} features", highlight=False, soft_wrap=True)
 
 
 # ----------------------------------------------------------------------------------------- probe
