@@ -10,9 +10,12 @@ from toys import HOOK, load_toy, random_model, save_saes
 from typer.testing import CliRunner
 
 import experiment
+import metrics
 import tsae
-from tsae_lab.data import language_model
+from tsae_lab.data import language_model, store
 from tsae_lab.jobs import checkpoint
+from tsae_lab.report import neuronpedia
+from tsae_lab.sections.context import Subject, context_of
 
 # of NeuronpediaDashboardFeature and NeuronpediaDashboardActivation, SAEDashboard 0.8.0; the types
 # as Neuronpedia's importer takes them
@@ -109,6 +112,18 @@ def test_its_numbers_are_those_of_the_codes_and_of_the_unembedding(exported):
                 assert activation["bin_min"] - 2e-3 <= peak <= activation["bin_max"] + 2e-3
                 assert 0 <= activation["bin_contains"] <= 1
     _same_codes(lm, sae, features[0], seen)
+
+
+def test_a_feature_that_fires_anywhere_lives_and_no_features_are_no_batches(lm):
+    dense = torch.zeros(2, 3, 4)
+    dense[0, 1, 2], dense[1, 0, 0] = 1.0, 2.0
+    sae = tsae.static_sae(random_model(d_in=24, d_sae=4).static, 2)
+    subject = Subject(name="static SAE", prefix="", sae=sae, fve=0.0,
+                      codes=metrics.codes_from_dense(dense))  # fmt: skip
+    assert neuronpedia.live_features(subject) == [0, 2]
+    x = torch.zeros(2, 3, 24)
+    context = context_of("toy", 0, lm, store.in_memory(x, HOOK), [subject])
+    assert list(neuronpedia.feature_batches(context, subject, [], size=2, about={})) == []
 
 
 def _same_codes(lm, sae, feature, seen) -> None:

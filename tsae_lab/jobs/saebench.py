@@ -55,7 +55,7 @@ def saebench_command(
         with _said("saebench"):
             _import("core"), _import("sparse_probing")
         saved = open_model(model, lm, hook)
-        release = "_".join(part for part in model.parts if part not in ("/", "..", "."))
+        release = "_".join(word for word in model.parts if word not in ("/", "..", "."))
         for name in names:
             target = out / name / f"{release}_custom_sae_eval_results.json"
             if target.exists():
@@ -66,8 +66,8 @@ def saebench_command(
         loaded, saved = with_lm(saved, exact=True)
         face = _face(loaded, saved)
         jobs: Jobs = {
-            "core": lambda lm, face, at: _core(lm, face, release, at, documents, batches),
-            "sparse_probing": lambda lm, face, at: _probing(lm, face, release, at, sets),
+            "core": lambda lm, face, to: _faithfulness(lm, face, release, to, documents, batches),
+            "sparse_probing": lambda lm, face, to: _probing(lm, face, release, to, sets),
         }
         for name in names:
             with _said(f"SAEBench's {name}"):
@@ -118,7 +118,7 @@ def _face(lm: LanguageModel, saved: Saved) -> TSAE:
     return face.to(lm.device)
 
 
-def _core(
+def _faithfulness(
     lm: LanguageModel, face: TSAE, release: str, out: str, documents: Any, batches: int
 ) -> None:
     """Faithfulness, sparsity and reconstruction on the documents, joined as SAELens does."""

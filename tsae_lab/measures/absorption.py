@@ -88,13 +88,12 @@ def _direction(
     x: np.ndarray, concept: np.ndarray, train: np.ndarray
 ) -> tuple[Float[np.ndarray, " d_in"], Bool[np.ndarray, " tokens"]]:
     """The concept's direction in x, of norm 1, and the tokens that the probe takes for it."""
-    spread = np.maximum(x[train].std(0), 1e-6)
-    scaled = ((x - x[train].mean(0)) / spread).astype(np.float64)
-    probe = LogisticRegression(C=0.01, class_weight="balanced", max_iter=300)
+    scale = max(float(x[train].std()), 1e-12)  # one number: the geometry of x stays
+    scaled = ((x - x[train].mean(0)) / scale).astype(np.float64)
+    probe = LogisticRegression(class_weight="balanced", max_iter=300)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # as in `probes`
         finds = probe.fit(scaled[train], concept[train]).predict(scaled)
-    direction = probe.coef_[0] / spread
-    return direction / np.linalg.norm(direction), finds.astype(bool)
+    return probe.coef_[0] / np.linalg.norm(probe.coef_[0]), finds.astype(bool)
 
 
 def _main(codes: Any, concept: np.ndarray) -> tuple[int, ...]:
@@ -127,13 +126,13 @@ def letters(
     """
     first = {i: text[1].lower() for i, text in words.items() if _begins(text)}
     letter = np.array([ord(first.get(i, "\0")) for i in ids.flatten().tolist()])
-    at = np.flatnonzero(codes.valid.flatten().numpy() & (letter > 0))
-    rows = torch.from_numpy(at)
-    read, matrix = x.flatten(0, 1)[rows].float().numpy(), metrics.token_matrix(codes)[at]
-    decoder, word = W_dec.detach().cpu().float().numpy(), ids.flatten().numpy()[at]
+    rows = np.flatnonzero(codes.valid.flatten().numpy() & (letter > 0))
+    read = x.flatten(0, 1)[torch.from_numpy(rows)].float().numpy()
+    matrix = metrics.token_matrix(codes)[rows]
+    decoder, word = W_dec.detach().cpu().float().numpy(), ids.flatten().numpy()[rows]
     by_letter = {
-        chr(n): absorbed(read, matrix, decoder, letter[at] == n, word)
-        for n in np.unique(letter[at])
+        chr(n): absorbed(read, matrix, decoder, begun == n, word)
+        for n in np.unique(begun)
     }
     return {name: result for name, result in by_letter.items() if result is not None}
 
