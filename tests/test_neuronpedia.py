@@ -122,7 +122,7 @@ def test_a_feature_that_fires_anywhere_lives_and_no_features_are_no_batches(lm):
                       codes=metrics.codes_from_dense(dense))  # fmt: skip
     assert neuronpedia.live_features(subject) == [0, 2]
     x = torch.zeros(2, 3, 24)
-    context = context_of("toy", 0, lm, store.in_memory(x, HOOK), [subject])
+    context = context_of("toy", 0, lm, store.in_memory(x, HOOK), [subject], long=False)
     assert list(neuronpedia.feature_batches(context, subject, [], size=2, about={})) == []
 
 

@@ -4,11 +4,11 @@ import importlib.util
 import json
 
 import pytest
-import tsae
 from toys import error_line, random_model, save_model, save_saes
 from typer.testing import CliRunner
 
 import experiment
+import tsae
 
 BESIDE = importlib.util.find_spec("sae_bench") is not None
 

@@ -72,8 +72,8 @@ def absorbed(
     off = np.asarray(codes[test][:, list(main)].sum(1)).ravel() == 0
     full = off & (others[:, 0] > 0) & (others[:, 0] >= SHARE * work.sum(1))
     both = own + absorbing
-    part = np.divide(absorbing, both, out=np.zeros_like(both), where=both > 0)
-    return Absorbed(n=len(test), main=main, full=full, part=part)
+    shares = np.divide(absorbing, both, out=np.zeros_like(both), where=both > 0)
+    return Absorbed(n=len(test), main=main, full=full, part=shares)
 
 
 def _every_second(words: np.ndarray, concept: np.ndarray) -> np.ndarray:
@@ -131,8 +131,7 @@ def letters(
     matrix = metrics.token_matrix(codes)[rows]
     decoder, word = W_dec.detach().cpu().float().numpy(), ids.flatten().numpy()[rows]
     by_letter = {
-        chr(n): absorbed(read, matrix, decoder, begun == n, word)
-        for n in np.unique(begun)
+        chr(n): absorbed(read, matrix, decoder, begun == n, word) for n in np.unique(begun)
     }
     return {name: result for name, result in by_letter.items() if result is not None}
 
