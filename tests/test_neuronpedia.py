@@ -111,7 +111,7 @@ def test_its_numbers_are_those_of_the_codes_and_of_the_unembedding(exported):
                 peak = max(activation["values"])
                 assert activation["bin_min"] - 2e-3 <= peak <= activation["bin_max"] + 2e-3
                 assert 0 <= activation["bin_contains"] <= 1
-    _same_codes(lm, sae, features[0], seen)
+    _same_codes(lm, sae, features[0])
 
 
 def test_a_feature_that_fires_anywhere_lives_and_no_features_are_no_batches(lm):
@@ -126,7 +126,7 @@ def test_a_feature_that_fires_anywhere_lives_and_no_features_are_no_batches(lm):
     assert list(neuronpedia.feature_batches(context, subject, [], size=2, about={})) == []
 
 
-def _same_codes(lm, sae, feature, seen) -> None:
+def _same_codes(lm, sae, feature) -> None:
     """One sequence of a feature, read by the language model and coded here."""
     activation = feature["activations"][0]
     text = "".join(activation["tokens"])

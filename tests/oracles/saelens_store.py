@@ -6,6 +6,7 @@ By hand, in an environment with both (`pip install -c constraints.txt -e . "sae-
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from tsae_lab.data import texts
 from tsae_lab.jobs import checkpoint, saved
 
 
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
@@ -25,24 +30,24 @@ def main() -> None:
     given = parser.parse_args()
     theirs = SAE.load_from_disk(str(given.model))
     about = theirs.cfg.metadata
-    print(f"model_name {about.model_name}, hook {about.hook_name}, context_size"
+    say(f"model_name {about.model_name}, hook {about.hook_name}, context_size"
           f" {about.context_size}, prepend_bos {about.prepend_bos}")  # fmt: skip
     lm, _ = saved.with_lm(saved.open_model(given.model), exact=True)
     rows = Dataset.from_list([{"text": text} for text in texts.documents_at(given.text)])
-    store = ActivationsStore.from_sae(lm.bridge, theirs, rows, streaming=False,
-                                      store_batch_size_prompts=4, n_batches_in_buffer=4)  # fmt: skip
+    sizes = {"store_batch_size_prompts": 4, "n_batches_in_buffer": 4}
+    store = ActivationsStore.from_sae(lm.bridge, theirs, rows, streaming=False, **sizes)
     tokens = store.get_batch_tokens(4)
     x = store.get_activations(tokens).squeeze(2).float()
-    print(f"tokens {tuple(tokens.shape)}, activations {tuple(x.shape)}")
+    say(f"tokens {tuple(tokens.shape)}, activations {tuple(x.shape)}")
     ours, _ = checkpoint.load_sae(given.model)
     codes = tsae.encode_static(x, ours.params.static, ours.dials.k)
     dense, expected = tsae.dense(codes, ours.d_sae), theirs.encode(x)
-    print(f"codes differ by {float((dense - expected).norm() / expected.norm()):.1e} of their norm")
+    say(f"codes differ by {float((dense - expected).norm() / expected.norm()):.1e} of their norm")
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_model(folder)
         again, _ = checkpoint.load_sae(Path(folder))
         same = torch.equal(again.params.static.W_enc, ours.params.static.W_enc)
-        print(f"saved again by SAELens and read here: W_enc the same: {same}")
+        say(f"saved again by SAELens and read here: W_enc the same: {same}")
 
 
 if __name__ == "__main__":

@@ -130,6 +130,7 @@ def letters(
     read = x.flatten(0, 1)[torch.from_numpy(rows)].float().numpy()
     matrix = metrics.token_matrix(codes)[rows]
     decoder, word = W_dec.detach().cpu().float().numpy(), ids.flatten().numpy()[rows]
+    begun = letter[rows]
     by_letter = {
         chr(n): absorbed(read, matrix, decoder, begun == n, word) for n in np.unique(begun)
     }
