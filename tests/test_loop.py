@@ -20,7 +20,9 @@ from tsae_lab.jobs import (
     commands_edit,
     plan,
     reporting,
+    saebench,
     saved,
+    sharing,
     study,
     training,
 )
@@ -515,6 +517,11 @@ def test_every_command_of_the_program_is_its_function():
         "steer": commands_edit.steer_command,
         "minimal-pairs": commands_edit.minimal_pairs_command,
         "bench": bench.bench_command,
+        "absorption": commands.absorption_command,
+        "neuronpedia": commands.neuronpedia_command,
+        "saebench": saebench.saebench_command,
+        "push": sharing.push_command,
+        "pull": sharing.pull_command,
         "report": reporting.report_command,
     }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from sae_lens import SAE, ActivationsStore
+from sae_lens import SAE, ActivationsStore  # pyright: ignore[reportMissingImports]
 
 import tsae
 from tsae_lab.data import texts

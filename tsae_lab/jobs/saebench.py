@@ -4,6 +4,7 @@ They run on the language model that the SAE belongs to as this program loads it,
 SAEBench's own JSON.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,8 +96,6 @@ def _checked(evals: str) -> list[str]:
 
 def _import(name: str) -> Any:
     """SAEBench's module of an evaluation."""
-    import importlib
-
     try:
         return importlib.import_module(f"sae_bench.evals.{name}.main")
     except ImportError as error:
@@ -123,14 +122,14 @@ def _faithfulness(
 ) -> None:
     """Faithfulness, sparsity and reconstruction on the documents, joined as SAELens does."""
     from datasets import Dataset
-    from sae_lens import ActivationsStore
 
-    core, rows = _import("core"), Dataset.from_list([{"text": text} for text in documents])
+    core, stores = _import("core"), importlib.import_module("sae_lens").ActivationsStore
+    rows = Dataset.from_list([{"text": text} for text in documents])
 
     def from_sae(model: Any, sae: Any, *, context_size: int, **_: Any) -> Any:
-        return ActivationsStore.from_sae(model, sae, rows, context_size=context_size)
+        return stores.from_sae(model, sae, rows, context_size=context_size)
 
-    ours = {
+    ours: dict[str, Any] = {
         "HookedTransformer": SimpleNamespace(
             from_pretrained_no_processing=lambda *_, **__: lm.bridge
         ),
@@ -152,7 +151,7 @@ def _probing(lm: LanguageModel, face: TSAE, release: str, out: str, sets: str) -
     """Sparse probes on the mean code of a text, on SAEBench's sets, which it fetches itself."""
     probing = _import("sparse_probing")
     collection, batch = probing.activation_collection, 16
-    options = {"dataset_names": sets.split(",")} if sets else {}
+    options: dict[str, Any] = {"dataset_names": sets.split(",")} if sets else {}
     config = probing.SparseProbingEvalConfig(
         model_name=lm.name, llm_batch_size=batch, llm_dtype="float32",
         context_length=face.cfg.context_size, **options,
