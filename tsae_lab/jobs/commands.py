@@ -297,7 +297,7 @@ def absorption_command(context: Context) -> Report:
     cells = [(*list(row.values())[:3], f"{row['full']:.3f}", f"{row['part']:.3f}") for row in lines]
     columns = ("letter", "tokens", "its features", "absorbed in full", "in part")
     print_table(f"{_heading(context)}; absorption of first letters", columns, cells)
-    return Section(numbers=numbers, tables={"absorption": rows}), "absorption", ()
+    return Section(numbers={**numbers}, tables={"absorption": rows}), "absorption", ()
 
 
 def _print_transitions(title: str, rows: Sequence[Mapping[str, Any]], caption: str = "") -> None:

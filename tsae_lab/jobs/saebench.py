@@ -54,7 +54,8 @@ def saebench_command(
     with one_line_errors():
         names = _checked(evals)
         with _said("saebench"):
-            _import("core"), _import("sparse_probing")
+            for name in names:
+                _import(name)
         saved = open_model(model, lm, hook)
         release = "_".join(word for word in model.parts if word not in ("/", "..", "."))
         for name in names:
