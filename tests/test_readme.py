@@ -86,7 +86,10 @@ def test_every_option_that_a_document_names_exists(name):
     app: Any = typer.main.get_command(experiment.app)
     parameters = [p for command in (app, *app.commands.values()) for p in command.params]
     options = {option for p in parameters for option in (*p.opts, *p.secondary_opts)}
-    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", DOCUMENTS[name])) <= options | {"--help"}
+    assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", DOCUMENTS[name])) <= options | {
+        "--help",
+        "--no-deps",
+    }  # pip's
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -7,7 +7,6 @@ By hand, in an environment with both (`pip install -c constraints.txt -e . "sae-
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -43,11 +42,6 @@ def main() -> None:
     codes = tsae.encode_static(x, ours.params.static, ours.dials.k)
     dense, expected = tsae.dense(codes, ours.d_sae), theirs.encode(x)
     say(f"codes differ by {float((dense - expected).norm() / expected.norm()):.1e} of their norm")
-    with tempfile.TemporaryDirectory() as folder:
-        theirs.save_model(folder)
-        again, _ = checkpoint.load_sae(Path(folder))
-        same = torch.equal(again.params.static.W_enc, ours.params.static.W_enc)
-        say(f"saved again by SAELens and read here: W_enc the same: {same}")
 
 
 if __name__ == "__main__":
