@@ -9,7 +9,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from sae_lens import SAE, ActivationsStore  # pyright: ignore[reportMissingImports]
 
