@@ -79,7 +79,7 @@ def _logits(logits: Float[Tensor, " vocabulary"], words: np.ndarray) -> dict[str
     return out | _histogram(logits.numpy(), "logits_hist_data")
 
 
-def _histogram(values: np.ndarray, name: str) -> dict[str, list[float]]:
+def _histogram(values: np.ndarray, name: str) -> dict[str, list[Any]]:
     """Counts, and the middles of the bars."""
     heights, edges = np.histogram(values, bins=BARS)
     middles = (edges[:-1] + edges[1:]) / 2
