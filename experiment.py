@@ -12,6 +12,7 @@ command line. `python experiment.py COMMAND MODEL` examines one saved model.
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -32,7 +33,7 @@ if "--check_types" in sys.argv:  # has to be known before the modules are import
 
 import metrics
 import tsae
-from tsae_lab import files
+from tsae_lab import checksums, files
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.jobs import (
     bench,
@@ -65,7 +66,6 @@ from tsae_lab.jobs.plan import (
     phases_of,
     plan_of,
     products,
-    read_measures,
     refuse_other,
     scaled_config,
     summary,
@@ -87,6 +87,7 @@ from tsae_lab.terminal import (
 )
 
 START_TOKENS = 40_000  # of the training split, from which the decoder LSTM's start is computed
+USAGE_ERROR: Any = typer.BadParameter.__base__
 MODEL_PREFIX = {"static": "static_", "tsae": ""}  # of a model's measures
 
 
@@ -168,7 +169,7 @@ def fit(
     kept; a killed run continues to the same bits. `model` names them; with `system` it is a rival.
     """
     config, path = unit.config, unit.folder / f"{model}.checkpoint.safetensors"
-    trainer, begin, seconds = _resumed(unit, model, path, start, steps.start)
+    trainer, begin, seconds = _resumed(unit, model, path, start, steps)
     trim_log(unit, model, begin)
     times: list[float] = []
     label = f"{unit.data.name}, seed {unit.seed}: {model}"
@@ -195,6 +196,7 @@ def fit(
             advance(f"fve {info['fve']:.3f}  l0 {info['l0']:.1f}  {rate:,.0f} tokens/s")
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps.stop:
                 log.flush()
+                os.fsync(log.fileno())
                 meta = {"model": model, "step": step + 1, "seconds": seconds}
                 meta["identity"] = unit.identity
                 if path.exists():
@@ -216,16 +218,18 @@ def _diverged(info: dict[str, Any], step: int, lr: float) -> str:
 
 
 def _resumed(
-    unit: Unit, model: str, path: Path, start: Callable[[], training.Trainer], begin: int
+    unit: Unit, model: str, path: Path, start: Callable[[], training.Trainer], steps: range
 ) -> tuple[training.Trainer, int, float]:
     """The trainer, its next step and the seconds so far: of the checkpoint, else of `start`.
 
-    A damaged checkpoint is said; the one before it takes its place.
+    A damaged checkpoint is said; the one before it takes its place. One from after the last step is
+    of what follows, and not taken.
     """
     for place in (path, _before(path)):
         try:
             trainer, meta = _restored(unit, place, model)
-            return trainer, meta["step"], meta["seconds"]
+            if meta["step"] <= steps.stop:
+                return trainer, meta["step"], meta["seconds"]
         except FileNotFoundError:
             continue
         except checkpoint.Damaged as error:
@@ -235,7 +239,7 @@ def _resumed(
     trainer = start()
     seconds = time.perf_counter() - began
     release_memory()
-    return trainer, begin, seconds
+    return trainer, steps.start, seconds
 
 
 def _restored(unit: Unit, path: Path, model: str) -> tuple[training.Trainer, dict[str, Any]]:
@@ -251,15 +255,10 @@ def trim_log(unit: Unit, model: str, step: int) -> None:
     """Drop the log's lines of the unit's model after `step`: a killed run wrote them too early."""
     if not unit.log.exists():
         return
-    lines = []
-    for text in unit.log.read_text().splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # cut by a kill
-        ours = (line["dataset"], line["seed"], line["model"]) == (unit.data.name, unit.seed, model)
-        if not (ours and line["step"] > step):
-            lines.append(f"{text}\n")
+    own, lines = (unit.data.name, unit.seed, model), []
+    for line in files.log_lines(unit.log):
+        if (line["dataset"], line["seed"], line["model"]) != own or line["step"] <= step:
+            lines.append(f"{json.dumps(line)}\n")
     files.write_atomic(unit.log, lambda path: path.write_text("".join(lines)))
 
 
@@ -408,7 +407,8 @@ def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float | None
     """Train, save and measure one text with one seed; what is there already is read."""
     done = unit.folder / "measures.json"
     if done.exists():
-        return read_measures(done, unit.identity)
+        checkpoint.remove_checkpoints(unit.folder)
+        return identity.read_measures(done, unit.identity)
     unit.folder.mkdir(parents=True, exist_ok=True)
     pretrained, static, seconds = train_static(unit)
     models = {"static": tsae.static_sae(training.static_of(static), unit.config.k, unit.low)}
@@ -435,9 +435,8 @@ def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float | None
     measures["train_tokens_per_second"] = training_tokens(unit, plan) / max(seconds, 1e-9)
     for name in models:
         sharing.write_card(unit.folder / name, measures)
-    files.write_json(done, measures | {"identity": unit.identity})
-    for path in unit.folder.glob("*.checkpoint.safetensors"):
-        path.unlink()
+    checksums.write_sealed(done, measures | {"identity": unit.identity})
+    checkpoint.remove_checkpoints(unit.folder)
     return measures
 
 
@@ -470,10 +469,11 @@ def _run(out_dir: Path, config: Config, plan: str) -> dict[str, Any]:
             unit = Unit(**shared, seed=seed, folder=folder, device=lm.device, low=low, identity=own)
             measured.append(run_unit(unit, lm, plan))
         info[name] = summary([own | differences(own) for own in measured])
-    files.write_json(out_dir / "final_info.json", info)
-    lines = [json.loads(text) for text in log.read_text().splitlines()]
-    curves = figures.training_figure(lines, pieces=config.pieces)
-    figures.save_figure(curves, out_dir / "training_curves")
+    checksums.write_numbers(out_dir / "final_info.json", info)
+    drawn = [line for line in files.log_lines(log) if figures.PANELS.keys() <= line.keys()]
+    if drawn:  # a finished run does without its log
+        curves = figures.training_figure(drawn, pieces=config.pieces)
+        figures.save_figure(curves, out_dir / "training_curves")
     show(info, plan)
     console.print(f"{out_dir}: done in {(time.perf_counter() - began) / 60:.1f} minutes")
     return info
@@ -488,6 +488,21 @@ class Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         everywhere = [word for word in ("--debug", "--check_types") if word in args]
         return super().parse_args(ctx, everywhere + [w for w in args if w not in everywhere])
+
+    def main(self, *args: Any, standalone_mode: bool = True, **more: Any) -> Any:
+        """A wrong option ends in one line, as any bad input does."""
+        try:
+            code = super().main(*args, standalone_mode=False, **more)
+        except USAGE_ERROR as error:
+            if not standalone_mode:
+                raise
+            line = " ".join(error.format_message().split())
+            say = {"style": "red", "highlight": False, "markup": False, "soft_wrap": True}
+            console.print(f"error: {line}", **say)
+            sys.exit(error.exit_code)
+        if standalone_mode:
+            sys.exit(code if isinstance(code, int) else 0)
+        return code
 
 
 app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False)

@@ -1,15 +1,25 @@
 """Fixtures of several test files: toy language models, one per session, that no test changes."""
 
+import os
 from pathlib import Path
 
 import pytest
 import toys
+from hypothesis import settings
 
 import experiment
 from tsae_lab import files
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.jobs import study
 from tsae_lab.jobs.plan import Config
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """`EXAMPLES=10` in the environment takes ten times the examples of every property test."""
+    times, name = int(os.environ.get("EXAMPLES", "1")), "_hypothesis_internal_use_settings"
+    for test in {item.obj for item in items if hasattr(item.obj, name)}:
+        own = getattr(test, name)
+        setattr(test, name, settings(own, max_examples=times * own.max_examples))
 
 
 @pytest.fixture(autouse=True)

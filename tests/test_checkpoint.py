@@ -289,7 +289,7 @@ def test_an_sae_comes_back_bit_for_bit_with_its_configuration(folder, data, n):
         name: bits(t) for name, t in sae.items()
     }
     assert (cfg["k"], cfg["d_in"], cfg["d_sae"]) == (k, n["d_in"], n["d_sae"])
-    assert cfg["metadata"].pop("contents").keys() == {"sae_weights.safetensors"}
+    assert cfg["metadata"].pop("contents").keys() == {"cfg.json", "sae_weights.safetensors"}
     assert cfg["metadata"] == {
         "sae_lens_version": "6.0.0",
         "model_name": "lm",
@@ -444,7 +444,7 @@ def test_a_missing_file_of_an_sae_is_named(tmp_path, missing):
 def test_a_configuration_that_is_no_json_object_is_refused(tmp_path, text):
     save(tmp_path, an_sae())
     (tmp_path / "cfg.json").write_text(text)
-    with pytest.raises(ValueError, match=r"cfg\.json is not a JSON object"):
+    with pytest.raises(ValueError, match=r"cfg\.json (is not JSON|needs a JSON object)"):
         checkpoint.load_saelens(tmp_path)
 
 

@@ -127,7 +127,7 @@ files.write_atomic(pathlib.Path(sys.argv[1]), write)
 """
 
 
-def test_a_process_killed_in_the_middle_of_a_write_leaves_the_old_file(tmp_path):
+def test_a_process_killed_in_the_middle_of_a_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a"
     path.write_bytes(b"old")
     with subprocess.Popen(
@@ -135,17 +135,25 @@ def test_a_process_killed_in_the_middle_of_a_write_leaves_the_old_file(tmp_path)
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"half\n"
+        files.write_atomic(path, lambda temporary: temporary.write_bytes(b"new"))
+        [left] = temporary_files(tmp_path)  # of a process that still writes
         process.send_signal(signal.SIGKILL)
-    assert path.read_bytes() == b"old"
-    [left] = temporary_files(tmp_path)
-    files.write_atomic(path, lambda temporary: temporary.write_bytes(b"new"))
-    assert temporary_files(tmp_path) == [
-        left
-    ]  # so young that it might be of a process that still writes
+    assert path.read_bytes() == b"new"
+    with monkeypatch.context() as patch:
+        patch.setattr("socket.gethostname", lambda: "elsewhere")
+        files.write_atomic(path, lambda temporary: temporary.write_bytes(b"newer"))
+        assert temporary_files(tmp_path) == [left]  # another machine may still write it
+    files.write_atomic(path, lambda temporary: temporary.write_bytes(b"newest"))
+    assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == [("a", b"newest")]
+
+
+def test_a_draft_of_another_machine_is_removed_when_nothing_was_written_for_an_hour(tmp_path):
+    draft, path = tmp_path / ".a.elsewhere.7.tmp", tmp_path / "a"
+    draft.write_bytes(b"half")
     long_ago = time.time() - 7200
-    os.utime(tmp_path / left, (long_ago, long_ago))
-    files.write_atomic(path, lambda temporary: temporary.write_bytes(b"newer"))
-    assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == [("a", b"newer")]
+    os.utime(draft, (long_ago, long_ago))
+    files.write_atomic(path, lambda temporary: temporary.write_bytes(b"new"))
+    assert [f.name for f in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_missing_folder_is_an_error_with_the_name_of_the_file(tmp_path):
@@ -476,7 +484,8 @@ def test_a_damaged_folder_that_cannot_be_made_again_is_an_error_and_stays(tmp_pa
 def test_stages_that_killed_processes_left_are_removed_when_nothing_was_written_for_an_hour(
     tmp_path,
 ):
-    old, young, busy = (tmp_path / f".target-{name}" for name in ("old", "young", "busy"))
+    names = [f".target.{name}.7.tmp" for name in ("old", "young", "busy")]  # of other machines
+    old, young, busy = (tmp_path / name for name in names)
     for folder in (old, young, busy):
         (folder / "below").mkdir(parents=True)
         (folder / "below" / "file").touch()
@@ -485,7 +494,7 @@ def test_stages_that_killed_processes_left_are_removed_when_nothing_was_written_
         os.utime(path, (long_ago, long_ago))
     with files.staged(tmp_path / "target"):
         pass
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".target-busy", ".target-young", "target"]
+    assert {p.name for p in tmp_path.iterdir()} == {*names[1:], "target"}
 
 
 def test_a_cache_directory_that_is_given_wins_over_the_users(tmp_path, monkeypatch):

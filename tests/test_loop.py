@@ -18,6 +18,7 @@ from tsae_lab.jobs import (
     checkpoint,
     commands,
     commands_edit,
+    identity,
     plan,
     reporting,
     saebench,
@@ -339,7 +340,7 @@ def test_the_trade_off_takes_the_runs_own_strength_from_the_run_and_trains_the_o
         return experiment.train_tsae(unit, pretrained, run)
 
     curve = study.tradeoff(out_dir, text, betas, 0, train=train)
-    measures = plan.read_measures(seed_folder(out_dir, config) / "measures.json", {})
+    measures = identity.read_measures(seed_folder(out_dir, config) / "measures.json", {})
     assert trained == [0.0]
     assert [point["beta"] for point in curve["tsae"]] == list(betas)
     assert curve["tsae"][1] == {"beta": config.beta} | measures
@@ -375,7 +376,7 @@ def test_a_trade_off_over_k_trains_both_models_at_each_k_but_the_runs_own_and_ca
     assert trained == [config.k - 1, config.k + 1, config.k - 1, config.k + 1]
     assert (folder / f"k_{config.k - 1}" / "measures.json").stat().st_mtime_ns == before
     assert "(3/3)" in capsys.readouterr().err
-    measures = plan.read_measures(folder / "measures.json", {})
+    measures = identity.read_measures(folder / "measures.json", {})
     assert curve["tsae"][1] == {"k": config.k} | measures
     assert [point["k"] for point in curve["static"]] == list(ks)
     for i, k in enumerate(ks):

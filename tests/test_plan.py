@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from toys import store_of
 
 import experiment
 import tsae
+from tsae_lab import checksums
 from tsae_lab.jobs import checkpoint, plan, training
 from tsae_lab.jobs.plan import Config
 
@@ -99,6 +101,7 @@ def test_a_run_with_retired_options_is_read_and_goes_on_where_they_changed_nothi
     config, path = Config(beta=0.7), tmp_path / "config.json"
     plan.claim(tmp_path, config, "run_2")
     old = json.loads(path.read_text()) | dict.fromkeys(plan.RETIRED, 1.0)
+    del old[checksums.SEAL]
     path.write_text(json.dumps(old))
     found, name = plan.run_config(tmp_path)
     assert (vars(found), name) == (vars(config), "run_2")
@@ -114,7 +117,13 @@ def test_a_run_with_retired_options_is_read_and_goes_on_where_they_changed_nothi
 
 def test_a_text_with_fewer_tokens_than_asked_for_is_said_with_its_epochs(lm, tmp_path, capsys):
     (tmp_path / "short.txt").write_text("the quick brown fox jumps over the lazy dog.\n" * 400)
-    asked = {"train_tokens": 10**6, "val_tokens": 10**6, "seq": 24, "pieces": 2, "batch": 4}
+    asked: dict[str, Any] = {
+        "train_tokens": 10**6,
+        "val_tokens": 10**6,
+        "seq": 24,
+        "pieces": 2,
+        "batch": 4,
+    }
     config = Config(hook="blocks.1.hook_resid_post", cache_dir=str(tmp_path), steps=900, **asked)
     data = plan.load_data(config, lm, str(tmp_path / "short.txt"))
     lines = " ".join(capsys.readouterr().err.split())

@@ -1,8 +1,10 @@
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import typer
@@ -197,6 +199,21 @@ def test_an_error_of_the_user_or_the_disk_is_one_line_and_an_exit_code(capsys, e
     said = capsys.readouterr().err
     assert said.startswith(line)
     assert said.count("\n") == 1
+
+
+def test_a_process_that_is_asked_to_end_says_how_it_goes_on(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def asked() -> None:
+        with terminal.one_line_errors():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(9)
+
+    with pytest.raises(typer.Exit) as caught:
+        asked()
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    assert "the same command continues" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_an_error_of_the_program_is_not_hidden():

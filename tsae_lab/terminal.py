@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -247,6 +249,8 @@ def release_memory() -> None:
 
 def cpu_threads(wanted: int = 0) -> int:
     """Threads to use: those wanted, else OMP_NUM_THREADS, else the cores this process may use."""
+    if wanted < 0:
+        raise ValueError(f"threads needs to be at least 0; got {wanted}")
     set_by_user = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     affinity = getattr(os, "sched_getaffinity", None)  # absent outside Linux
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -257,10 +261,11 @@ def cpu_threads(wanted: int = 0) -> int:
 def one_line_errors() -> Iterator[None]:
     """Bad input, a missing file and a full disk end the program with one line and exit code 1.
 
-    With `--debug` the traceback stands before the line.
+    With `--debug` the traceback stands before the line. SIGTERM stops it as ctrl-C does.
     """
     try:
-        yield
+        with _terminated():
+            yield
     except (ValueError, OSError) as error:
         if DEBUG.get():
             console.print(traceback.format_exc(), markup=False, highlight=False, soft_wrap=True)
@@ -271,4 +276,21 @@ def one_line_errors() -> Iterator[None]:
         console.print(
             "stopped; the same command continues from the last checkpoint", soft_wrap=True
         )
-        raise typer.Exit(130) from error
+        raise typer.Exit(143 if error.args else 130) from error
+
+
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """Within, SIGTERM (of a queue, of a shutdown) is a KeyboardInterrupt: drafts are removed."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt("SIGTERM")
+
+    if threading.current_thread() is not threading.main_thread():  # no other may set it
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -190,10 +190,12 @@ def _from_pretrained(name: str, dtype: torch.dtype, *, local: bool) -> tuple[Any
     from huggingface_hub import try_to_load_from_cache
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    safe = {"trust_remote_code": False}  # which else is asked for: no code of a folder is run
+
     def load(source: str) -> tuple[Any, Any, Any]:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, **safe)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **safe
         )
         return loaded[0], tokenizer, loaded[1]
 
@@ -226,13 +228,15 @@ def _check_weights(name: str | Path, model: nn.Module, report: Mapping[str, Any]
 
 @torch.inference_mode()
 def _check_causal(name: str | Path, model: Any) -> None:
-    """ValueError where the prediction after a first token depends on the second."""
+    """ValueError where the prediction after a first token depends on the second, or is NaN."""
     n = model.get_input_embeddings().weight.shape[0]
     pairs = ([[n // 4, second]] for second in (n // 2, n // 3))
     one, other = (
         model(input_ids=torch.tensor(ids, device=model.device), use_cache=False).logits[0].float()
         for ids in pairs
     )
+    if not one.isfinite().all():
+        raise ValueError(f"language model {name} predicts NaN or infinity: its weights are damaged")
     rounding = 1e-4 if model.dtype == torch.float32 else 0.02  # where experts take other batches
     if (one - other)[0].norm() > rounding * one[0].norm():
         said = "its prediction after a token depends on the token that follows"
@@ -314,7 +318,18 @@ def model_identity(model: Any, dtype: torch.dtype | None = None) -> str:
 
 def token_ids(lm: LanguageModel, text: str) -> list[int]:
     """Token ids of a text as plain text, without the prefix; none for an empty text."""
-    return texts.plain_ids(lm.tokenizer, text)[0] if text else []
+    ids = texts.plain_ids(lm.tokenizer, text)[0] if text else []
+    _check_ids(lm, max(ids, default=0))
+    return ids
+
+
+def _check_ids(lm: LanguageModel, most: int) -> None:
+    """ValueError for a token that the model has no embedding of: the tokenizer is another one's."""
+    n = lm.model.get_input_embeddings().weight.shape[0]
+    if most >= n:
+        token = lm.tokenizer.convert_ids_to_tokens(most)
+        other = f"its tokenizer gives {most} ({token!r}); it is another model's"
+        raise ValueError(f"{lm.name} has embeddings of the tokens 0 to {n - 1}; {other}")
 
 
 def tokenize(
@@ -354,6 +369,7 @@ def tokenize(
     n_taken = sum(len(ids) for ids, _, _ in tokenized)
     if n_taken < n_kept:
         raise ValueError(f"the text is too short: {n_taken} tokens, one sequence takes {n_kept}")
+    _check_ids(lm, max(int(ids.max()) for ids, _, _ in tokenized if len(ids)))
     return texts.pack(tokenized, seq=n_kept, prefix=lm.prefix)
 
 

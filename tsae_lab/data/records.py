@@ -74,7 +74,7 @@ def jsonl(source: str | Path, parse: Callable[[dict[str, Any]], Record]) -> Load
 
 
 def _object(line: str) -> dict[str, Any]:
-    row = json.loads(line)  # its error is a ValueError
+    row = files.json_value(line)
     if not isinstance(row, dict):
         raise ValueError(f"a line needs to be a JSON object; got {line[:40]!r}")
     return row

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import mmap
-import os
 import shutil
 import sys
 import time
@@ -23,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tsae_lab import files
+from tsae_lab import checksums, files
 from tsae_lab.data import language_model
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.data.texts import Tokens
@@ -197,7 +196,7 @@ def activation_store(
             shutil.rmtree(path)
         partial = path.with_name(f"{path.name}.partial")
         _extract(lm, tokens, partial, key)
-        partial.rename(path)
+        files.move_whole(partial, path)
     return _open(path, tokens, key, sinks)
 
 
@@ -238,10 +237,12 @@ def _open(path: Path, tokens: Tokens, key: Mapping[str, Any], sinks: str) -> Sto
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        return manifest if {"key", "block_rows", "crc32"} <= set(manifest) else {}
-    except (OSError, ValueError, TypeError):
+        manifest = checksums.read_object(path / MANIFEST)
+    except (OSError, ValueError):
         return {}
+    rows, crcs = manifest.get("block_rows"), manifest.get("crc32")
+    whole = type(rows) is int and rows > 0 and isinstance(crcs, list) and "key" in manifest
+    return manifest if whole else {}
 
 
 def _good_blocks(path: Path, key: Mapping[str, Any], block_rows: int, crcs: Sequence[int]) -> int:
@@ -272,8 +273,8 @@ def _problem(path: Path, tokens: Tokens, key: Mapping[str, Any]) -> str | None:
     if not file.is_file() or file.stat().st_size != expected:
         return f"data.bf16 has not the expected size of {expected:,} bytes"
     for name, array in _token_arrays(tokens).items():
-        with contextlib.suppress(OSError, ValueError, EOFError):
-            if np.array_equal(np.load(path / f"{name}.npy"), array):
+        with contextlib.suppress(Exception):  # whatever numpy says of a damaged file
+            if np.array_equal(np.load(path / f"{name}.npy", allow_pickle=False), array):
                 continue
         return f"{name}.npy is missing or damaged"
     good = _good_blocks(file, key, rows, crcs)
@@ -296,17 +297,17 @@ def _extract(lm: LanguageModel, tokens: Tokens, path: Path, key: Mapping[str, An
         progress_bar("activations", n_blocks, len(crcs)) as advance,
     ):
         file.truncate(2 * done * n_kept * d_in)
+        manifest = {"key": key, "block_rows": block_rows, "crc32": crcs}
+        files.write_json(path / MANIFEST, manifest)
         for start in range(done, n_seq, block_rows):
             rows = slice(start, min(start + block_rows, n_seq))
             data = _block(lm, tokens, key["hook"], rows).tobytes()
             file.write(data)
             file.flush()
             crcs.append(zlib.crc32(data))
-            manifest = {"key": key, "block_rows": block_rows, "crc32": crcs}
             files.write_json(path / MANIFEST, manifest)
             rate = (rows.stop - done) * n_kept / max(time.monotonic() - began, 1e-9)
             advance(f"{rate:,.0f} tokens per second")
-        os.fsync(file.fileno())
 
 
 def _finished_blocks(path: Path, key: Mapping[str, Any], block_rows: int) -> list[int]:

@@ -4,7 +4,6 @@ Each may be packed as .gz or .zst. Bad input is a `ValueError` of one line that 
 """
 
 import io
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,7 @@ def json_rows(path: Path) -> list[Any]:
     text = files.read_text(path)
     if text.lstrip()[:1] in ("[", "{"):
         try:
-            whole = json.loads(text)
+            whole = files.json_value(text)
             return whole if isinstance(whole, list) else [whole]
         except ValueError as error:
             if text.lstrip().startswith("["):
@@ -71,7 +70,7 @@ def json_rows(path: Path) -> list[Any]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                parsed.append(json.loads(line))
+                parsed.append(files.json_value(line))
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
     return parsed

@@ -19,8 +19,8 @@ import tsae
 import tsae_kernels
 from tsae_lab.data import language_model
 from tsae_lab.jobs import training
-from tsae_lab.jobs.training import Recipe
-from tsae_lab.terminal import cpu_threads, fast_memory, print_table
+from tsae_lab.jobs.training import Recipe, final_dials
+from tsae_lab.terminal import cpu_threads, fast_memory, one_line_errors, print_table
 
 ALONE = tsae.Phases(pretrain=10**6, settle=0, introduce=0, refine=0)
 REFINE = tsae.Phases(pretrain=0, settle=0, introduce=0, refine=10**6)
@@ -245,23 +245,27 @@ def _show_parts(seconds: dict[str, float], whole: float) -> None:
 
 
 def bench_command(
-    batch: Annotated[int, typer.Option(help="sequences per step")] = 64,
-    seq: Annotated[int, typer.Option(help="tokens of a sequence that a step reads")] = 63,
-    d_in: Annotated[int, typer.Option("--d_in", "--d-in", help="width of the activations")] = 576,
+    batch: Annotated[int, typer.Option(min=1, help="sequences per step")] = 64,
+    seq: Annotated[int, typer.Option(min=2, help="tokens of a sequence that a step reads")] = 63,
+    d_in: Annotated[
+        int, typer.Option("--d_in", "--d-in", min=1, help="width of the activations")
+    ] = 576,
     d_sae: Annotated[int, typer.Option("--d_sae", "--d-sae", help="features")] = Recipe.d_sae,
     k: Annotated[int, typer.Option(help="active features per token")] = Recipe.k,
     window: Annotated[int, typer.Option(help="tokens that the memory holds")] = Recipe.window,
-    hidden_enc: Annotated[int, typer.Option("--hidden_enc", "--hidden-enc")] = Recipe.hidden_enc,
-    hidden_dec: Annotated[int, typer.Option("--hidden_dec", "--hidden-dec")] = Recipe.hidden_dec,
-    repeats: Annotated[int, typer.Option(help="turns of every arm; medians are shown")] = 7,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 takes all cores")] = 0,
+    hidden_enc: Annotated[
+        int, typer.Option("--hidden_enc", "--hidden-enc", min=1)
+    ] = Recipe.hidden_enc,
+    hidden_dec: Annotated[
+        int, typer.Option("--hidden_dec", "--hidden-dec", min=1)
+    ] = Recipe.hidden_dec,
+    repeats: Annotated[int, typer.Option(min=1, help="turns of every arm; medians are shown")] = 7,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes all cores")] = 0,
     profile: Annotated[
         bool, typer.Option("--profile", help="show the operations of one TSAE step too")
     ] = False,
 ) -> None:
     """Tokens per second of training: dense fp32 SAE, static SAE, TSAE; and what takes the time."""
-    fast_memory()
-    torch.set_num_threads(cpu_threads(threads))
     recipe = Recipe(
         k=k,
         d_sae=d_sae,
@@ -270,9 +274,17 @@ def bench_command(
         hidden_dec=hidden_dec,
         dead_after=10**12,
     )
+    with one_line_errors():
+        tsae.check_dials(final_dials(recipe), d_sae=d_sae)
+        fast_memory()
+        torch.set_num_threads(cpu_threads(threads))
+        _bench(recipe, (batch, seq, d_in), repeats, profile=profile)
+
+
+def _bench(recipe: Recipe, shape: tuple[int, int, int], repeats: int, *, profile: bool) -> None:
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, seq, d_in, generator=g)
-    static = tsae.init_static(x.mean((0, 1)), d_sae, generator=g)
+    x = torch.randn(shape, generator=g)
+    static = tsae.init_static(x.mean((0, 1)), recipe.d_sae, generator=g)
     job = Job(x=x, recipe=recipe, low=language_model.fast_dtype(x.device), static=static)
     arms = _arms_of(job)
     seconds = _medians(arms, repeats)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import tsae
+from tsae_lab import checksums
 from tsae_lab.files import Writer, json_text, write_all, write_atomic
 from tsae_lab.jobs import foreign
 from tsae_lab.jobs.foreign import Tensors
@@ -54,6 +55,12 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[Tensor
     return {name: tensor.to(device) for name, tensor in tensors.items()}, json.loads(text)
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Removes the checkpoints in a folder, whose training is at its end."""
+    for path in folder.glob("*.checkpoint.safetensors"):
+        path.unlink()
+
+
 def save_sae(
     folder: Path,
     sae: tsae.Sae,
@@ -76,10 +83,11 @@ def save_sae(
     cfg |= {"device": "cpu", "apply_b_dec_to_input": True, "normalize_activations": "none"}
     dials = {name: value for name, value in vars(sae.dials).items() if name != "low"}
     temporal, meta = vars(sae.params.temporal), json.dumps({"dials": dials, **names})
-    contents = {SAELENS_WEIGHTS: _crc32(_on_cpu(static), "{}")}
+    contents: dict[str, str] = {SAELENS_WEIGHTS: _crc32(_on_cpu(static), "{}")}
     contents |= {TEMPORAL_WEIGHTS: _crc32(_on_cpu(temporal), meta)} if sae.temporal else {}
     about = {**(metadata or {}), "contents": contents}
     cfg |= {"metadata": {**about, "sae_lens_version": "6.0.0", **names}}
+    contents[SAELENS_CFG] = checksums.checksum(cfg)  # without this entry
     text = json_text(folder / SAELENS_CFG, cfg, indent=2) + "\n"
     writers: dict[Path, Writer] = {
         folder / SAELENS_WEIGHTS: lambda path: _write_safetensors(path, static, "{}"),
@@ -103,15 +111,14 @@ def load_sae(
     """
     files_of(folder)
     weights, cfg = load_saelens(folder)
-    _check_contents(folder, (cfg.get("metadata") or {}).get("contents") or {})
+    _check_contents(folder)
     if "threshold" in weights:
         sae = tsae.static_sae(tsae.Thresholded(**weights), cfg["k"])
     elif not (folder / TEMPORAL_WEIGHTS).is_file():
         sae = tsae.static_sae(tsae.Static(**weights), cfg["k"], low)
     else:
         temporal, meta = load_tensors(folder / TEMPORAL_WEIGHTS)
-        params = tsae.params_from(weights | temporal)
-        sae = tsae.Sae(params=params, dials=tsae.Dials(**meta["dials"], low=low))
+        sae = _temporal_sae(folder / TEMPORAL_WEIGHTS, weights | temporal, meta, low)
     return tsae.to(sae, device), cfg
 
 
@@ -131,8 +138,30 @@ def files_of(folder: Path) -> tuple[str, str]:
     raise ValueError(f"{folder} holds no model: there is no {missing[0]}, nor {others}")
 
 
-def _check_contents(folder: Path, contents: Mapping[str, str]) -> None:
-    """ValueError where a file that was saved with cfg.json is missing, or is another one."""
+def _temporal_sae(
+    path: Path, named: Tensors, meta: Mapping[str, Any], low: torch.dtype
+) -> tsae.Sae:
+    """The TSAE of these tensors and dials; ValueError where they are not those of this version."""
+    try:
+        dials = tsae.Dials(**meta["dials"], low=low)
+        params = tsae.params_from(named)
+        tsae.check_dials(dials, d_sae=len(named["b_enc"]))
+    except (KeyError, TypeError) as error:
+        told = f"was written by another version of this program: {error}"
+        raise ValueError(f"{path} {told}") from error
+    return tsae.Sae(params=params, dials=dials)
+
+
+def _check_contents(folder: Path) -> None:
+    """ValueError where cfg.json, or a file that was saved with it, is missing or another one."""
+    path = folder / SAELENS_CFG
+    cfg = checksums.read_object(path) if path.is_file() else {}
+    contents = dict((cfg.get("metadata") or {}).get("contents") or {})
+    crc = contents.pop(SAELENS_CFG, None)
+    if crc is not None:
+        cfg["metadata"]["contents"] = contents
+        if checksums.checksum(cfg) != crc:
+            raise ValueError(f"{path} is damaged: its content does not have the checksum in it")
     for name, crc in contents.items():
         if not (folder / name).is_file():
             raise ValueError(f"{folder} is not whole: {name} is missing")

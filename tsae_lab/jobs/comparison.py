@@ -4,7 +4,6 @@ Every system of a text and seed has one file of numbers, written when it is meas
 is not made again. Systems are listed in `entries`; the loop that trains them is `experiment.fit`.
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import tsae
-from tsae_lab import files
+from tsae_lab import checksums, files
 from tsae_lab.data import store
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.data.order_tasks import ORDER_TASKS, OrderTask, linear_score
@@ -117,7 +116,7 @@ def _compared(out_dir: Path, config: Config, names: list[str], loop: Loop) -> di
     for text, by_seed in results.items():
         _match_seeds(folders[text], by_seed)
     info = {text: plan.summary(rival_table.by_system(seeds)) for text, seeds in results.items()}
-    files.write_json(out_dir / "final_info.json", info)
+    checksums.write_numbers(out_dir / "final_info.json", info)
     shown = dict.fromkeys(
         name for seeds in results.values() for systems in seeds for name in systems
     )
@@ -213,13 +212,10 @@ def _saved(contest: Contest, name: str) -> dict[str, Any] | None:
     ValueError where it was made of something else.
     """
     path = _place(contest, name)
-    try:
-        saved = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    if not isinstance(saved, dict) or not {"numbers", "intervals", "identity"} <= saved.keys():
-        return None
-    identity.refuse_unequal(path, saved["identity"], _identity(contest, entry_of(name)))
+    saved = checksums.read_result(path)
+    if saved is not None:
+        made = identity.form_of(saved.get("identity"))
+        identity.refuse_unequal(path, made, _identity(contest, entry_of(name)))
     return saved
 
 
@@ -245,7 +241,7 @@ def _result(contest: Contest, name: str, clock: _Clock) -> dict[str, Any]:
     sample = {"vals": codes.vals[rows], "idx": codes.idx[rows].to(torch.int32)}
     checkpoint.save_tensors(_place(contest, name).with_suffix(".codes.safetensors"), sample, {})
     result = {"numbers": numbers, "intervals": intervals, "identity": unit.identity}
-    files.write_json(_place(contest, name), result)
+    checksums.write_sealed(_place(contest, name), result)
     if name.partition("@")[0] not in ("static", "tsae", "batch_topk"):  # others are made of these
         for path in unit.folder.glob(f"*{name}.checkpoint.safetensors"):
             path.unlink()
@@ -447,10 +443,10 @@ def _arm(contest: Contest, name: str, factor: float, value: float | None) -> dic
         )
         numbers = evaluation.code_measures(measured, trained.dec_norm[:, None])
         said = {"system": name, "lr": changed.recipe["lr"], "coefficient": entry.search[0]}
-        files.write_json(place, said | {"value": value} | numbers)
-        for path in unit.folder.glob(f"*{place.stem}.checkpoint.safetensors"):
-            path.unlink()
-    return json.loads(place.read_text())
+        checksums.write_sealed(place, said | {"value": value} | numbers)
+    for path in unit.folder.glob(f"*{place.stem}.checkpoint.safetensors"):
+        path.unlink()
+    return checksums.read_sealed(place)
 
 
 # ---------------------------------------------------------------------------------- over the seeds

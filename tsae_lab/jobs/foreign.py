@@ -5,7 +5,6 @@ into `W_enc`, `b_enc`, `W_dec`, `b_dec` and, of SAEs that are not top-k, a `thre
 which is on where its pre-activation is above it (0: ReLU).
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from tsae_lab import checksums
 
 Tensors = dict[str, Tensor]
 Cfg = dict[str, Any]
@@ -37,6 +38,12 @@ CLASSES = {
     "AutoEncoderTopK": ("topk", True), "BatchTopKSAE": ("batchtopk", True),
     "MatryoshkaBatchTopKSAE": ("matryoshka_batchtopk", True),
 }  # fmt: skip
+OBJECTS = ("metadata", "trainer")  # objects in an object
+FIELDS: Mapping[str, Any] = {
+    **dict.fromkeys((*OBJECTS, "activation_fn_kwargs", "contents"), dict),
+    **dict.fromkeys(("architecture", "dict_class", "model_name", "hook_name", "hook_point"), str),
+    **dict.fromkeys(("model", "lm_name", "submodule_name", "dataset"), str), FACTOR: (int, float),
+}  # fmt: skip
 SITES = {"resid": "resid_post", "mlp": "mlp_out", "attn": "attn_out", "attention": "attn_out"}
 
 
@@ -44,11 +51,15 @@ SITES = {"resid": "resid_post", "mlp": "mlp_out", "attn": "attn_out", "attention
 
 
 def json_object(path: Path) -> Cfg:
-    """The JSON object in a file; ValueError where it is none."""
-    try:
-        return dict(json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a JSON object: {error}") from error
+    """The JSON object in a file; ValueError without one, and for an entry of a wrong kind."""
+    cfg = checksums.read_object(path)
+    for place in (cfg, *(cfg[name] for name in OBJECTS if isinstance(cfg.get(name), dict))):
+        for name, kind in FIELDS.items():
+            value = place.get(name)
+            if value is not None and not isinstance(value, kind):
+                need = {dict: "an object", str: "a text"}.get(kind, "a number")
+                raise ValueError(f"{path} needs {need} {name}; got {value!r:.40}")
+    return cfg
 
 
 def saelens_cfg(path: Path) -> Cfg:

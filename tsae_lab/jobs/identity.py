@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from tsae_lab import checksums
 from tsae_lab.data import language_model, store
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.data.texts import Tokens
@@ -23,6 +24,7 @@ from tsae_lab.terminal import console
 Identity = Mapping[str, Any]
 ARITHMETIC = ("products", "lm_dtype", "device")  # half a run cannot go on with another
 SURROUNDINGS = ("threads", "torch", "version", "commit")  # others may change the last bits
+REMADE = "delete it, and the run measures its models again"
 ADVICE = "put back what was there, or give another --out_dir"
 
 
@@ -68,6 +70,20 @@ def of_seed(identity: Identity, seed: int, options: Mapping[str, Any] | None = N
     return {**identity, "seed": seed, "options": hashlib.sha256(text.encode()).hexdigest()}
 
 
+def form_of(made: Any) -> Identity:
+    """An identity as a file names it; {} for what is none, such as another program's."""
+    whole = isinstance(made, dict) and {"lm", "lm_dtype", "texts", "static_sae"} <= made.keys()
+    texts = made["texts"] if whole else None
+    splits = texts.values() if isinstance(texts, dict) else [None]
+    known = whole and all(isinstance(split, dict) for split in splits)
+    return made if known else {}
+
+
+def of_cfg(cfg: Mapping[str, Any]) -> Identity:
+    """What a saved SAE was made of, by its cfg.json; {} where that does not say."""
+    return form_of((cfg.get("metadata") or {}).get("identity"))
+
+
 def refuse_content(where: Path, made: Identity, now: Identity) -> None:
     """ValueError where `where` was made of other tokens, or another language model or SAE.
 
@@ -102,6 +118,30 @@ def refuse_unequal(where: Path, made: Identity, now: Identity) -> None:
         raise ValueError(f"{where} was made with {other}; {advice}")
 
 
+def read_measures(path: Path, now: Identity) -> dict[str, Any]:
+    """The numbers of a measures.json; ValueError if damaged or of other content than `now`."""
+    try:
+        saved = checksums.read_sealed(path)
+        made = form_of(saved.pop("identity", {}))
+        _check_numbers(path, saved)
+    except ValueError as error:
+        raise ValueError(f"{error}; {REMADE}") from error
+    refuse_content(path, made, now)
+    return saved
+
+
+def _check_numbers(path: Path, saved: Mapping[str, Any]) -> None:
+    """ValueError unless they are a run's measures: numbers, or absent; never the FVE."""
+    if not isinstance(saved.get("static_fve"), float):
+        raise ValueError(f"{path} is damaged: it has no static_fve")
+    absent = [key for key, value in saved.items() if key.endswith("fve") and value is None]
+    if absent or ("jaccard" in saved) != ("fve" in saved):
+        raise ValueError(f"{path} is damaged: it has no {(absent or ['fve'])[0]}")
+    odd = [key for key, value in saved.items() if type(value) not in (int, float, type(None))]
+    if odd:
+        raise ValueError(f"{path} is damaged: {odd[0]} is no number; got {saved[odd[0]]!r:.40}")
+
+
 def say_others(where: Path, made: Identity, now: Identity) -> None:
     """One line where dtypes, device, threads or versions are others, or where nothing is known."""
     other = _others((*ARITHMETIC, *SURROUNDINGS), made, now)
@@ -118,8 +158,12 @@ def is_other_lm(made: Identity, lm: LanguageModel) -> bool:
     A model in float32 is compared in the dtype that `made` had; of other dtypes, and where `made`
     is empty, nothing is known: False.
     """
-    dtype = getattr(torch, made["lm_dtype"]) if made else lm.dtype
-    if not made or (dtype != lm.dtype and lm.dtype != torch.float32):
+    dtype = getattr(torch, str(made["lm_dtype"]), None) if made else lm.dtype
+    if (
+        not made
+        or not isinstance(dtype, torch.dtype)
+        or (dtype != lm.dtype and lm.dtype != torch.float32)
+    ):
         return False
     mine = lm.identity if dtype == lm.dtype else language_model.model_identity(lm.model, dtype)
     return made["lm"] != mine

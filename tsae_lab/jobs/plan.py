@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import json
 import math
 import os
 import re
@@ -18,7 +17,7 @@ import typer
 from scipy import stats
 
 import tsae
-from tsae_lab import files
+from tsae_lab import checksums, files
 from tsae_lab.data import store, texts
 from tsae_lab.data.language_model import (
     EMBEDDED,
@@ -35,7 +34,6 @@ from tsae_lab.jobs.identity import Identity
 from tsae_lab.jobs.training import Recipe
 from tsae_lab.terminal import console
 
-REMADE = "delete it, and the run measures its models again"
 PLANS = ("run_0", "run_1", "run_2", "run_3", "run_4")
 SCALES: dict[str, dict[str, Any]] = {
     "smoke": {
@@ -249,10 +247,13 @@ def _check_device(name: str) -> None:
     """ValueError for a device that torch does not know or this machine does not have."""
     try:
         device = torch.device(name or "cpu")
-        torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} cannot be used here: {reason}") from error
+    except RuntimeError as error:
+        known = "the devices are cpu, cuda, cuda:1, ..."
+        raise ValueError(f"device {name!r} cannot be used here: {known}") from error
+    n = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.mps.is_available())}
+    if (device.index or 0) >= n.get(device.type, 0):
+        here = ", ".join(f"{n} of {kind}" for kind, n in n.items() if n)
+        raise ValueError(f"device {name!r} cannot be used here: this machine has {here}")
 
 
 def _brought(static_sae: str) -> dict[str, Any]:
@@ -304,11 +305,7 @@ def refuse_other(out_dir: Path, config: Config, plan: str) -> None:
             foreign = "holds files that are not a run's"
             raise ValueError(f"{out_dir} {foreign}; give another --out_dir")
         return
-    try:
-        saved = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); give another --out_dir") from error
-    saved = _options(saved) if isinstance(saved, dict) else {}
+    saved = _options(_read_config(path))
     wanted = {"plan": plan} | vars(config)
     other = sorted(key for key in wanted | saved if wanted.get(key) != saved.get(key))
     free = FREE if plan == "run_3" else (*FREE, "share")
@@ -323,13 +320,21 @@ def claim(out_dir: Path, config: Config, plan: str, now: Identity | None = None)
     refuse_other(out_dir, config, plan)
     out_dir.mkdir(parents=True, exist_ok=True)
     about = {"identity": now} if now else {}
-    files.write_json(out_dir / "config.json", {"plan": plan} | vars(config) | about)
+    checksums.write_sealed(out_dir / "config.json", {"plan": plan} | vars(config) | about)
 
 
 def made_of(out_dir: Path) -> Identity | None:
     """The identity in a run's config.json: {} where an earlier version wrote none; None: no run."""
     path = out_dir / "config.json"
-    return json.loads(path.read_text()).get("identity", {}) if path.exists() else None
+    return identity.form_of(_read_config(path).get("identity")) if path.exists() else None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """What a config.json holds; ValueError in one line where it is damaged."""
+    try:
+        return checksums.read_sealed(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; give another --out_dir") from error
 
 
 def check_identity(out_dir: Path, now: Identity) -> None:
@@ -340,33 +345,35 @@ def check_identity(out_dir: Path, now: Identity) -> None:
         identity.say_others(out_dir, made, now)
 
 
-def read_measures(path: Path, now: Identity) -> dict[str, Any]:
-    """The numbers of a measures.json; ValueError if damaged or of other content than `now`."""
-    try:
-        saved = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): {REMADE}") from error
-    if not isinstance(saved, dict) or not isinstance(saved.get("static_fve"), float):
-        raise ValueError(f"{path} is damaged: it has no static_fve; {REMADE}")
-    identity.refuse_content(path, saved.pop("identity", {}), now)
-    absent = [key for key, value in saved.items() if key.endswith("fve") and value is None]
-    if absent or ("jaccard" in saved) != ("fve" in saved):
-        raise ValueError(f"{path} is damaged: it has no {(absent or ['fve'])[0]}; {REMADE}")
-    return saved
-
-
 def run_config(out_dir: Path) -> tuple[Config, str]:
     """Configuration and plan of a run's directory. Raises ValueError where there is none."""
     path = out_dir / "config.json"
     if not path.exists():
         advice = f"there is no config.json; make one with --out_dir={out_dir}"
         raise ValueError(f"{out_dir} holds no run: {advice}")
-    saved = _options(json.loads(path.read_text()))
+    saved = _options(_read_config(path))
     other = ", ".join(f"{key}={saved[key]}" for key in RETIRED if key in saved)
     if other:
         raise ValueError(f"{path} sets {other}: options that this version does not have")
-    plan = saved.pop("plan", "run_2")
-    return Config(**{name: value for name, value in saved.items() if name not in LOOKED_AT}), plan
+    plan = saved.pop("plan", None)
+    config = _typed(path, {n: value for n, value in saved.items() if n not in LOOKED_AT})
+    if plan not in PLANS:
+        raise ValueError(f"{path} needs a plan of {', '.join(PLANS)}; got {plan!r:.40}")
+    check_config(config)
+    return config, plan
+
+
+def _typed(path: Path, options: Mapping[str, Any]) -> Config:
+    """The options as a Config; ValueError for one that it does not have, or of another kind."""
+    hints = typing.get_type_hints(Config)
+    for name, value in options.items():
+        kind = hints.get(name)
+        if kind is None:
+            other = f"was written by another version of this program: it has {name}={value!r:.40}"
+            raise ValueError(f"{path} {other}")
+        if type(value) not in ((float, int) if kind is float else (kind,)):
+            raise ValueError(f"{path} needs {name} of kind {kind.__name__}; got {value!r:.40}")
+    return Config(**options)
 
 
 def _options(saved: dict[str, Any]) -> dict[str, Any]:

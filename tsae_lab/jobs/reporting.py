@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -133,8 +133,7 @@ def _explorer(run: Path, config: Config, lm: LanguageModel, name: str, n_texts: 
     with progress_bar(f"{name}: codes for the report", n_batches) as advance:
         for folder in models:
             sae, cfg = load_sae(folder, low, lm.device)
-            made: Any = (cfg.get("metadata") or {}).get("identity") or {}
-            identity.refuse_content(folder, made, identity.of_text(now, name))
+            identity.refuse_content(folder, identity.of_cfg(cfg), identity.of_text(now, name))
             subjects.append(subject(sae, store, progress=advance))
     context = replace(context_of(name, 0, lm, store, subjects, long=True), dataset=name)
     share = n_texts * len(subjects)

@@ -79,8 +79,7 @@ def open_model(folder: Path, lm: str = "", hook: str = "") -> Saved:
     own = tsae.static_sae(sae.params.static, sae.dials.k)
     static = checkpoint.load_sae(inside[-1])[0] if in_seed else own
     named = cfg | (cfg.get("metadata") or {})  # at the top before SAELens 6
-    made, lm_given = named.get("identity"), bool(lm)
-    made = made if isinstance(made, dict) and {"lm", "lm_dtype"} <= made.keys() else {}
+    made, lm_given = identity.form_of(named.get("identity")), bool(lm)
     lm, hook = lm or checkpoint.own_lm(cfg), hook or named.get("hook_name") or ""
     if not lm or not hook:
         advice = "give --lm and --hook"
@@ -96,11 +95,7 @@ def _config_of(place: Path) -> Config:
     run = place.absolute().parent.parent.parent
     if not (run / "config.json").is_file():
         return Config()
-    try:
-        return plan.run_config(run)[0]
-    except TypeError as error:
-        reason = f"was written by another version of this program: {error}"
-        raise ValueError(f"{run}/config.json {reason}") from error
+    return plan.run_config(run)[0]
 
 
 def with_lm(saved: Saved, *, exact: bool = False) -> tuple[LanguageModel, Saved]:

@@ -3,7 +3,6 @@
 `pull` fetches safetensors, JSON and the card alone: nothing that it fetches can run.
 """
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tsae_lab import definitions, files
+from tsae_lab import checksums, definitions, files
 from tsae_lab.data import language_model, records, texts
 from tsae_lab.jobs import checkpoint
 from tsae_lab.jobs.checkpoint import FORMATS, SAELENS_CFG, TEMPORAL_WEIGHTS
@@ -113,7 +112,7 @@ def _card_of(folder: Path, measures: Mapping[str, Any] | None = None) -> str:
     said, prefix = folder.parent / "measures.json", "static_" if folder.name == "static" else ""
     run = measures
     if run is None:
-        run = dict(json.loads(files.read_text(said))) if said.is_file() else {}
+        run = checksums.read_sealed(said) if said.is_file() else {}
     _, cfg = checkpoint.load_sae(folder)
     own = {key: run.get(prefix + key) for key in RUN_MEASURES}
     return card(cfg, own, temporal=(folder / TEMPORAL_WEIGHTS).is_file())

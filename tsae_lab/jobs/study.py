@@ -6,7 +6,6 @@ tables as CSV, figures as PNG and SVG. Another section is another entry of SECTI
 
 import functools
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +15,13 @@ from types import MappingProxyType
 from typing import Any
 
 import tsae
-from tsae_lab import files
+from tsae_lab import checksums, files
 from tsae_lab.data import own_sets
 from tsae_lab.data.language_model import LanguageModel, load_lm
 from tsae_lab.data.store import Store
 from tsae_lab.data.texts import Tokens
 from tsae_lab.jobs import identity, plan, reporting
-from tsae_lab.jobs.checkpoint import load_sae, load_tensors
+from tsae_lab.jobs.checkpoint import load_sae, load_tensors, remove_checkpoints
 from tsae_lab.jobs.identity import Identity
 from tsae_lab.jobs.plan import Config, Unit
 from tsae_lab.jobs.training import Trainer, final_dials, params_of, restore
@@ -105,7 +104,7 @@ def _study(
     for name in names:
         unit_now = identity.of_text(now, name)
         info[name] = _dataset(out_dir, models, config, lm, name, tokens[name], unit_now)
-    files.write_json(out_dir / "final_info.json", info)
+    checksums.write_numbers(out_dir / "final_info.json", info)
     files.write_csv(out_dir / "summary.csv", summary_rows(info))
     files.write_csv(out_dir / "intervals.csv", _interval_table(info))
     show_study(info)
@@ -151,7 +150,7 @@ def _dataset(
         place, own = Path(plan.folder_name(name)) / f"seed_{seed}", identity.of_seed(now, seed)
         folders = out_dir / place, models / place
         sections = study_unit(*folders, config, lm, name, seed, open_store, own)
-        numbers = plan.read_measures(models / place / "measures.json", own)
+        numbers = identity.read_measures(models / place / "measures.json", own)
         for section in sections:
             numbers |= section["numbers"]
         measured.append(differences(numbers) | numbers)
@@ -195,13 +194,9 @@ def read_section(path: Path, now: Identity | None = None) -> dict[str, Any] | No
 
     ValueError where it was made of something else than `now`.
     """
-    try:
-        saved = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    if not isinstance(saved, dict) or not {"numbers", "intervals"} <= saved.keys():
-        return None
-    identity.refuse_unequal(path, saved.get("identity") or {}, now or {})
+    saved = checksums.read_result(path)
+    if saved is not None:
+        identity.refuse_unequal(path, identity.form_of(saved.get("identity")), now or {})
     return saved
 
 
@@ -215,7 +210,7 @@ def _context(
     with progress_bar(f"{label}: codes", n_batches, 0) as advance:
         for folder, prefix in ((models / "tsae", ""), (models / "static", "static_")):
             sae, cfg = load_sae(folder, low, lm.device)
-            identity.refuse_content(folder, cfg.get("metadata", {}).get("identity", {}), now)
+            identity.refuse_content(folder, identity.of_cfg(cfg), now)
             if sae.temporal != (prefix == ""):
                 raise ValueError(f"{folder} holds another kind of SAE than its name says")
             subjects.append(subject(sae, store, prefix=prefix, progress=lambda: advance("")))
@@ -232,7 +227,7 @@ def write_section(folder: Path, name: str, section: Section, now: Identity | Non
         figures.save_figure(drawn, folder / figure)
     content = {"numbers": section.numbers, "intervals": section.tables.get("intervals", [])}
     content |= {"identity": now} if now else {}
-    files.write_json(folder / f"{name}.json", content)
+    checksums.write_sealed(folder / f"{name}.json", content)
 
 
 # --------------------------------------------------------------------------------- over the seeds
@@ -297,7 +292,7 @@ def tradeoff(
             own = _beside(unit, f"beta_{beta!r}", replace(config, beta=beta))
             done = own.folder / "tradeoff.json"
             if beta == config.beta and run == "run_2" and not done.exists():
-                files.write_json(done, {"beta": beta} | measures)
+                checksums.write_sealed(done, {"beta": beta} | measures)
             points.append(_point_of(done, own, lambda u: params_of(train(u, pretrained, run)[0])))
         static = _of_static(measures)
         curve = {"dataset": dataset, "seed": seed, "static": static, "tsae": points}
@@ -310,7 +305,8 @@ def _finished(out_dir: Path, dataset: str, seed: int) -> tuple[Config, str, Path
     base = out_dir / plan.folder_name(dataset) / f"seed_{seed}"
     if not (base / "measures.json").exists():
         names = ", ".join(plan.names_of(config))
-        raise ValueError(f"{base} has no finished model; {out_dir} has {names}")
+        there = f"{out_dir} has the texts {names} with seeds 0 to {config.seeds - 1}"
+        raise ValueError(f"{base} has no finished model; {there}")
     return config, run, base
 
 
@@ -322,7 +318,7 @@ def _opened(
     tokens = plan.both_splits(config, lm, dataset)
     now = plan.identity_now(config, lm, {dataset: tokens})
     plan.check_identity(out_dir, now)
-    measures = plan.read_measures(base / "measures.json", identity.of_seed(now, seed))
+    measures = identity.read_measures(base / "measures.json", identity.of_seed(now, seed))
     unit = Unit(
         config=config,
         data=plan.data_of(config, lm, dataset, tokens),
@@ -353,10 +349,12 @@ def _point_of(done: Path, unit: Unit, train: Callable[[Unit], tsae.Params]) -> d
         sae = tsae.Sae(params=train(unit), dials=final_dials(unit.config, unit.low))
         measured = evaluation.measure(sae, unit.data.val)
         codes = evaluation.code_measures(measured, sae.params.static.W_dec)
-        files.write_json(done, {"beta": unit.config.beta} | codes)
-        for path in unit.folder.glob("*.checkpoint.safetensors"):
-            path.unlink()
-    return json.loads(done.read_text())
+        checksums.write_sealed(done, {"beta": unit.config.beta} | codes)
+    remove_checkpoints(unit.folder)
+    point = checksums.read_sealed(done)
+    if point.get("beta") != unit.config.beta or not {"fve", "jaccard", "l0", "tss"} <= point.keys():
+        raise ValueError(f"{done} is not that of beta {unit.config.beta:g}; {identity.REMADE}")
+    return point
 
 
 def _write_curve(out_dir: Path, curve: dict[str, Any]) -> dict[str, Any]:
@@ -389,8 +387,8 @@ def frontier(
         raise ValueError(f"{out_dir} {reason}: the numbers of features cannot be compared")
     for k in ks:
         plan.check_config(replace(config, k=k))
-    if config.k in ks and "births" not in json.loads((base / "measures.json").read_text()):
-        raise ValueError(f"{base / 'measures.json'} has no births; {plan.REMADE}")
+    if config.k in ks and "births" not in checksums.read_object(base / "measures.json"):
+        raise ValueError(f"{base / 'measures.json'} has no births; {identity.REMADE}")
     points = []
     with files.cache_at(config.cache_dir), files.sole(out_dir):
         measures, unit, lm = _opened(out_dir, base, config, dataset, seed)

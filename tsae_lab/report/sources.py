@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tsae_lab import checksums
+
 MOST_ROWS = 2_500  # of a table in the page
 MEASURED = (
     "fve",
@@ -44,11 +46,18 @@ class RunFiles:
 def read_run(folder: Path) -> RunFiles:
     """Configuration and numbers of a run; what cannot be read is left out and said."""
     config, no_config = _json_object(folder / "config.json")
+    config.pop(checksums.SEAL, None)  # only what made the numbers is told of it
     info, no_info = _json_object(folder / "final_info.json")
     unfinished = f"{folder.name}/final_info.json is missing: the run is not finished"
     said = [line for line in (no_config, unfinished if "missing" in no_info else no_info) if line]
-    texts = {name: text for name, text in info.items() if isinstance(text, dict)}
-    if info and not texts:
+    texts = {}
+    for name, text in info.items():
+        if isinstance(text, dict):
+            try:
+                texts[name] = checksums.unsealed(f"{folder.name}/final_info.json, {name}", text)
+            except ValueError as error:
+                said.append(str(error))
+    if info and not any(isinstance(text, dict) for text in info.values()):
         said.append(f"{folder.name}/final_info.json holds no text's numbers")
     return RunFiles(folder=folder, config=config, info=texts, missing=tuple(said))
 

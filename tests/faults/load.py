@@ -1,0 +1,231 @@
+"""Several processes at once, dead holders, full and read-only disks, large and odd texts."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from faults.home import (
+    WORDS,
+    Home,
+    Row,
+    call,
+    contents,
+    copy_of,
+    differences,
+    ended,
+    left_over,
+    new_home,
+    scratch,
+    start,
+)
+
+FULL = 20  # moments at which the disk is full
+LARGE_TOKENS, LONG_LINE = 10**7, 10**9  # of one document, of one line in bytes
+CEILING = 4.0  # bytes of memory per byte of text, beyond what a small text takes
+
+
+def campaign(n: int, _: int, folder: Path) -> list[Row]:
+    """Two processes at once and a dead holder; with `n` from 1 on also four, disks and short texts;
+    with `n` from 2 on large texts too, which takes gigabytes.
+    """
+    home = new_home(folder / "home")
+    code, output = call(home, home.run("run_2"))
+    assert code == 0, output[-2000:]
+    rows = [_one_cache(home, folder, 2), _one_run(home, folder, 2), _dead_holder(home, folder)]
+    if n == 0:
+        return rows
+    rows += [_one_cache(home, folder, 4), _one_run(home, folder, 4)]
+    rows += _full_disk(home, folder) + _read_only(home, folder) + [_short_documents(home, folder)]
+    return rows + ([_flat(home, folder), *_large(home, folder)] if n > 1 else [])
+
+
+def _row(what: str, *faults: str) -> Row:
+    told = "; ".join(fault for fault in faults if fault)
+    return {"what": what, "ok": not told, "fault": told[:2000]}
+
+
+# ------------------------------------------------------------------------------------- company
+
+
+def _one_cache(home: Home, folder: Path, n: int) -> Row:
+    """Several runs at once extract the same activations: one does, the others wait for it."""
+    with scratch(folder, "company") as place:
+        homes = [copy_of(home, place / str(i)) for i in range(n)]
+        for own in homes:
+            (own.folder / "cache").symlink_to(place / "cache")
+        (place / "cache").mkdir()
+        codes = [ended(pid) for pid in [start(own, own.run("run_2")) for own in homes]]
+        odd = [d for own in homes for d in differences(own.folder / "run_2", home.folder / "run_2")]
+        made = sum("activations: " in own.log.read_text() for own in homes)
+        left = left_over(place)
+    faults = [f"exit codes {codes}"] * any(codes) + odd + left
+    return _row(f"{n} processes, one cache", *faults, f"{made} extracted" if made > 1 else "")
+
+
+def _one_run(home: Home, folder: Path, n: int) -> Row:
+    """Several processes on one directory: one works, the others say who holds it."""
+    with scratch(folder, "company") as place:
+        homes = [copy_of(home, place / str(i), "cache") for i in range(n)]
+        args = homes[0].run("run_2")
+        codes = [ended(pid) for pid in [start(own, args) for own in homes]]
+        said = [own.log.read_text() for own in homes]
+        odd = differences(homes[0].folder / "run_2", home.folder / "run_2") + left_over(place)
+        refused = [text for text, code in zip(said, codes, strict=True) if code]
+    told = "is being made by another process (pid"
+    wrong = [f"not said: {text[-200:]}" for text in refused if told not in text]
+    return _row(f"{n} processes, one run", *odd, *wrong, "all refused" if all(codes) else "")
+
+
+def _dead_holder(home: Home, folder: Path) -> Row:
+    """The lock of a killed process does not hold up the next."""
+    with scratch(folder, "company") as place:
+        own = copy_of(home, place)
+        pid = start(own, own.run("run_2"))
+        while not (own.folder / "run_2" / ".lock").exists() and ended(pid, 0.005) is None:
+            pass
+        os.killpg(pid, signal.SIGKILL)
+        ended(pid)
+        held = (own.folder / "run_2" / ".lock").exists()
+        code, output = call(own, own.run("run_2"))
+        left = left_over(place)
+    faults = [output[-300:]] * (code != 0) + ["it held no lock"] * (not held)
+    return _row("a dead holder's lock", *faults, *left)
+
+
+# ---------------------------------------------------------------------------------------- disks
+
+
+def _mounted(folder: Path, options: str) -> bool:
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _full_disk(home: Home, folder: Path) -> list[Row]:
+    """A run on a disk that is full at 20 moments ends in a line, and goes on where there is room.
+
+    The disk is a tmpfs of so many bytes: without the right to mount, nothing is said.
+    """
+    size = sum(len(data) for data in contents(home.folder / "run_2").values())
+    rows = []
+    for i in range(FULL):
+        place = folder / "disk"
+        n_bytes = 8192 + int(size * i / FULL)
+        if not _mounted(place, f"size={n_bytes}"):
+            return []
+        try:
+            own = Home(folder=folder / "full", source=home.source)
+            own.folder.mkdir()
+            (own.folder / "run_2").symlink_to(place)
+            shutil.copytree(home.cache, own.cache)
+            code, output = call(own, own.run("run_2"))
+            errors = [line for line in output.splitlines() if line.startswith("error:")]
+            clear = code == 1 and len(errors) == 1 and "No space left" in errors[0]
+            faults = [] if clear else [f"exit code {code}: {output[-300:]}"]
+            subprocess.run(["mount", "-o", "remount,size=1g", str(place)], check=True)
+            code, output = call(own, own.run("run_2"))
+            faults += [output[-300:]] * (code != 0) + left_over(place)
+            faults += differences(place, home.folder / "run_2")
+        finally:
+            subprocess.run(["umount", str(place)], check=True)
+            shutil.rmtree(folder / "full")
+        rows.append(_row("disk full", *faults) | {"bytes": n_bytes})
+    return rows
+
+
+def _read_only(home: Home, folder: Path) -> list[Row]:
+    """A read-only cache serves what is in it, and says in a line that nothing can be added."""
+    place = folder / "read_only"
+    if not _mounted(place, "size=100m"):
+        return []
+    try:
+        own = copy_of(home, folder / "beside")
+        shutil.copytree(home.cache, place / "cache")
+        (own.folder / "cache").symlink_to(place / "cache")
+        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+        code, output = call(own, own.run("run_2"))
+        odd = differences(own.folder / "run_2", home.folder / "run_2") if code == 0 else []
+        served = _row("read-only cache, activations in it", *([output[-300:]] * (code != 0)), *odd)
+        shutil.rmtree(own.folder / "run_2")
+        code, output = call(own, own.run("run_2", "--seq=20"))
+        errors = [line for line in output.splitlines() if line.startswith("error:")]
+        clear = code == 1 and len(errors) == 1 and "Read-only" in errors[0]
+        said = _row("read-only cache, nothing in it", "" if clear else output[-300:])
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+    return [served, said]
+
+
+# ---------------------------------------------------------------------------------------- texts
+
+
+def _peak(home: Home, args: list[str]) -> tuple[int, str, float]:
+    """Exit code, output and the process's peak memory in bytes."""
+    pid = start(home, args)
+    _, status, used = os.wait4(pid, 0)
+    return os.waitstatus_to_exitcode(status), home.log.read_text()[-2000:], used.ru_maxrss * 1024
+
+
+def _short_documents(home: Home, folder: Path) -> Row:
+    """100,000 documents of one token are read and measured."""
+    with scratch(folder, "short") as place:
+        own = copy_of(home, place, "run_2")
+        rows = place / "short.jsonl"
+        rows.write_text("".join(json.dumps({"text": WORDS[i % len(WORDS)]}) + "\n"
+                                for i in range(100_000)))  # fmt: skip
+        began = time.monotonic()
+        args = ["lifetimes", str(own.seed / "tsae"), f"--text={rows}", "--tokens=2000"]
+        code, output, peak = _peak(own, args)
+    row = _row("100,000 documents of one token", *([output[-300:]] * (code != 0)))
+    return row | {"seconds": time.monotonic() - began, "bytes": peak}
+
+
+def _large(home: Home, folder: Path) -> list[Row]:
+    """One document of 10^7 tokens, and one line of 1 GB: memory within the ceiling."""
+    rows = []
+    sizes: dict[str, Callable[[], int]] = {
+        f"one document of {LARGE_TOKENS:,} tokens": lambda: LARGE_TOKENS * 5,
+        f"one line of {LONG_LINE:,} bytes": lambda: LONG_LINE,
+    }
+    base = _peak(home, home.run("run_2"))[2]
+    for what, size in sizes.items():
+        with scratch(folder, "large") as place:
+            own = copy_of(home, place)
+            text = place / "large.txt"
+            line = " ".join(WORDS[i * i % len(WORDS)] for i in range(50_000)) + " "
+            with text.open("w") as file:
+                for _ in range(size() // len(line) + 1):
+                    file.write(line)
+            n_bytes = text.stat().st_size
+            args = [*own.run("run_2"), f"--datasets={text}"]
+            code, output, peak = _peak(own, args)
+            left = left_over(place)
+        each = (peak - base) / n_bytes
+        faults = [output[-300:]] * (code != 0) + [f"{each:.1f} bytes a byte"] * (each > CEILING)
+        rows.append(_row(what, *faults, *left) | {"bytes": peak, "bytes_per_byte": each})
+    return rows
+
+
+def _flat(home: Home, folder: Path) -> Row:
+    """Ten times the activations take no more memory than a tenth more."""
+    peaks = []
+    with scratch(folder, "flat") as place:
+        long = place / "long.jsonl"
+        place.mkdir()
+        long.write_text("".join(
+            json.dumps({"text": " ".join(WORDS[(i * j + j) % len(WORDS)] for j in range(200))
+                        + f" {i}"}) + "\n" for i in range(900)))  # fmt: skip
+        for n in (10_000, 100_000):
+            own = copy_of(home, place / str(n))
+            args = [*own.run("run_2"), f"--datasets={long}", f"--train_tokens={n}", "--steps=8"]
+            code, output, peak = _peak(own, args)
+            assert code == 0, output
+            peaks.append(peak)
+    grown = peaks[1] / peaks[0]
+    row = _row("ten times the activations", f"memory times {grown:.2f}" if grown > 1.1 else "")
+    return row | {"bytes": peaks[1], "times": grown}

@@ -1,0 +1,81 @@
+"""A small share of the campaign of faults (`python tests/campaign.py`), and what its rules are."""
+
+import hashlib
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from faults import home, inputs, kills, load
+
+from tsae_lab import files
+from tsae_lab.data import language_model
+from tsae_lab.jobs import foreign
+
+
+def faults_of(rows: list[home.Row]) -> list[str]:
+    assert rows
+    return [f"{row['what']}: {row['fault']}" for row in rows if not row["ok"]]
+
+
+def test_killed_runs_end_in_the_same_bits_and_leave_nothing(tmp_path):
+    rows = kills.campaign(2, 0, tmp_path, {"run_2": 1.0})
+    assert faults_of(rows) == []
+    assert sum("SIGKILL" in row["what"] for row in rows) == 2
+
+
+def test_bad_inputs_end_in_a_line_each(tmp_path):
+    rows = inputs.campaign(24, 1, tmp_path)
+    assert faults_of(rows) == []
+    assert len({row["what"] for row in rows}) > 4
+
+
+def test_processes_beside_each_other_wait_or_say_who_works(tmp_path):
+    assert faults_of(load.campaign(0, 0, tmp_path)) == []
+
+
+def test_a_wheel_cannot_write_outside_its_folder(tmp_path, monkeypatch):
+    packed = tmp_path / "evil-1.whl"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("../../outside.txt", "x")
+        archive.writestr("/absolute.txt", "x")
+    wheel = files.Wheel("evil", "1", hashlib.sha256(packed.read_bytes()).hexdigest())
+
+    def download(command, **_):
+        place = Path(command[command.index("-d") + 1]) / packed.name
+        place.write_bytes(packed.read_bytes())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", download)
+    into = tmp_path / "a" / "b" / "into"
+    into.mkdir(parents=True)
+    names = {path.resolve() for path in files.unpack_wheel(wheel, lambda _: True, into)}
+    assert all(path.is_relative_to(into) for path in names)
+    outside = [p for p in tmp_path.rglob("*.txt") if not p.is_relative_to(into)]
+    assert outside == []
+    assert not Path("/absolute.txt").exists()
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("was_run",)
+
+
+def test_no_pickle_is_run_and_no_code_of_a_folder(tmp_path, monkeypatch, lm_folder):
+    monkeypatch.chdir(tmp_path)
+    own = home.Home(folder=tmp_path, source=tmp_path)
+    (tmp_path / "lm").symlink_to(lm_folder)
+    named = dict(inputs.models(own))
+    for name in ("pickled weights", "code of its own"):
+        place = tmp_path / name
+        place.mkdir()
+        args = named[name](place)
+        (place / "lm" / "own.py").write_text("import os; os.mkdir('was_run')")
+        with pytest.raises(ValueError, match="cannot load the language model"):
+            language_model.load_lm(args[-1].removeprefix("--lm="))
+    torch.save({"bias": Evil()}, tmp_path / "ae.pt")
+    with pytest.raises(ValueError, match=r"ae\.pt cannot be read as a file of tensors"):
+        foreign.torch_file(tmp_path / "ae.pt")
+    assert not (tmp_path / "was_run").exists()

@@ -1,0 +1,90 @@
+"""JSON objects: read whole or refused in a line; ours have their checksum in them."""
+
+import functools
+import json
+import sys
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tsae_lab import files
+
+SEAL = "checksum"  # the entry with a crc32 of the others
+RESULT = {"numbers": dict, "intervals": (list, dict)}  # of a section, of a system
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError in one line where it holds none, or OSError."""
+    try:
+        content = files.json_value(files.decode_text(path.read_bytes(), path))
+    except ValueError as error:
+        known = str(error).startswith(str(path))
+        raise ValueError(str(error) if known else f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} needs a JSON object; got {content!r:.40}")
+    return content
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a JSON object with its checksum in it, by which damage is found."""
+    return {**content, SEAL: checksum(content)}
+
+
+def unsealed(where: str | Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """What was `sealed`; ValueError where it is not what it was.
+
+    What has no checksum (an earlier version wrote it) is taken, and that is said.
+    """
+    bare = {key: value for key, value in content.items() if key != SEAL}
+    if SEAL not in content:
+        _say(f"{where} has no checksum: whether it is damaged is not known")
+    elif content[SEAL] != checksum(bare):
+        raise ValueError(f"{where} is damaged: its content does not have the checksum in it")
+    return bare
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` was given, as JSON gives it back; ValueError where it is damaged."""
+    return unsealed(path, read_object(path))
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """Numbers and intervals of a file, as they were written; None where they are to be made again:
+    the file is missing, or, which is said, damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        saved = read_sealed(path)
+        whole = all(isinstance(saved.get(name), kind) for name, kind in RESULT.items())
+    except ValueError as error:
+        _say(f"{error}; it is made again")
+        return None
+    if not whole:
+        _say(f"{path} has no numbers and intervals; it is made again")
+    return saved if whole else None
+
+
+@functools.lru_cache(maxsize=256)
+def _say(line: str) -> None:
+    """The line on stderr, once: a file may be read several times."""
+    sys.stderr.write(f"{line}\n")
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits, whatever the order of the keys and the blanks between them."""
+    plain = json.loads(json.dumps(content))  # as it is read: names are texts, tuples lists
+    return f"{zlib.crc32(json.dumps(plain, sort_keys=True).encode()):08x}"
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """`content` as `write_json`, with its checksum in it."""
+    files.json_text(path, content)  # its errors are those of the content
+    files.write_json(path, sealed(content))
+
+
+def write_numbers(path: Path, info: Mapping[str, Mapping[str, Any]]) -> None:
+    """The numbers of each text, each with its checksum."""
+    files.json_text(path, info)
+    files.write_json(path, {name: sealed(text) for name, text in info.items()})
