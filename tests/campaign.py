@@ -23,7 +23,7 @@ from faults import damage, inputs, kills, load  # noqa: E402
 from tsae_lab import files, terminal  # noqa: E402
 
 KINDS = {"kills": kills, "inputs": inputs, "damage": damage, "load": load}
-MOST = {"kills": 100, "inputs": 200, "damage": 50, "load": 1}  # what the figures are of
+MOST = {"kills": 100, "inputs": 200, "damage": 50, "load": 1}  # of a whole campaign
 
 
 def main(

@@ -321,6 +321,15 @@ def test_the_files_hold_what_saelens_asks_for_and_nothing_else(tmp_path):
     }
 
 
+def test_an_sae_that_saelens_saved_anew_is_not_held_against_our_checksums(tmp_path):
+    save(tmp_path, an_sae())
+    rewrite(tmp_path, b_enc=torch.ones(5))  # as after a fine-tuning there
+    with pytest.raises(ValueError, match="not the one that was saved"):
+        checkpoint.load_sae(tmp_path)
+    edit(tmp_path, reshape_activations="none", rescale_acts_by_decoder_norm=False)
+    assert checkpoint.load_sae(tmp_path)[0].params.static.b_enc.tolist() == [1.0] * 5
+
+
 flags = st.sampled_from([None, False, True])
 
 

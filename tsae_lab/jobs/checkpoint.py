@@ -19,6 +19,7 @@ from tsae_lab.jobs.foreign import Tensors
 
 SAELENS_WEIGHTS, SAELENS_CFG = "sae_weights.safetensors", "cfg.json"
 TEMPORAL_WEIGHTS = "temporal.safetensors"  # beside them, of a TSAE
+SAELENS_OWN = "reshape_activations"  # in each cfg.json of SAELens 6, in none of ours
 # configuration and weights as SAELens, sparsify and dictionary_learning name them
 FORMATS = (
     (SAELENS_CFG, SAELENS_WEIGHTS), ("cfg.json", "sae.safetensors"), ("config.json", "ae.pt")
@@ -153,9 +154,14 @@ def _temporal_sae(
 
 
 def _check_contents(folder: Path) -> None:
-    """ValueError where cfg.json, or a file that was saved with it, is missing or another one."""
+    """ValueError where cfg.json, or a file that was saved with it, is missing or another one.
+
+    Not of an SAE that SAELens saved anew: it takes our metadata along, checksums and all.
+    """
     path = folder / SAELENS_CFG
     cfg = checksums.read_object(path) if path.is_file() else {}
+    if SAELENS_OWN in cfg:
+        return
     contents = dict((cfg.get("metadata") or {}).get("contents") or {})
     crc = contents.pop(SAELENS_CFG, None)
     if crc is not None:
