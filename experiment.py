@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,7 @@ from tsae_lab.jobs import (
     commands,
     commands_edit,
     comparison,
+    finetune,
     identity,
     plan,
     reporting,
@@ -49,6 +51,7 @@ from tsae_lab.jobs import (
     study,
     training,
 )
+from tsae_lab.jobs.finetune import Divergence
 from tsae_lab.jobs.plan import (
     Config,
     Unit,
@@ -80,9 +83,11 @@ from tsae_lab.terminal import (
     console,
     cpu_threads,
     fast_memory,
+    more_than,
     one_line_errors,
     progress_bar,
     release_memory,
+    resident_mib,
     show,
 )
 
@@ -161,36 +166,35 @@ def start_tsae(unit: Unit, pretrained: training.Trainer) -> training.Trainer:
 
 def fit(
     unit: Unit, model: str, start: Callable[[], training.Trainer], steps: range,
-    phases: tsae.Phases, system: System | None = None,
+    phases: tsae.Phases, system: System | None = None, divergence: Divergence | None = None,
 ) -> tuple[training.Trainer, float]:  # fmt: skip
     """The trainer after `steps`, from `start` or from the unit's checkpoint; the seconds it took.
 
     A checkpoint is written every `checkpoint_every` steps and at the end, and the last two are
-    kept; a killed run continues to the same bits. `model` names them; with `system` it is a rival.
+    kept; a killed run continues to the same bits. `model` names them; with `system` it is a rival,
+    with `divergence` the loss has it, too.
     """
     config, path = unit.config, unit.folder / f"{model}.checkpoint.safetensors"
+    release_memory()
+    before = resident_mib()
     trainer, begin, seconds = _resumed(unit, model, path, start, steps)
-    trim_log(unit, model, begin)
+    of_model = {"dataset": unit.data.name, "seed": unit.seed, "model": model}
+    checkpoint.trim_log(unit.log, of_model, begin)
     times: list[float] = []
     label = f"{unit.data.name}, seed {unit.seed}: {model}"
     with unit.log.open("a") as log, progress_bar(label, steps.stop, begin) as advance:
         for step in range(begin, steps.stop):
             began = time.perf_counter()
-            x, weight = batch_at(unit, step)
-            shared = {"low": unit.low, "recipe": config, "step": step}
             if system is None:
-                shared |= {"phases": phases, "begins": step % config.pieces == 0}
-                shared["starts"] = starts_at(unit, step)
-                trainer, info = training.train_step(trainer, x, weight, **shared)
+                trainer, info = _step(unit, trainer, step, phases, divergence)
             else:
-                shared |= {"system": system, "total": steps.stop}
-                x, weight = own_rows(x, weight, starts_at(unit, step))
-                trainer, info = training.rival_step(trainer, x, weight, **shared)
+                shared = {"low": unit.low, "recipe": config, "step": step, "total": steps.stop}
+                batch = own_rows(*batch_at(unit, step), starts_at(unit, step))
+                trainer, info = training.rival_step(trainer, *batch, system=system, **shared)
             times.append(evaluation.step_time(time.perf_counter() - began, times))
-            took = times[-1]
-            seconds, rate = seconds + took, weight.sum().item() / took
-            where = {"dataset": unit.data.name, "seed": unit.seed, "model": model, "step": step + 1}
-            log.write(json.dumps(where | info | {"tokens_per_second": round(rate, 1)}) + "\n")
+            seconds, rate = seconds + times[-1], trainer.step_tokens[0] / times[-1]
+            info |= {"tokens_per_second": round(rate, 1), "memory_mib": more_than(before)}
+            log.write(json.dumps(of_model | {"step": step + 1} | info) + "\n")
             if not (math.isfinite(info["loss"]) and math.isfinite(info["grad_norm"])):
                 raise ValueError(f"{label}: {_diverged(info, step + 1, config.lr)}")
             advance(f"fve {info['fve']:.3f}  l0 {info['l0']:.1f}  {rate:,.0f} tokens/s")
@@ -203,6 +207,17 @@ def fit(
                     path.replace(_before(path))
                 checkpoint.save_tensors(path, training.snapshot(trainer), meta)
     return trainer, seconds
+
+
+def _step(
+    unit: Unit, trainer: training.Trainer, step: int, phases: tsae.Phases,
+    divergence: Divergence | None,
+) -> tuple[training.Trainer, dict[str, Any]]:  # fmt: skip
+    """A step of a static SAE or a TSAE."""
+    added = None if divergence is None else partial(divergence, _read_at(unit, step)[0])
+    shared = {"recipe": unit.config, "phases": phases, "low": unit.low, "added": added}
+    shared["starts"], begins = starts_at(unit, step), step % unit.config.pieces == 0
+    return training.train_step(trainer, *batch_at(unit, step), step, begins=begins, **shared)
 
 
 def _before(path: Path) -> Path:
@@ -249,17 +264,6 @@ def _restored(unit: Unit, path: Path, model: str) -> tuple[training.Trainer, dic
         raise ValueError(f"{path} is of the model {meta['model']}; needed is {model}")
     identity.refuse_unequal(path, meta.get("identity", {}), unit.identity)
     return training.restore(saved, unit.config), meta
-
-
-def trim_log(unit: Unit, model: str, step: int) -> None:
-    """Drop the log's lines of the unit's model after `step`: a killed run wrote them too early."""
-    if not unit.log.exists():
-        return
-    own, lines = (unit.data.name, unit.seed, model), []
-    for line in files.log_lines(unit.log):
-        if (line["dataset"], line["seed"], line["model"]) != own or line["step"] <= step:
-            lines.append(f"{json.dumps(line)}\n")
-    files.write_atomic(unit.log, lambda path: path.write_text("".join(lines)))
 
 
 # ---------------------------------------------------------------------------------- both models
@@ -322,6 +326,14 @@ def train_rival(unit: Unit, name: str, system: System) -> tuple[training.Trainer
     return fit(unit, name, start, range(phases.total), phases, system)
 
 
+def train_finetuned(
+    unit: Unit, name: str, pretrained: training.Trainer, lm: LanguageModel, *, temporal: bool
+) -> tuple[training.Trainer, float]:
+    """A static SAE, or a TSAE, fine-tuned as `finetune.trained` does; its own steps' seconds."""
+    start = partial(start_tsae, unit, pretrained) if temporal else lambda: pretrained
+    return finetune.trained(unit, name, start, fit, lm, temporal=temporal)
+
+
 def last_step(phases: tsae.Phases, plan: str) -> int:
     """The step after the plan's last: run_1 ends with phase (a)."""
     return phases.pretrain + phases.settle if plan == "run_1" else phases.total
@@ -336,7 +348,7 @@ def training_tokens(unit: Unit, plan: str) -> float:
 
 
 LOOP = comparison.Loop(
-    static=train_static, ours=train_tsae, rival=train_rival,
+    static=train_static, ours=train_tsae, rival=train_rival, finetuned=train_finetuned,
     random_start=start_static, temporal_start=start_tsae,
 )  # fmt: skip
 

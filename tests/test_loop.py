@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import toys
 from typer.testing import CliRunner
 
 import experiment
@@ -32,22 +33,11 @@ from tsae_lab.jobs.plan import Config
 from tsae_lab.measures import evaluation
 
 STATIC_4 = tsae.Dials(k=4, window=1, mix=0.0, gate=False, recur=False)
-WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "sleeps")
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory, lm_folder) -> Config:
-    folder = tmp_path_factory.mktemp("text")
-    order = torch.randint(len(WORDS), (40, 60), generator=torch.Generator().manual_seed(0)).tolist()
-    for i, row in enumerate(order):
-        (folder / f"{i:02}.txt").write_text(" ".join(WORDS[j] for j in row) + ".\n")
-    return Config(
-        lm=str(lm_folder), hook="blocks.1.hook_resid_post", datasets=str(folder), seeds=2,
-        cache_dir=str(tmp_path_factory.mktemp("cache")), device="cpu", precision="float32",
-        seq=24, pieces=2, batch=4, steps=12, pretrain=0.4, settle=0.1, introduce=0.1, warmup=2,
-        checkpoint_every=3, k=4, d_sae=48, window=3, hidden_enc=3, hidden_dec=5, dead_after=500,
-        train_tokens=1_500, val_tokens=600, splice_tokens=200,
-    )  # fmt: skip
+    return toys.toy_config(tmp_path_factory.mktemp("run"), lm_folder)
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +49,7 @@ def out_dir(config, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def unit(config, tmp_path) -> plan.Unit:
-    lm = plan.lm_of(config)
-    data = plan.load_data(config, lm, plan.names_of(config)[0])
-    folder = tmp_path / "unit"
-    folder.mkdir()
-    return plan.Unit(
-        config=config, data=data, seed=0, folder=folder, log=folder / "log.jsonl",
-        device=lm.device, low=torch.float32,
-    )  # fmt: skip
+    return toys.toy_unit(config, tmp_path / "unit")
 
 
 def bits(trainer: training.Trainer) -> dict[str, torch.Tensor]:
@@ -174,7 +157,7 @@ def test_trimming_the_log_leaves_the_lines_of_other_models_and_seeds(unit):
     line = {"dataset": unit.data.name, "seed": 0, "model": "static", "step": 3}
     lines = [line, line | {"step": 4}, line | {"step": 4, "model": "tsae"}, line | {"seed": 1}]
     unit.log.write_text("".join(f"{json.dumps(one)}\n" for one in lines))
-    experiment.trim_log(unit, "static", 3)
+    checkpoint.trim_log(unit.log, {"dataset": unit.data.name, "seed": 0, "model": "static"}, 3)
     left = [json.loads(text) for text in unit.log.read_text().splitlines()]
     assert left == [lines[0], lines[2], lines[3]]
 

@@ -1,5 +1,8 @@
 """Each rival holds what its paper says of it, and trains in the one loop."""
 
+# None, or another type, is what no test here gets
+# pyright: reportOptionalCall=false, reportAttributeAccessIssue=false
+
 from dataclasses import replace
 
 import pytest
@@ -259,7 +262,9 @@ def test_tfa_takes_from_x_its_part_along_what_attention_foretells_and_nothing_at
     named, x = started(made), some_x(2, 6)
     along = tfa.predictable(named, x, FP32)
     rest = x - named["b_dec"] - along
-    assert (along[:, 0] == 0).all()
+    assert (along[:, 0] == 0).all()  # an empty code and biases that start at 0
+    named["b_value"], named["b_open"] = named["b_value"] + 1, named["b_open"] + 1
+    assert (tfa.predictable(named, x, FP32)[:, 0] != 0).all()  # what a text begins with is learned
     torch.testing.assert_close((along * rest).sum(-1), torch.zeros(2, 6), atol=1e-4, rtol=0)
     assert tfa.attention_width(4_608) == 72
     _, codes = made.run(named, x)

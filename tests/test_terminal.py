@@ -250,3 +250,14 @@ def test_what_could_not_be_computed_is_a_dash(capsys):
     out = capsys.readouterr().out
     assert cells(out, "CE recovered")[1] == "-"
     assert cells(out, "FVE")[1] == "1.0000"
+
+
+def test_memory_is_told_beside_what_was_held_before(monkeypatch):
+    before = terminal.resident_mib()
+    held = b"1" * 2**28
+    more = terminal.more_than(before)
+    assert more == pytest.approx(len(held) / 2**20, rel=0.2)
+    assert terminal.more_than(1e9) == 0
+    assert terminal.more_than(None) is None
+    monkeypatch.setattr(terminal, "resident_mib", lambda: None)
+    assert terminal.more_than(before) is None

@@ -31,7 +31,8 @@ from tsae_lab.data import language_model, store
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.data.store import Store
 from tsae_lab.data.texts import Tokens
-from tsae_lab.jobs import checkpoint
+from tsae_lab.jobs import checkpoint, plan
+from tsae_lab.jobs.plan import Config, Unit
 from tsae_lab.measures import interventions
 from tsae_lab.measures.effects import Batch
 from tsae_lab.measures.interventions import Edit
@@ -113,6 +114,36 @@ def save_model(
 
 def load_toy(folder: Path) -> LanguageModel:
     return language_model.load_lm(folder, device="cpu", dtype=torch.float32)
+
+
+# ------------------------------------------------------------------------------------- small runs
+
+WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "sleeps")
+
+
+def toy_config(home: Path, lm_folder: Path) -> Config:
+    """A run of seconds on a text of random words, which is written into the folder."""
+    (home / "text").mkdir()
+    order = torch.randint(len(WORDS), (40, 60), generator=torch.Generator().manual_seed(0)).tolist()
+    for i, row in enumerate(order):
+        (home / "text" / f"{i:02}.txt").write_text(" ".join(WORDS[j] for j in row) + ".\n")
+    return Config(
+        lm=str(lm_folder), hook=HOOK, datasets=str(home / "text"), seeds=2,
+        cache_dir=str(home / "cache"), device="cpu", precision="float32",
+        seq=24, pieces=2, batch=4, steps=12, pretrain=0.4, settle=0.1, introduce=0.1, warmup=2,
+        checkpoint_every=3, k=4, d_sae=48, window=3, hidden_enc=3, hidden_dec=5, dead_after=500,
+        train_tokens=1_500, val_tokens=600, splice_tokens=200,
+    )  # fmt: skip
+
+
+def toy_unit(config: Config, folder: Path, seed: int = 0) -> Unit:
+    """A text and seed of the run, in a new folder."""
+    lm = plan.lm_of(config)
+    folder.mkdir()
+    return Unit(
+        config=config, data=plan.load_data(config, lm, plan.names_of(config)[0]), seed=seed,
+        folder=folder, log=folder / "log.jsonl", device=lm.device, low=torch.float32,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------- commands

@@ -24,8 +24,9 @@ OF_RUN_4: dict[str, tuple[Any, ...]] = {
     "temporal_share_{key}": (
         "stability", "temporal share of the gain, {key}", "",
         "Share of what the TSAE gains over the static SAE in a measure that training on sequences "
-        "of shuffled tokens does not give.",
-        "(ordered - shuffled) / (ordered - static)", "(-inf, inf)", "higher",
+        "of shuffled tokens does not give; with Fieller's interval over seeds, absent where the "
+        "gain is not clear of 0.",
+        "mean(ordered - shuffled) / mean(ordered - static)", "(-inf, inf)", "higher",
         "rival_table.temporal_share"),
     "order_{task}": (
         "order-only tasks", "order-only task: {task}", "",
@@ -39,5 +40,10 @@ OF_RUN_4: dict[str, tuple[Any, ...]] = {
     "n_params": (
         "speed", "parameters", "", "Numbers that were learned.", "", "[1, inf)", "lower",
         "training.start_trainer"),
+    "memory_mib": (
+        "speed", "memory of training", "MiB",
+        "Most that the process held after a step of training, less what it held before the first; "
+        "on Linux alone.",
+        "", "[0, inf)", "lower", "terminal.more_than"),
 }
 # fmt: on

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -245,6 +246,21 @@ def release_memory() -> None:
     """Give freed blocks, which `fast_memory` keeps, back to the system."""
     with suppress(OSError, AttributeError):  # no glibc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def resident_mib() -> float | None:
+    """MiB of memory that this process holds, freed blocks that it keeps included; Linux alone."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def more_than(before: float | None) -> float | None:
+    """MiB that this process holds beside those `before`."""
+    now = resident_mib()
+    return None if now is None or before is None else round(max(now - before, 0.0), 1)
 
 
 def cpu_threads(wanted: int = 0) -> int:

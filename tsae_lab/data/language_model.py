@@ -445,11 +445,11 @@ def _gives_tuple(lm: LanguageModel, layer: int) -> bool:
 Above = Callable[[Tensor, Tensor, int], Tensor]
 
 
-def layers_above(lm: LanguageModel, hook: str) -> Above:
+def layers_above(lm: LanguageModel, hook: str, *, grad: bool = False) -> Above:
     """`(ids, hidden, keep) -> logits` of the last `keep` positions (0: all) by the layers above.
 
     `hidden` takes the place of the activations at `hook`. The layers below a layer's output are
-    not run.
+    not run. With `grad` the logits are differentiable in `hidden`.
     """
     site = check_hook(lm, hook)
     view = _view_of(lm.model)
@@ -459,10 +459,9 @@ def layers_above(lm: LanguageModel, hook: str) -> Above:
         for i in range(site.layer + 1):
             layers[i] = _Passed(layers[i], in_tuple)
 
-    @torch.inference_mode()
     def run(ids: Tensor, hidden: Tensor, keep: int) -> Tensor:
         ids = ids.to(lm.device, torch.int64)
-        with hooks.changed(view, site, lambda _: hidden):
+        with torch.inference_mode(not grad), hooks.changed(view, site, lambda _: hidden):
             return view(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
 
     return run

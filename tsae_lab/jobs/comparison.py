@@ -4,6 +4,7 @@ Every system of a text and seed has one file of numbers, written when it is meas
 is not made again. Systems are listed in `entries`; the loop that trains them is `experiment.fit`.
 """
 
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -32,12 +33,14 @@ from tsae_lab.terminal import console, release_memory
 
 FITTED_ROWS = slice(0, 64)  # training sequences from which a post-hoc scale and L0 are taken
 MATCHED_ROWS = 32  # validation sequences whose codes are kept to compare seeds
-OTHER_SEEDS = 1  # seeds of every text but the first
+SPLICE_TOKENS = 10_000  # at most, on which a system's loss is measured: the same for all
 ORDER_SEQ, ORDER_TRAIN, ORDER_VAL = 64, 1_024, 256  # tokens and sequences of an order-only task
 ORDER_SIZES = {"d_sae": 128, "k": 4, "seq": ORDER_SEQ, "batch": 64, "pieces": 4}
 ORDER_STEPS = 200  # at most
 FACTORS = (0.5, 1.0, 2.0)  # of the learning rate, in the search
 TUNING_SEED = 100  # of no table
+TUNING_SHARE = 1 / 3  # of the steps, that each SAE of the search is trained for
+TRIAL_STEPS = 8  # from which the search's time is told
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -47,6 +50,7 @@ class Loop:
     static: Callable[[Unit], tuple[Trainer, Trainer, float]]
     ours: Callable[[Unit, Trainer, str, str], tuple[Trainer, float]]
     rival: Callable[..., tuple[Trainer, float]]
+    finetuned: Callable[..., tuple[Trainer, float]]
     random_start: Callable[[Unit], Trainer]
     temporal_start: Callable[[Unit, Trainer], Trainer]
 
@@ -69,6 +73,7 @@ class Contest:
     unit: Unit
     lm: LanguageModel
     ordered: bool = False  # whether its systems do the order-only tasks, too
+    first: bool = False  # whether it is the first seed of the first text
 
 
 def run_comparison(out_dir: Path, config: Config, loop: Loop) -> dict[str, Any]:
@@ -98,30 +103,37 @@ def _compared(out_dir: Path, config: Config, names: list[str], loop: Loop) -> di
     texts = [plan.data_of(config, lm, name, splits) for name, splits in tokens.items()]
     plan.claim(out_dir, config, "run_4", now)
     contests = [
-        Contest(loop=loop, lm=lm, unit=_unit(out_dir, config, lm, data, seed, now), ordered=i == 0)
+        Contest(
+            loop=loop,
+            lm=lm,
+            unit=_unit(out_dir, config, lm, data, seed, now),
+            ordered=i == 0,
+            first=i == 0 and seed == 0,
+        )
         for i, data in enumerate(texts)
-        for seed in range(config.seeds if i == 0 else min(OTHER_SEEDS, config.seeds))
+        for seed in range(config.seeds)
     ]
     if config.tune:
         return _tuned(contests[0], names)
-    _say_plan(contests, names)
+    choice = _choice(contests, names)
+    _say_plan(contests, names, choice)
     results: dict[str, list[dict[str, Any]]] = {data.name: [] for data in texts}
-    clock = _Clock(sum(not _done(contest, name) for contest in contests for name in names))
+    clock = _Clock(sum(not _done(c, name) for c in contests for name in _due(c, names)))
     for contest in contests:
-        asked = {name: _result(contest, name, clock) for name in names}
+        asked = {name: _result(contest, name, clock) for name in _due(contest, names)}
         results[contest.unit.data.name].append(asked | _others_there(contest, names))
         for path in contest.unit.folder.rglob("*.checkpoint.safetensors"):
             path.unlink()
     folders = {data.name: out_dir / plan.folder_name(data.name) for data in texts}
     for text, by_seed in results.items():
         _match_seeds(folders[text], by_seed)
-    info = {text: plan.summary(rival_table.by_system(seeds)) for text, seeds in results.items()}
+    info = {data.name: _summed(data, folders[data.name], results[data.name], now) for data in texts}
     checksums.write_numbers(out_dir / "final_info.json", info)
     shown = dict.fromkeys(
         name for seeds in results.values() for systems in seeds for name in systems
     )
     about = {name: entry_of(name).about for name in shown}
-    rival_table.write_tables(out_dir, folders, info, about, results)
+    rival_table.write_tables(out_dir, folders, info, about, results, choice, config.window)
     reporting.report_beside(out_dir, lm)
     console.print(f"{out_dir}: done in {(time.perf_counter() - began) / 60:.1f} minutes")
     return info
@@ -138,15 +150,52 @@ def _unit(
     )  # fmt: skip
 
 
-def _say_plan(contests: list[Contest], names: list[str]) -> None:
+def _summed(
+    data: Data, folder: Path, by_seed: list[dict[str, Any]], now: identity.Identity
+) -> dict[str, Any]:
+    """What final_info.json holds of a text."""
+    numbers = rival_table.by_system(by_seed)
+    keys = rival_table.SHARED_GAINS
+    info = plan.summary(numbers)
+    info["temporal_share"] = {key: rival_table.temporal_share(numbers, key) for key in keys}
+    if any(name.startswith("window_") for systems in by_seed for name in systems):
+        path, made_of = folder / "window_explains.json", identity.of_text(now, data.name)
+        if not path.exists():
+            shares = rival_table.window_shares(data.train, data.val)
+            checksums.write_sealed(path, {"shares": shares, "identity": made_of})
+        saved = checksums.read_sealed(path)
+        identity.refuse_content(path, saved["identity"], made_of)
+        info["window_explains"] = {int(w): share for w, share in saved["shares"].items()}
+    return info
+
+
+def _due(contest: Contest, names: list[str]) -> list[str]:
+    """The systems that are compared on a text with a seed."""
+    left_out = frozenset() if contest.first else entries.once_alone(contest.unit.config)
+    return [name for name in names if name not in left_out]
+
+
+def _choice(contests: list[Contest], names: list[str]) -> str:
+    """What is compared, in a sentence without its full stop."""
     seeds: dict[str, int] = {}
     for contest in contests:
         seeds[contest.unit.data.name] = seeds.get(contest.unit.data.name, 0) + 1
     of_texts = ", ".join(f"{text} with {n} seed{'s' * (n > 1)}" for text, n in seeds.items())
-    there = sum(_done(contest, name) for contest in contests for name in names)
-    line = f"run_4 compares {len(names)} systems ({', '.join(names)}) on {of_texts}: "
-    line += f"{len(names) * len(contests)} to train or derive and measure, {there} of them done"
+    alone = entries.once_alone(contests[0].unit.config) if len(contests) > 1 else frozenset()
+    everywhere = [name for name in names if name not in alone]
+    line = f"run_4 compares {len(everywhere)} systems ({', '.join(everywhere)}) on {of_texts}"
+    once = [name for name in names if name in alone]
+    return f"{line}, and {len(once)} ({', '.join(once)}) with its first seed" if once else line
+
+
+def _say_plan(contests: list[Contest], names: list[str], choice: str) -> None:
+    """Says what is compared, what of it is done, and which of that another version made."""
+    done = [(c, _saved(c, name)) for c in contests for name in _due(c, names)]
+    saved = [(contest, made) for contest, made in done if made is not None]
+    line = f"{choice}: {len(done)} to train or derive and measure, {len(saved)} of them done"
     console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for contest, made in {made["identity"].get("commit"): (c, made) for c, made in saved}.values():
+        identity.say_others(contest.unit.folder, made["identity"], contest.unit.identity)
 
 
 class _Clock:
@@ -184,14 +233,15 @@ def _done(contest: Contest, name: str) -> bool:
 def _own_unit(contest: Contest, entry: Entry) -> Unit:
     """The unit with the entry's recipe, data and identity; another k has a folder of its own."""
     unit, config = contest.unit, replace(contest.unit.config, **entry.recipe)
-    data, folder = unit.data, unit.folder
+    data, folder, log = unit.data, unit.folder, unit.log
     if config.k != unit.config.k:
         folder = folder / f"k_{config.k}"
+        log = folder / "log.jsonl"
     if entry.shuffled:
         generator = torch.Generator().manual_seed(unit.seed)
         data = replace(data, train=store.shuffled(data.train, generator))
     own = _identity(contest, entry)
-    return replace(unit, config=config, data=data, folder=folder, identity=own)
+    return replace(unit, config=config, data=data, folder=folder, log=log, identity=own)
 
 
 def _identity(contest: Contest, entry: Entry) -> identity.Identity:
@@ -232,11 +282,13 @@ def _result(contest: Contest, name: str, clock: _Clock) -> dict[str, Any]:
         trained.run, trained.dec_norm, _ground(contest)
     )
     numbers |= {"n_params": float(trained.n_params)}
-    if contest.ordered and "@" not in name:
+    if contest.ordered and "@" not in name and not entry.finetune:
         numbers |= order_numbers(contest, entry, name)
     if trained.seconds is not None:
         numbers |= {"total_train_time": trained.seconds}
         numbers["train_tokens_per_second"] = _tokens_read(unit) / max(trained.seconds, 1e-9)
+        plainly = entry.kind == "static" and not entry.finetune
+        numbers["memory_mib"] = _memory(unit, "static" if plainly else name)
     rows = slice(0, MATCHED_ROWS)
     sample = {"vals": codes.vals[rows], "idx": codes.idx[rows].to(torch.int32)}
     checkpoint.save_tensors(_place(contest, name).with_suffix(".codes.safetensors"), sample, {})
@@ -249,11 +301,22 @@ def _result(contest: Contest, name: str, clock: _Clock) -> dict[str, Any]:
     return result
 
 
+def _memory(unit: Unit, model: str) -> float | None:
+    """The most that a model's training held at a step, as its log says."""
+    of_unit = {"dataset": unit.data.name, "seed": unit.seed, "model": model}
+    mine = [
+        line.get("memory_mib")
+        for line in files.log_lines(unit.log)
+        if of_unit.items() <= line.items()
+    ]
+    return max((held for held in mine if held is not None), default=None)
+
+
 def _ground(contest: Contest) -> rival_table.Ground:
     unit, config = contest.unit, contest.unit.config
     return rival_table.Ground(
         val=unit.data.val, lm=contest.lm, device=unit.device, seed=unit.seed, share=config.share,
-        splice_tokens=config.splice_tokens,
+        splice_tokens=min(config.splice_tokens, SPLICE_TOKENS),
     )  # fmt: skip
 
 
@@ -283,6 +346,12 @@ def _trained(contest: Contest, entry: Entry, name: str) -> Trained:
         named = {n: t.detach() for n, t in trainer.named.items()}
         return _measurable(trainer, lambda x: system.run(named, x), seconds)
     pretrained, static, seconds = contest.loop.static(base)
+    if entry.finetune:
+        temporal = entry.kind == "ours"
+        static, own = contest.loop.finetuned(unit, name, pretrained, contest.lm, temporal=temporal)
+        seconds = own + seconds * plan.phases_of(unit.config).pretrain / unit.config.steps
+        if temporal:
+            return _measurable(static, evaluation.sae_run(_sae(static, unit)), seconds)
     if entry.kind == "static":
         sae = tsae.static_sae(training.static_of(static), unit.config.k, unit.low)
         return _measurable(static, evaluation.sae_run(sae), seconds)
@@ -404,13 +473,14 @@ def _order_contest(contest: Contest, task: OrderTask) -> Contest:
 def _tuned(contest: Contest, names: list[str]) -> dict[str, Any]:
     """Trains every rival at three rates and three values of its coefficient: tuning.csv.
 
-    By FVE on the validation text of a seed that no table has; what is done is read. Nothing of it
-    is taken over: `entries` has the coefficients.
+    By FVE on the validation text of a seed that no table has, with `TUNING_SHARE` of the steps;
+    what is done is read. Nothing of it is taken over: `entries` has the coefficients.
     """
-    out_dir = contest.unit.log.parent
+    out_dir, config = contest.unit.log.parent, contest.unit.config
+    steps = max(round(TUNING_SHARE * config.steps), TRIAL_STEPS)
     tuned = replace(contest, unit=replace(
         contest.unit, seed=TUNING_SEED, folder=contest.unit.folder.with_name("tuning"),
-        log=out_dir / "tuning.jsonl",
+        log=out_dir / "tuning.jsonl", config=replace(config, steps=steps),
     ))  # fmt: skip
     tuned.unit.folder.mkdir(parents=True, exist_ok=True)
     arms = [
@@ -420,33 +490,52 @@ def _tuned(contest: Contest, names: list[str]) -> dict[str, Any]:
         for factor in FACTORS
         for value in entry_of(name).search[1] or (None,)
     ]
-    clock = _Clock(len(arms))
-    rows = []
-    for arm in arms:
-        rows.append(_arm(tuned, *arm))
+    left = [arm for arm in arms if not _arm_place(tuned, *arm).exists()]
+    line = f"the search trains {len(arms)} SAEs for {steps} steps each, {len(left)} are left"
+    console.print(f"{line}{_trial(tuned, left)}", highlight=False, markup=False, soft_wrap=True)
+    clock = _Clock(len(left))
+    for arm in left:
+        _arm(tuned, *arm)
         clock.tick(f"{arm[0]}, rate times {arm[1]:g}, coefficient {arm[2]}")
+    rows = [checksums.read_sealed(_arm_place(tuned, *arm)) | {"steps": steps} for arm in arms]
     files.write_csv(out_dir / "tuning.csv", rows)
     return {"tuning": rows}
 
 
-def _arm(contest: Contest, name: str, factor: float, value: float | None) -> dict[str, Any]:
+def _trial(contest: Contest, arms: list[tuple[str, float, float | None]]) -> str:
+    """How long the arms will take, from a few steps of each system."""
+    per_step = {}
+    with tempfile.TemporaryDirectory() as folder:
+        scratch, config = Path(folder), replace(contest.unit.config, steps=TRIAL_STEPS)
+        unit = replace(contest.unit, config=config, folder=scratch, log=scratch / "log.jsonl")
+        for name in dict.fromkeys(name for name, _, _ in arms):
+            trained = _trained(replace(contest, unit=unit), entry_of(name), name)
+            per_step[name] = (trained.seconds or 0.0) / TRIAL_STEPS
+    minutes = sum(per_step[name] for name, _, _ in arms) * contest.unit.config.steps / 60
+    said = ", ".join(f"{name} {seconds:.2f}" for name, seconds in per_step.items())
+    return f": about {minutes:.0f} minutes (seconds per step: {said})" if arms else ""
+
+
+def _arm_place(contest: Contest, name: str, factor: float, value: float | None) -> Path:
+    return contest.unit.folder / f"{name}_{factor:g}_{value}.json"
+
+
+def _arm(contest: Contest, name: str, factor: float, value: float | None) -> None:
     entry, unit = entry_of(name), contest.unit
     own = {entry.search[0]: value} if value is not None else {}
     changed = replace(
         entry, own={**entry.own, **own}, recipe={**entry.recipe, "lr": factor * unit.config.lr}
     )
-    place = unit.folder / f"{name}_{factor:g}_{value}.json"
-    if not place.exists():
-        trained = _trained(contest, changed, place.stem)
-        measured = evaluation.measure_run(
-            trained.run, len(trained.dec_norm), unit.data.val, unit.device
-        )
-        numbers = evaluation.code_measures(measured, trained.dec_norm[:, None])
-        said = {"system": name, "lr": changed.recipe["lr"], "coefficient": entry.search[0]}
-        checksums.write_sealed(place, said | {"value": value} | numbers)
+    place = _arm_place(contest, name, factor, value)
+    trained = _trained(contest, changed, place.stem)
+    measured = evaluation.measure_run(
+        trained.run, len(trained.dec_norm), unit.data.val, unit.device
+    )
+    numbers = evaluation.code_measures(measured, trained.dec_norm[:, None])
+    said = {"system": name, "lr": changed.recipe["lr"], "coefficient": entry.search[0]}
+    checksums.write_sealed(place, said | {"value": value} | numbers)
     for path in unit.folder.glob(f"*{place.stem}.checkpoint.safetensors"):
         path.unlink()
-    return checksums.read_sealed(place)
 
 
 # ---------------------------------------------------------------------------------- over the seeds

@@ -50,6 +50,7 @@ class Entry:
     of: str = ""  # the trained system that a derived one is made of
     shuffled: bool = False  # trained on sequences whose tokens are permuted
     random: bool = False  # from a random static SAE in place of the pretrained one
+    finetune: bool = False  # whether the last tenth of the steps has the KL in its loss
 
 
 def _core(config: Config, around: Surroundings) -> dict[str, Any]:
@@ -171,23 +172,32 @@ ABLATIONS = {
     ),
 }  # fmt: skip
 
+FINETUNED = {
+    "static_kl": Entry(about="static top-k SAE, fine-tuned on KL", kind="static", finetune=True),
+    "tsae_kl": Entry(about="TSAE, fine-tuned on KL", finetune=True),
+}
+
 ENTRIES: Mapping[str, Entry] = {
     "static": Entry(about="static top-k SAE", kind="static"),
     "tsae": Entry(about="TSAE"),
     **RIVALS,
     **CONTROLS,
     **ABLATIONS,
+    **FINETUNED,
 }
+CORE = ("static", "tsae", "shuffled", "batch_topk", "t_sae", "posthoc_ema")
 PLAIN = (
-    "static", "tsae", "batch_topk", "batch_topk_batch", "relu", "matryoshka", "t_sae", "tfa",
-    "persistent", "crosscoder", "posthoc_ema", "posthoc_window", "shuffled", "twin", "bypass",
-    "decoder", "order",
+    *CORE, "batch_topk_batch", "relu", "matryoshka", "tfa", "persistent", "crosscoder",
+    "posthoc_window", "twin", "bypass", "decoder", "order",
 )  # fmt: skip
+"""What a plain run_4 compares; what is not of the core, with the first seed of the first text."""
 SYSTEM_SETS: Mapping[str, tuple[str, ...]] = {
     "plain": PLAIN,
+    "core": CORE,
     "all": tuple(ENTRIES),
     "controls": ("static", "tsae", *CONTROLS),
     "ablations": ("static", "tsae", *ABLATIONS),
+    "finetuned": ("static", "tsae", *FINETUNED),
     "window": ("tsae", *(name for name in ABLATIONS if name.startswith("window_"))),
     "frontier": tuple(
         f"{name}@{k}" for k in (8, 16, 32, 64, 128) for name in ("static", "batch_topk", "tsae")
@@ -196,8 +206,11 @@ SYSTEM_SETS: Mapping[str, tuple[str, ...]] = {
 
 
 def chosen_systems(config: Config) -> list[str]:
-    """The systems that `--systems` asks for, each once; ValueError for one that does not exist."""
+    """The systems that `--systems` and `--finetune` ask for, each once; ValueError for one that
+    does not exist.
+    """
     words = [word.strip() for word in config.systems.split(",") if word.strip()]
+    words += ["finetuned"] if words and config.finetune else []
     names = [name for word in words for name in SYSTEM_SETS.get(word, (word,))]
     if not names:
         raise ValueError(f"systems needs at least one name; got {config.systems!r}")
@@ -209,6 +222,18 @@ def chosen_systems(config: Config) -> list[str]:
                 f"systems are of {sets}, or {known}, NAME@K for another k; got {name!r}"
             )
     return list(dict.fromkeys(names))
+
+
+def once_alone(config: Config) -> frozenset[str]:
+    """The systems that are made with the first seed of the first text alone: those of "plain" that
+    are not of the core, where `--systems` does not ask for them in another way, too.
+    """
+    words = {word.strip() for word in config.systems.split(",")}
+    if "plain" not in words:
+        return frozenset()
+    others = ",".join(sorted(words - {"plain"})) or "core"
+    elsewhere = chosen_systems(replace(config, systems=others))
+    return frozenset(PLAIN) - frozenset(CORE) - frozenset(elsewhere)
 
 
 def entry_of(name: str) -> Entry:
@@ -225,4 +250,4 @@ def entry_of(name: str) -> Entry:
 def own_options(entry: Entry) -> dict[str, Any]:
     """What of an entry a trained system depends on, beside the recipe."""
     return {f.name: getattr(entry, f.name) for f in dataclasses.fields(entry)
-            if f.name in ("kind", "own", "of", "shuffled", "random")}  # fmt: skip
+            if f.name in ("kind", "own", "of", "shuffled", "random", "finetune")}  # fmt: skip

@@ -50,10 +50,11 @@ SCALES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # options that change no result: a run may go on with others
 FREE = ("threads", "device", "cache_dir", "data_dir", "checkpoint_every", "sections", "systems",
-        "tune")  # fmt: skip
+        "tune", "finetune")  # fmt: skip
 RETIRED = {"lr_lstm": 1.0, "lr_lstm_refine": 1.0, "lr_bridge": 1.0}
 """Options of earlier versions, which their config.json names, and the value that this one has."""
-ADDED = {"column": "text"}  # options that a config.json of before lacks, and what they were
+ADDED = {"column": "text", "finetune": ""}
+"""Options that a config.json of before lacks, and what they were."""
 LOOKED_AT = (
     "distil",
 )  # of earlier versions: their models are opened, their training does not go on
@@ -103,11 +104,16 @@ class Config(Recipe):
     systems: Annotated[
         str,
         "what run_4 compares, separated by commas: names that it prints, NAME@8 for k = 8; "
-        "plain, controls, ablations, window, or frontier for a set of them",
+        "plain, core, controls, ablations, window, frontier, finetuned, or all for a set of them",
     ] = "plain"
     tune: Annotated[
         bool, "run_4 searches the rivals' rates and coefficients in place of comparing them"
     ] = False
+    finetune: Annotated[
+        str,
+        "kl: run_4 compares, too, a static SAE and a TSAE whose last tenth of the steps has the KL "
+        "of the language model's predictions in its loss",
+    ] = ""
     share: Annotated[
         float,
         "share of the probing items, and of the interventions' cases and controls, that run_3 "
@@ -239,6 +245,8 @@ def check_config(config: Config) -> None:
     _check_names(names_of(config))
     if config.sinks not in ("drop", "keep"):
         raise ValueError(f"sinks is drop or keep; got {config.sinks!r}")
+    if config.finetune not in ("", "kl"):
+        raise ValueError(f"finetune is kl, or not given; got {config.finetune!r}")
     if config.precision not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"precision is auto, float32 or bfloat16; got {config.precision!r}")
 
@@ -299,6 +307,9 @@ def checked(config: Config) -> Config:
 
 def refuse_other(out_dir: Path, config: Config, plan: str) -> None:
     """Raise ValueError where another run, or files that are not a run's, lie in the directory."""
+    if plan != "run_4" and (config.finetune or config.tune):
+        option = "finetune" if config.finetune else "tune"
+        raise ValueError(f"--{option} is an option of run_4; got --out_dir={out_dir}")
     path = out_dir / "config.json"
     if not path.exists():
         if out_dir.exists() and any(place.name != files.LOCK for place in out_dir.iterdir()):

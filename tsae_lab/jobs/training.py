@@ -5,7 +5,7 @@ The trainer owns its tensors and updates them in place; all else here is a funct
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -262,7 +262,7 @@ def rates(step: int, recipe: Recipe, phases: Phases) -> dict[str, float]:
 def train_step(
     trainer: Trainer, x: Float[Tensor, "batch seq d_in"], weight: Float[Tensor, "batch seq"],
     step: int, recipe: Recipe, phases: Phases, low: torch.dtype, *, begins: bool = True,
-    starts: Starts = None,
+    starts: Starts = None, added: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Trainer, dict[str, Any]]:  # fmt: skip
     """The trainer after a step, its tensors updated in place, and what a log line says of the step.
 
@@ -271,7 +271,8 @@ def train_step(
     goes on from the step before, whose state is carried over without its gradient (truncated
     backpropagation through time, Williams & Peng 1990). In the log `loss` is the squared error of
     the reconstruction, and `fve` of an `x` that does not vary is 0. A static SAE is a TSAE that
-    stays in the phase "pretrain".
+    stays in the phase "pretrain". `added` is more of the loss, of the reconstruction and its
+    squared error.
     """
     phase = tsae.phase_at(step, phases)
     _learning(trainer, trained_at(phase, recipe))
@@ -284,6 +285,8 @@ def train_step(
         before, params = None if begins else trainer.state, tsae.params_from(trainer.named)
         carried = before, starts
         loss, x_hat, codes, state = tsae_loss(params, x, weight, dials, recipe.coupling, *carried)
+    if added is not None:
+        loss = loss + added(x_hat, squared_error(x, x_hat, weight).detach())
     explained, rate = Explained(loss=loss, x_hat=x_hat, codes=codes), rates(step, recipe, phases)
     after, info = _learn(trainer, explained, x, weight, rate, recipe, low)
     dialled = {"k": dials.k, "beta": dials.beta}

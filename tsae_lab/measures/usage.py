@@ -10,6 +10,8 @@ from torch import Tensor
 
 from metrics import CodedText, token_matrix
 
+ROWS_AT_ONCE = 64  # sequences whose regressors are in memory
+
 
 def utilisation(codes: CodedText, dec_norm: Float[Tensor, " d_sae"]) -> float | None:
     """Hill number of order 1 of the features' shares of all contributions, by d_sae; in (0, 1].
@@ -56,35 +58,38 @@ def window_explains(
     """FVE on `val` of x_t by ridge regression on the `w` tokens before it, per w of `windows`.
 
     Of the past the first `n_directions` principal components of `train` are read, of x_t all
-    dimensions are foretold. Only whole windows of real tokens (x not all 0) count; None where no
-    sequence is long enough.
+    dimensions are foretold. The tokens are the same for all windows: real ones (x not all 0) with
+    the longest window before them; None for all where there is none.
     """
-    flat = train[(train != 0).any(-1)].double()
+    flat, longest = train[(train != 0).any(-1)], max(windows)
     mean = flat.mean(0)
-    _, _, basis = torch.linalg.svd(flat[:20_000] - mean, full_matrices=False)
-    basis = basis[:n_directions].t()
-    out: dict[int, float | None] = {}
+    basis = torch.linalg.svd(flat[:20_000] - mean, full_matrices=False)[2][:n_directions].t()
+    if min(int((x[:, longest:] != 0).any(-1).sum()) for x in (train, val)) == 0:
+        return dict.fromkeys(windows)
+    size = 1 + longest * basis.shape[1]
+    gram, cross = (torch.zeros(size, n, dtype=torch.float64) for n in (size, train.shape[2]))
+    for rows in train.split(ROWS_AT_ONCE):
+        A, y = _lagged(rows, mean, basis, longest)
+        gram += A.t() @ A
+        cross += A.t() @ y
+    A, y = _lagged(val, mean, basis, longest)
+    spread, out = (y - y.mean(0)).double().square().sum(), {}
     for w in windows:
-        rows = [_lagged(x.double(), mean, basis, w) for x in (train, val)]
-        if min(len(y) for _, y in rows) == 0:
-            out[w] = None
-            continue
-        (A, y), (A_val, y_val) = rows
-        gram = A.t() @ A
-        penalty = ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-        W = torch.linalg.solve(gram + penalty, A.t() @ y)
-        error, spread = (y_val - A_val @ W).square().sum(), (y_val - y_val.mean(0)).square().sum()
+        n = 1 + w * basis.shape[1]  # the constant, then the nearest tokens
+        penalty = ridge * gram[:n, :n].diagonal().mean() * torch.eye(n, dtype=gram.dtype)
+        W = torch.linalg.solve(gram[:n, :n] + penalty, cross[:n])
+        error = (y - A[:, :n] @ W.to(A.dtype)).double().square().sum()
         out[w] = float(1 - error / spread)
     return out
 
 
 def _lagged(x: Tensor, mean: Tensor, basis: Tensor, w: int) -> tuple[Tensor, Tensor]:
-    """The last w tokens' components of each token that has them, a 1, and the centred token."""
+    """A 1 and the last w tokens' components, nearest first, of each token that has them; the
+    centred token."""
     real, seq = (x != 0).any(-1), x.shape[1]
     if seq <= w:
-        return x.new_zeros(0, 1), x.new_zeros(0, x.shape[2])
-    parts = (x - mean) @ basis
+        return x.new_zeros(0, 1 + w * basis.shape[1]), x.new_zeros(0, x.shape[2])
+    parts, now = (x - mean) @ basis, real[:, w:]  # padding is at the end of a sequence
     past = torch.cat([parts[:, w - j : seq - j] for j in range(1, w + 1)], -1)
-    now = real[:, w:]  # padding is at the end: what comes before a real token is real
     ones = torch.ones(int(now.sum()), 1, dtype=x.dtype)
-    return torch.cat([past[now], ones], 1), (x[:, w:] - mean)[now]
+    return torch.cat([ones, past[now]], 1), (x[:, w:] - mean)[now]

@@ -1,10 +1,15 @@
-"""Temporal crosscoder ("Crosscoding Through Time", 2026): one code per window of T tokens.
+"""Temporal crosscoder ("Crosscoding Through Time: Sparse Feature Discovery Across Sequence
+Positions", Mech Interp Workshop at ICML 2026): one code per window of T tokens.
 
 A static top-k SAE of T neighbouring activations side by side: `W_enc` (T d_in, d_sae) reads all of
 them, each feature has a decoder slab (T, d_in) of unit norm. Windows do not overlap; a sequence's
 last, shorter one is filled up with `b_dec`. T = 1 is the static SAE. Every token of a window is
 said to have the window's code. The budget is k of a window, set so that a window costs as many
 features as the static SAE's T codes have, as measured.
+
+The authors' code (github.com/chainik1125/temp_xc) has T = 5 and k T features per window, draws one
+window per sequence at random or tiles it as here, drops a sequence's last tokens, and has a `b_dec`
+per place that the encoder does not subtract; the rest is the same.
 
 Known defects: a window's code has seen its last token at its first, so it cannot stream token by
 token; an untrained twin has the larger order gap in 11 of 12 cells (its followers).

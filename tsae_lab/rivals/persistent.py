@@ -1,8 +1,11 @@
 """Persistent SAE (arXiv 2607.17117): one learned retention per feature.
 
-`s_t = r s_{t-1} + (1 - r) relu(pre_t)`, r in [0, 1) per feature and learned, `acts_t` the k largest
-of s_t. Retention 0 is the static top-k SAE. Written from the one-sentence description of the paper,
-whose text could not be read here: details may differ.
+`s_t = r s_{t-1} + (1 - r) relu(pre_t)`, r in [0, .999] per feature and learned, `acts_t` the k
+largest of s_t. Retention 0 is the static top-k SAE.
+
+The paper's text could not be read here. Others who read it write `h_t = r h_{t-1} + (1 - r) a_t`,
+`r = .999 sigmoid(l)`, `x_hat = h W_dec + b_dec`: there the state is decoded whole, so that far more
+than k features make up x_hat; here k are, as in every system of the table, and r is learned itself.
 
 Known defect: what a feature was carries over whatever the text does now; its state does not end
 with a topic, only fade.
@@ -16,7 +19,7 @@ import tsae_kernels
 from tsae import Codes
 from tsae_lab.rivals.system import Explained, Named, System, dense_pre, squared_error, start_tensors
 
-MOST_RETAINED = 0.99  # of a retention
+MOST_RETAINED = 0.999  # of a retention
 
 
 def persistent_system(*, k: int, d_sae: int, low: torch.dtype, retention: float) -> System:
@@ -44,7 +47,7 @@ def persistent_system(*, k: int, d_sae: int, low: torch.dtype, retention: float)
 def retained(
     acts: Float[Tensor, "batch seq d_sae"], retention: Float[Tensor, " d_sae"]
 ) -> Float[Tensor, "batch seq d_sae"]:
-    """`s_t = r s_{t-1} + (1 - r) acts_t` from s = 0, r the retention cut to [0, 0.99]."""
+    """`s_t = r s_{t-1} + (1 - r) acts_t` from s = 0, r the retention cut to [0, 0.999]."""
     r = retention.clamp(0.0, MOST_RETAINED)
     s, out = torch.zeros_like(acts[:, 0]), []
     for fresh in ((1 - r) * acts).unbind(1):

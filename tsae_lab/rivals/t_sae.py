@@ -6,6 +6,11 @@ tokens `lag` apart have to find each other among those of other sequences:
 direction with s the cosine (the paper's text) or the inner product of codes of inputs of unit mean
 squared norm, over the sequences of a batch at one place. alpha = 0 is Matryoshka.
 
+The authors' code (github.com/AI4LIFE-GROUP/temporal-saes, on inputs of unit mean squared norm) has
+the inner product and alpha = .1, our `t_sae_inner`; its batch is of pairs from anywhere in the data
+where ours is of the pairs at each place of 64 sequences, only the first of a pair is reconstructed
+where ours reconstructs every token, and its threshold is a slower mean (.999 per step).
+
 Known defect: what it gains over a static SAE, corrected by a null of shuffled tokens, is gone after
 a few tokens (persistence +.044, +.012, .000 at lags 1, 2, 4, by its followers): the loss pulls
 neighbours together, not what lasts.

@@ -1,10 +1,14 @@
 """TFA (Lubana, Rager, Hindupur et al. 2025, arXiv 2511.01836): a predictable and a novel part.
 
-`z_t = relu(pre_t)` dense; attention with query z_t over keys and values z_0 .. z_{t-1} (all in a
-bottleneck of d_sae / 64 units, several heads), its output `p_t >= 0` in code space; the predictable
+`z_t = relu(pre_t)` dense; attention with query z_t over keys and values 0, z_0 .. z_{t-1} (all in a
+bottleneck of d_sae / 64 units, four heads), its output `p_t >= 0` in code space; the predictable
 part of x is `c_t p_t W_dec` with c_t the projection of `x_t - b_dec` on it; the novel code is the
-static top-k code of what is left, and x_hat their sum. The paper's tied encoder is untied here, as
-all encoders of the table are.
+static top-k code of what is left, and x_hat their sum.
+
+The authors' code (github.com/eslubana/TemporalFeatureAnalysis, and sae-lens) differs in three
+things: its values and output are d_sae wide, 2 d_sae^2 numbers, eight times our whole SAE at 4,608
+features, where ours go through the bottleneck, too; its encoder is tied to the decoder where ours
+is free, as all encoders of the table; it has no `b_enc` and reads `x / (4 d_in)`, a scale.
 
 Known defects: p_t is dense and not counted in L0, and its query and its length c_t read x_t itself,
 so that it is no prediction; trained on sequences of shuffled tokens it keeps 88-97 % of its gain.
@@ -52,7 +56,8 @@ def tfa_system(*, k: int, d_sae: int, low: torch.dtype) -> System:
         ):
             weights = torch.randn(rows, columns, generator=generator) / math.sqrt(rows)
             named[name] = weights.to(tokens)
-        return named | {"b_open": tokens.new_zeros(d_sae)}
+            named[name.replace("W", "b", 1)] = tokens.new_zeros(columns)
+        return named
 
     return System(start=start, explain=explain, run=run, whole=True)
 
@@ -65,23 +70,19 @@ def attention_width(d_sae: int) -> int:
 def predictable(
     named: Named, x: Float[Tensor, "batch seq d_in"], low: torch.dtype
 ) -> Float[Tensor, "batch seq d_in"]:
-    """The part of x - b_dec along what attention makes of the tokens before; 0 at the first."""
-    unit = named["unit"].sqrt()
-    z = dense_pre(named, x, low).relu() / unit
-    flat, (batch, seq) = z.flatten(0, 1), x.shape[:2]
+    """The part of x - b_dec along what attention makes of an empty code and the tokens before."""
+    z = dense_pre(named, x, low).relu() / named["unit"].sqrt()
+    before, (batch, seq) = F.pad(z[:, :-1], (0, 0, 1, 0)), x.shape[:2]
     query, key, value = (
-        tsae_kernels.product(flat, named[f"W_{role}"], low)
+        (tsae_kernels.product(codes.flatten(0, 1), named[f"W_{role}"], low) + named[f"b_{role}"])
         .view(batch, seq, HEADS, -1)
         .transpose(1, 2)
-        for role in ("query", "key", "value")
+        for role, codes in (("query", z), ("key", before), ("value", before))
     )
-    past = torch.ones(seq, seq, dtype=torch.bool, device=x.device).tril(-1)
-    past[0, 0] = True  # the first token has no past: its own value, taken out below
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=past)
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     mixed = mixed.transpose(1, 2).reshape(batch * seq, -1)
     codes = (tsae_kernels.product(mixed, named["W_open"], low) + named["b_open"]).relu()
     direction = tsae_kernels.product(codes, named["W_dec"], low).view_as(x)
     centred = x - named["b_dec"].detach()
     length = (direction * centred).sum(-1, keepdim=True)
-    along = direction * length / direction.square().sum(-1, keepdim=True).clamp(min=1e-8)
-    return along * (torch.arange(seq, device=x.device) > 0)[:, None]
+    return direction * length / direction.square().sum(-1, keepdim=True).clamp(min=1e-8)

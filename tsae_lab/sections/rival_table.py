@@ -1,7 +1,7 @@
 """run_4's columns, its table and its figures: every system measured by the same code."""
 
 import functools
-import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from matplotlib.figure import Figure
+from scipy import stats
 from torch import Tensor
 
 import metrics
@@ -26,26 +26,24 @@ from tsae_lab.measures import evaluation, lifetimes, readout, splices, usage
 from tsae_lab.measures.readout import Reading
 from tsae_lab.rivals.system import Run
 from tsae_lab.sections.context import N_BOOT, Numbers
-from tsae_lab.sections.figures import COLOURS, save_figure
+from tsae_lab.sections.figures import save_figure
+from tsae_lab.sections.pareto import PLANES, pareto_figure, pareto_front
 from tsae_lab.sections.stability import spliced_codes
-from tsae_lab.terminal import cell, console, print_table
+from tsae_lab.terminal import between, cell, console, markdown_table, print_table
 
 LAGS_SHOWN = (1, 2, 4, 8, 16)
 PROBE_K = 5
 PROBED = ("agreement", "coreference", "disambiguation")
 COLUMNS = (
-    "fve", "l0", "distinct", "births", "delta_ce", "kl", "tss_mean", "tss_lag_1", "tss_lag_4",
-    "tss_lag_16", "splice_kept_0", "restricted_mean_64", "alive_frac", "persistence_lift",
-    "utilisation", "pattern_match", "probe_agreement_attractor_k5", "probe_coreference_k5",
-    "probe_disambiguation_k5", "probe_agreement_attractor", "probe_coreference",
-    "probe_disambiguation", "order_signed_motion", "order_since_switch",
-    "order_self_exciting", "temporal_share_fve", "temporal_share_tss_mean",
-    "train_tokens_per_second", "n_params",
+    "fve", "l0", "distinct", "births", "delta_ce", "kl", "tss_mean", "tss_lag_1", "tss_lag_2",
+    "tss_lag_4", "tss_lag_8", "tss_lag_16", "splice_kept_0", "restricted_mean_64", "alive_frac",
+    "persistence_lift", "utilisation", "pattern_match", "probe_agreement_attractor_k5",
+    "probe_coreference_k5", "probe_disambiguation_k5",
+    "probe_agreement_attractor", "probe_coreference", "probe_disambiguation",
+    "order_signed_motion", "order_since_switch", "order_self_exciting",
+    "train_tokens_per_second", "n_params", "memory_mib",
 )  # fmt: skip
 PRINTED = ("fve", "l0", "births", "delta_ce", "kl", "tss_mean", "persistence_lift", "utilisation")
-PLANES = {"fve": ("tss_mean", "fve"), "delta_ce": ("tss_mean", "delta_ce"),
-          "births": ("births", "fve")}  # fmt: skip
-"""Figures by name: what stands on the x and on the y axis."""
 
 
 # -------------------------------------------------------------------------------- the columns
@@ -167,33 +165,98 @@ def matched(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float 
 
 
 def by_system(by_seed: Sequence[Mapping[str, Any]]) -> list[dict[str, float | None]]:
-    """Per seed all numbers under `system_measure`, and the temporal shares of the TSAE's gain."""
-    out = []
-    for systems in by_seed:
-        numbers = {
+    """Per seed all numbers under `system_measure`."""
+    return [
+        {
             f"{name}_{key}": value
             for name, result in systems.items()
             for key, value in result["numbers"].items()
         }
-        for key in ("fve", "tss_mean"):
-            numbers |= temporal_share(numbers, key)
-        out.append(numbers)
-    return out
+        for systems in by_seed
+    ]
 
 
-def temporal_share(numbers: Mapping[str, float | None], key: str) -> Numbers:
-    """`(ordered - shuffled) / (ordered - static)` of what the TSAE gains in a measure.
+SHARED_GAINS = ("fve", "tss_mean")  # measures whose gain is shared out
+
+
+def temporal_share(by_seed: Sequence[Mapping[str, float | None]], key: str) -> dict[str, Any]:
+    """`(ordered - shuffled) / (ordered - static)` of what the TSAE gains in a measure, over seeds.
 
     Of training on sequences in order over training on permuted ones: 1, all of the gain is due to
-    order; 0, none. None where one is missing or there is no gain.
+    order; 0, none. The ratio of the means over the `n` seeds that have all three, with `fieller`'s
+    interval; `absent` says why there is no value or no interval.
     """
-    ordered, permuted, static = (
-        numbers.get(f"{name}_{key}") for name in ("tsae", "shuffled", "static")
-    )
-    if ordered is None or permuted is None or static is None:
-        return {}
-    share = (ordered - permuted) / (ordered - static) if ordered > static else None
-    return {f"tsae_temporal_share_{key}": share}
+    names = ("tsae", "shuffled", "static")
+    seeds = [[numbers.get(f"{name}_{key}") for name in names] for numbers in by_seed]
+    whole = np.array([values for values in seeds if None not in values], dtype=float)
+    share = {"value": None, "low": None, "high": None, "n": len(whole), "absent": ""}
+    if not len(whole):
+        return share | {"absent": "tsae, shuffled and static were not all measured"}
+    due, gain = whole[:, 0] - whole[:, 1], whole[:, 0] - whole[:, 2]
+    if len(whole) == 1:
+        value = due[0] / gain[0] if gain[0] > 0 else None
+        return share | {"value": value, "absent": "one seed has no interval"}
+    bounds = fieller(due, gain)
+    if bounds is None or gain.mean() < 0:
+        return share | {"absent": "the gain over the static SAE is not clear of 0"}
+    return share | {"value": due.mean() / gain.mean(), "low": bounds[0], "high": bounds[1]}
+
+
+def fieller(
+    top: Float[np.ndarray, " n"], bottom: Float[np.ndarray, " n"], level: float = 0.95
+) -> tuple[float, float] | None:
+    """Interval of mean(top) / mean(bottom) of n > 1 pairs (Fieller 1954).
+
+    All r with `|mean(top - r bottom)| <= t(n - 1) stderr(top - r bottom)`; None where that is no
+    interval, since the mean of `bottom` is not clear of 0.
+    """
+    t = stats.t.ppf((1 + level) / 2, len(top) - 1)
+    means, spread = np.array([top.mean(), bottom.mean()]), np.cov(top, bottom) / len(top)
+    inside = np.outer(means, means) - t**2 * spread  # (1, -r) inside (1, -r)' <= 0
+    (c, b), a = inside[0], inside[1, 1]
+    if not a > 0:
+        return None
+    half = math.sqrt(max(b * b - a * c, 0.0)) / a
+    return float(b / a - half), float(b / a + half)
+
+
+def share_line(share: Mapping[str, Any], key: str) -> str:
+    """What `temporal_share` of a measure is, in a sentence."""
+    said = f"Temporal share of the TSAE's gain, {definitions.label(key)}: "
+    said += cell(share["value"], ".2f") if share["value"] is not None else "absent"
+    if share["low"] is not None:
+        return f"{said}, 95 % {between(share['low'], share['high'], '.2f')} ({share['n']} seeds)"
+    return f"{said} ({share['absent']})"
+
+
+WINDOWS = tuple(2**n for n in range(8))  # tokens, whose linear explanation is measured
+WINDOW_ROWS = 400  # training sequences that it is fitted on
+
+
+def window_shares(train: Store, val: Store) -> dict[int, float | None]:
+    """Of windows of 1 to 128 tokens: FVE of the token that follows, by linear regression."""
+    rows = evaluation.pick_rows(train, WINDOW_ROWS * train.tokens.valid.shape[1])
+    return usage.window_explains(train.x(rows), val.x(slice(None)), WINDOWS)
+
+
+def window_page(
+    explained: Mapping[int, float | None], rows: Sequence[Mapping[str, Any]], own: int
+) -> str:
+    """A table of windows: what of x_t the last w tokens explain, and what a memory of w does.
+
+    `own` is the window of the TSAE itself.
+    """
+    at = {f"window_{w}": w for w in explained} | {"tsae": own}
+    by_window = {at[row["system"]]: row for row in rows if row["system"] in at}
+    shown = ("fve", "tss_mean", "delta_ce")
+    head = ["w, tokens", "x_t explained by the last w"]
+    head += [f"memory of w: {definitions.label(key)}" for key in shown]
+    body = [
+        [str(w), cell(share, ".3f"),
+         *(shown_cell(by_window[w], key) if w in by_window else "-" for key in shown)]
+        for w, share in explained.items()
+    ]  # fmt: skip
+    return "\n" + markdown_table(head, body)
 
 
 def table_rows(text: Mapping[str, Any], about: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -239,20 +302,28 @@ def write_tables(
     info: Mapping[str, Any],
     about: Mapping[str, str],
     results: Mapping[str, Sequence[Mapping[str, Any]]],
+    choice: str,
+    window: int,
 ) -> None:
-    """table.md, table.csv, intervals.csv and the figures; prints the main columns."""
+    """table.md, table.csv, intervals.csv and the figures; prints the main columns.
+
+    `choice` says what was compared, `window` what the TSAE's memory holds.
+    """
     pages, rows_of_all = [], []
     for text, numbers in info.items():
         rows, n = table_rows(numbers, about), len(results[text])
         title = f"{text}: {len(rows)} systems, {n} seed{'s' * (n > 1)}"
-        pages.append(table_page(rows, title))
+        shares = [share_line(share, key) for key, share in numbers["temporal_share"].items()]
+        pages.append(table_page(rows, title) + "".join(f"\n{line}\n" for line in shares))
+        if "window_explains" in numbers:
+            pages[-1] += window_page(numbers["window_explains"], rows, window)
         rows_of_all += [{"dataset": text} | row for row in rows]
-        _print_main(rows, title)
+        _print_main(rows, title, shares)
         for name, (x, y) in PLANES.items():
             drawn = pareto_figure(rows, x, y, f"{text}: {definitions.label(y)}")
             if drawn is not None:
                 save_figure(drawn, folders[text] / f"pareto_{name}")
-    head = f"Mean ± standard error (n seeds). {TUNING}{_ceilings(info)}"
+    head = f"{choice}.\n\nMean ± standard error (n seeds). {TUNING}{_ceilings(info)}"
     page = f"# run_4\n\n{head}\n\n" + "\n".join(pages)
     files.write_atomic(out_dir / "table.md", lambda path: path.write_text(page))
     files.write_csv(out_dir / "table.csv", rows_of_all)
@@ -288,7 +359,7 @@ TUNING = (
 )
 
 
-def _print_main(rows: Sequence[Mapping[str, Any]], title: str) -> None:
+def _print_main(rows: Sequence[Mapping[str, Any]], title: str, shares: Sequence[str]) -> None:
     columns = ("system", *(definitions.label(key) for key in PRINTED))
     body = [[row["system"], *(cell(row[key], ".4f") for key in PRINTED)] for row in rows]
     fronts = [
@@ -297,48 +368,5 @@ def _print_main(rows: Sequence[Mapping[str, Any]], title: str) -> None:
         for front in [pareto_front(rows, x, y)]
     ]
     print_table(title, columns, body, caption="all columns in table.md and table.csv")
-    for line in fronts:
-        console.print(f"on the front of {line}", highlight=False, markup=False, soft_wrap=True)
-
-
-# -------------------------------------------------------------------------------- the figures
-
-
-def pareto_front(rows: Sequence[Mapping[str, Any]], x: str, y: str) -> list[str]:
-    """Systems that no other is at least as good as in both measures and better in one."""
-    points = {
-        row["system"]: np.array([_good(key) * row[key] for key in (x, y)])
-        for row in rows
-        if row[x] is not None and row[y] is not None
-    }
-    return [
-        name
-        for name, own in points.items()
-        if not any((p >= own).all() and (p > own).any() for p in points.values())
-    ]
-
-
-def _good(key: str) -> int:
-    return -1 if definitions.definition(key).better == "lower" or key == "births" else 1
-
-
-def pareto_figure(rows: Sequence[Mapping[str, Any]], x: str, y: str, title: str) -> Figure | None:
-    """Every system as a point with its standard errors, the front as a line; None without one."""
-    placed = [row for row in rows if row[x] is not None and row[y] is not None]
-    if not placed:
-        return None
-    figure = Figure(figsize=(8.0, 5.4), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    for row, colour in zip(placed, itertools.cycle(COLOURS), strict=False):
-        errors = {f"{side}err": row[f"{key}_stderr"] for side, key in (("x", x), ("y", y))}
-        axes.errorbar(row[x], row[y], fmt="o", color=colour, markersize=5, **errors)
-        place = (row[x], row[y])
-        axes.annotate(row["system"], place, (4, 4), textcoords="offset points", fontsize=8)
-    front = pareto_front(placed, x, y)
-    line = sorted((row[x], row[y]) for row in placed if row["system"] in front)
-    axes.plot(*zip(*line, strict=True), color=COLOURS[6], linestyle=":", linewidth=1)
-    if _good(y) < 0:
-        axes.invert_yaxis()
-    axes.set(xlabel=definitions.label(x), ylabel=definitions.label(y), title=title)
-    return figure
+    for line in (*(f"on the front of {front}" for front in fronts), *shares):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
