@@ -42,7 +42,6 @@ from tsae_lab.jobs import (
     commands,
     commands_edit,
     comparison,
-    finetune,
     identity,
     plan,
     reporting,
@@ -326,14 +325,6 @@ def train_rival(unit: Unit, name: str, system: System) -> tuple[training.Trainer
     return fit(unit, name, start, range(phases.total), phases, system)
 
 
-def train_finetuned(
-    unit: Unit, name: str, pretrained: training.Trainer, lm: LanguageModel, *, temporal: bool
-) -> tuple[training.Trainer, float]:
-    """A static SAE, or a TSAE, fine-tuned as `finetune.trained` does; its own steps' seconds."""
-    start = partial(start_tsae, unit, pretrained) if temporal else lambda: pretrained
-    return finetune.trained(unit, name, start, fit, lm, temporal=temporal)
-
-
 def last_step(phases: tsae.Phases, plan: str) -> int:
     """The step after the plan's last: run_1 ends with phase (a)."""
     return phases.pretrain + phases.settle if plan == "run_1" else phases.total
@@ -348,7 +339,7 @@ def training_tokens(unit: Unit, plan: str) -> float:
 
 
 LOOP = comparison.Loop(
-    static=train_static, ours=train_tsae, rival=train_rival, finetuned=train_finetuned,
+    static=train_static, ours=train_tsae, rival=train_rival, fit=fit,
     random_start=start_static, temporal_start=start_tsae,
 )  # fmt: skip
 

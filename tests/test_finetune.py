@@ -78,7 +78,15 @@ def test_the_kl_of_held_out_tokens_falls_and_a_stopped_fine_tuning_goes_on(
     unit = replace(unit, folder=tmp_path, log=tmp_path / "log.jsonl")
     pretrained, static, _ = experiment.train_static(unit)
     plain = experiment.train_tsae(unit, pretrained, "run_2")[0] if temporal else static
-    tuned, seconds = experiment.train_finetuned(unit, "kl", pretrained, lm, temporal=temporal)
+
+    def start():
+        return (
+            experiment.start_tsae(unit, pretrained)
+            if temporal
+            else experiment.load_pretrained(unit)
+        )
+
+    tuned, seconds = finetune.trained(unit, "kl", start, experiment.fit, lm, temporal=temporal)
 
     def sae_of(trainer):
         if temporal:
@@ -90,6 +98,6 @@ def test_the_kl_of_held_out_tokens_falls_and_a_stopped_fine_tuning_goes_on(
     assert after < 0.97 * before
     cut = unit.folder / "kl.checkpoint.safetensors"
     cut.unlink()  # the one before it is of an earlier step
-    again, same = experiment.train_finetuned(unit, "kl", pretrained, lm, temporal=temporal)
+    again, same = finetune.trained(unit, "kl", start, experiment.fit, lm, temporal=temporal)
     assert all(torch.equal(again.named[n], t) for n, t in tuned.named.items())
     assert same > 0 < seconds

@@ -20,7 +20,7 @@ from tsae_lab import checksums, files
 from tsae_lab.data import store
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.data.order_tasks import ORDER_TASKS, OrderTask, linear_score
-from tsae_lab.jobs import checkpoint, entries, identity, plan, reporting, training
+from tsae_lab.jobs import checkpoint, entries, finetune, identity, plan, reporting, training
 from tsae_lab.jobs.entries import Entry, Surroundings, entry_of
 from tsae_lab.jobs.plan import Config, Data, Unit
 from tsae_lab.jobs.training import Trainer
@@ -50,7 +50,7 @@ class Loop:
     static: Callable[[Unit], tuple[Trainer, Trainer, float]]
     ours: Callable[[Unit, Trainer, str, str], tuple[Trainer, float]]
     rival: Callable[..., tuple[Trainer, float]]
-    finetuned: Callable[..., tuple[Trainer, float]]
+    fit: Callable[..., tuple[Trainer, float]]
     random_start: Callable[[Unit], Trainer]
     temporal_start: Callable[[Unit, Trainer], Trainer]
 
@@ -348,7 +348,14 @@ def _trained(contest: Contest, entry: Entry, name: str) -> Trained:
     pretrained, static, seconds = contest.loop.static(base)
     if entry.finetune:
         temporal = entry.kind == "ours"
-        static, own = contest.loop.finetuned(unit, name, pretrained, contest.lm, temporal=temporal)
+        start = (
+            (lambda: contest.loop.temporal_start(unit, pretrained))
+            if temporal
+            else lambda: pretrained
+        )
+        static, own = finetune.trained(
+            unit, name, start, contest.loop.fit, contest.lm, temporal=temporal
+        )
         seconds = own + seconds * plan.phases_of(unit.config).pretrain / unit.config.steps
         if temporal:
             return _measurable(static, evaluation.sae_run(_sae(static, unit)), seconds)
