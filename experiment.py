@@ -170,8 +170,7 @@ def fit(
     """The trainer after `steps`, from `start` or from the unit's checkpoint; the seconds it took.
 
     A checkpoint is written every `checkpoint_every` steps and at the end, and the last two are
-    kept; a killed run continues to the same bits. `model` names them; with `system` it is a rival,
-    with `divergence` the loss has it, too.
+    kept; a killed run continues to the same bits. `system`: a rival; `divergence`: more of the loss.
     """
     config, path = unit.config, unit.folder / f"{model}.checkpoint.safetensors"
     release_memory()
