@@ -170,7 +170,7 @@ def fit(
     """The trainer after `steps`, from `start` or from the unit's checkpoint; the seconds it took.
 
     A checkpoint is written every `checkpoint_every` steps and at the end, and the last two are
-    kept; a killed run continues to the same bits. `system`: a rival; `divergence`: more of the loss.
+    kept; a killed run continues to the same bits. `system`: a rival; `divergence`: added loss.
     """
     config, path = unit.config, unit.folder / f"{model}.checkpoint.safetensors"
     release_memory()
