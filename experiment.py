@@ -70,13 +70,12 @@ from tsae_lab.jobs.plan import (
     products,
     refuse_other,
     scaled_config,
-    summary,
 )
 from tsae_lab.measures import evaluation
 from tsae_lab.measures.evaluation import EVAL_ROWS
 from tsae_lab.rivals.system import System, own_rows
 from tsae_lab.sections import figures
-from tsae_lab.sections.context import differences
+from tsae_lab.sections.context import differences, summary
 from tsae_lab.terminal import (
     DEBUG,
     console,

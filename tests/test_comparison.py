@@ -26,10 +26,10 @@ import experiment
 import metrics
 import tsae
 from tsae_lab.data import store
-from tsae_lab.jobs import entries, plan
+from tsae_lab.jobs import entries
 from tsae_lab.jobs.plan import Config
 from tsae_lab.measures import usage
-from tsae_lab.sections import rival_table
+from tsae_lab.sections import context, rival_table
 
 OPTIONS = [*TINY, "--share=0.02"]
 
@@ -240,7 +240,7 @@ def test_a_window_stands_beside_the_ablation_of_its_length():
 
 def test_a_cell_has_mean_error_and_seeds_and_a_dash_where_there_is_none():
     seeds = [{"tsae": {"numbers": {"fve": value, "l0": None}}} for value in (0.8, 0.9)]
-    text = plan.summary(rival_table.by_system(seeds))
+    text = context.summary(rival_table.by_system(seeds))
     [only] = rival_table.table_rows(text, {"tsae": "ours"})
     assert rival_table.shown_cell(only, "fve") == "0.85 ± 0.05 (2)"
     assert rival_table.shown_cell(only, "l0") == "-"

@@ -24,6 +24,7 @@ import tsae
 from tsae_lab.data import texts
 from tsae_lab.jobs import checkpoint, plan, study
 from tsae_lab.jobs.plan import Config
+from tsae_lab.sections import context
 
 KEYS = """
     final_train_loss best_val_loss total_train_time avg_inference_tokens_per_second fve static_fve
@@ -217,7 +218,7 @@ def test_options_that_are_given_win_over_the_scale_and_the_scale_over_the_defaul
 
 
 def test_the_standard_error_is_s_over_root_n():
-    out = plan.summary([{"fve": 1.0}, {"fve": 2.0}, {"fve": 6.0}])
+    out = context.summary([{"fve": 1.0}, {"fve": 2.0}, {"fve": 6.0}])
     assert out["means"]["fve_mean"] == pytest.approx(3.0)
     s = ((4 + 1 + 9) / 2) ** 0.5
     assert out["stderrs"]["fve_stderr"] == pytest.approx(s / 3**0.5)
@@ -227,11 +228,11 @@ def test_the_standard_error_is_s_over_root_n():
 def test_a_paired_difference_has_the_t_interval_of_the_seeds_that_have_it():
     lines = [{"difference_a": 1.0, "difference_b": 3.0}, {"difference_a": None}]
     lines += [{"difference_a": 2.0}, {"difference_a": 6.0}]
-    spans = plan.summary(lines)["seed_intervals"]
+    spans = context.summary(lines)["seed_intervals"]
     half = 4.302653 * (((4 + 1 + 9) / 2) / 3) ** 0.5  # 97.5 % of Student's t with 2 degrees
     assert spans["difference_a"] == pytest.approx([3.0 - half, 3.0 + half], rel=1e-6)
     assert spans["difference_b"] is None
-    rows = study.summary_rows({"t": plan.summary([
+    rows = study.summary_rows({"t": context.summary([
         {"a": x + 1.0, "static_a": x, "difference_a": d, "b": 1.0, "static_b": 1.0}
         for x, d in ((0.0, 1.0), (1.0, 2.0), (2.0, 6.0))
     ])})  # fmt: skip
@@ -243,7 +244,7 @@ def test_a_paired_difference_has_the_t_interval_of_the_seeds_that_have_it():
 
 
 def test_a_measure_that_seeds_lack_is_the_mean_of_the_others_and_absent_where_all_lack_it():
-    out = plan.summary(
+    out = context.summary(
         [{"a": 1.0, "b": None}, {"a": None, "b": None}, {"a": 4.0, "b": None, "c": 2.0}]
     )
     assert out["means"] == {"a_mean": 2.5, "b_mean": None, "c_mean": 2.0}

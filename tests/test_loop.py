@@ -31,6 +31,7 @@ from tsae_lab.jobs import (
 from tsae_lab.jobs.entries import ENTRIES, Surroundings
 from tsae_lab.jobs.plan import Config
 from tsae_lab.measures import evaluation
+from tsae_lab.sections import context
 
 STATIC_4 = tsae.Dials(k=4, window=1, mix=0.0, gate=False, recur=False)
 
@@ -586,7 +587,7 @@ def test_the_sections_of_a_study_are_named_and_others_refused():
 
 
 def test_a_summary_has_one_row_per_text_and_measure_that_both_models_have():
-    measured = plan.summary(
+    measured = context.summary(
         [
             {"fve": 0.8, "static_fve": 0.7, "difference_fve": 0.1, "clean_ce": 3.0},
             {"fve": 0.6, "static_fve": 0.7, "difference_fve": -0.1, "clean_ce": 3.0},

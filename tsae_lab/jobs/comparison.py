@@ -29,6 +29,7 @@ from tsae_lab.rivals import posthoc
 from tsae_lab.rivals.batch_topk import run_by_batch
 from tsae_lab.rivals.system import Run
 from tsae_lab.sections import rival_table
+from tsae_lab.sections.context import summary
 from tsae_lab.terminal import console, release_memory
 
 FITTED_ROWS = slice(0, 64)  # training sequences from which a post-hoc scale and L0 are taken
@@ -156,7 +157,7 @@ def _summed(
     """What final_info.json holds of a text."""
     numbers = rival_table.by_system(by_seed)
     keys = rival_table.SHARED_GAINS
-    info = plan.summary(numbers)
+    info = summary(numbers)
     info["temporal_share"] = {key: rival_table.temporal_share(numbers, key) for key in keys}
     if any(name.startswith("window_") for systems in by_seed for name in systems):
         path, made_of = folder / "window_explains.json", identity.of_text(now, data.name)

@@ -6,15 +6,13 @@ import math
 import os
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
-from scipy import stats
 
 import tsae
 from tsae_lab import checksums, files
@@ -581,27 +579,3 @@ def identity_now(
 def epochs(config: Config, n_sequences: int) -> float:
     """How often the steps of one model's training read each of these sequences."""
     return config.steps * config.batch / config.pieces / n_sequences
-
-
-def summary(by_seed: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
-    """Per measure: mean, standard error s / sqrt(n) and every seed's value; of paired differences
-    the 95 % t-interval, `mean +- t(n - 1) s / sqrt(n)`.
-
-    All are over the n seeds that have the measure: None where none has it, standard error and
-    interval also where a single one has.
-    """
-    keys = list(dict.fromkeys(key for measures in by_seed for key in measures))
-    values = {key: [measures.get(key) for measures in by_seed] for key in keys}
-    means, errors, spans = {}, {}, {}
-    for key, of_seeds in values.items():
-        present = [value for value in of_seeds if value is not None]
-        n = len(present)
-        means[f"{key}_mean"] = float(np.mean(present)) if present else None
-        error = float(np.std(present, ddof=1) / math.sqrt(n)) if n > 1 else None
-        errors[f"{key}_stderr"] = error
-        if key.startswith("difference_"):
-            half = None if error is None else float(stats.t.ppf(0.975, n - 1)) * error
-            mean = means[f"{key}_mean"]
-            spans[key] = None if half is None else [mean - half, mean + half]
-    numbers = {"means": means, "stderrs": errors, "final_info_dict": values}
-    return numbers | {"seed_intervals": spans}

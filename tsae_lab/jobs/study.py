@@ -27,7 +27,7 @@ from tsae_lab.jobs.plan import Config, Unit
 from tsae_lab.jobs.training import Trainer, final_dials, params_of, restore
 from tsae_lab.measures import evaluation
 from tsae_lab.sections import figures, stability, transitions
-from tsae_lab.sections.context import Context, Section, context_of, differences, subject
+from tsae_lab.sections.context import Context, Section, context_of, differences, subject, summary
 from tsae_lab.sections.effects import interventions_section
 from tsae_lab.sections.frontiers import frontier_figure, tradeoff_figure
 from tsae_lab.sections.probing import probing_section
@@ -160,7 +160,7 @@ def _dataset(
         bounds = by_measure.get(f"{row['model']}: {row['measure']}")
         if bounds is not None:
             bounds.append([row["value"], row["low"], row["high"]])
-    return plan.summary(measured) | {"intervals": by_measure}
+    return summary(measured) | {"intervals": by_measure}
 
 
 def study_unit(

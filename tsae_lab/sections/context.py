@@ -6,6 +6,7 @@ a command with one of them. A measure that is not defined for the codes it gets 
 one document, one token per chunk) is None, and so is an interval that cannot be estimated.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
+from scipy import stats
 from torch import Tensor
 
 import metrics
@@ -173,6 +175,30 @@ def differences(numbers: Mapping[str, float | None]) -> Numbers:
         f"difference_{key}": None if own is None or static is None else own - static
         for key, (own, static) in pairs.items()
     }
+
+
+def summary(by_seed: Sequence[Mapping[str, float | None]]) -> dict[str, Any]:
+    """Per measure: mean, standard error s / sqrt(n) and every seed's value; of paired differences
+    the 95 % t-interval, `mean +- t(n - 1) s / sqrt(n)`.
+
+    All are over the n seeds that have the measure: None where none has it, standard error and
+    interval also where a single one has.
+    """
+    keys = list(dict.fromkeys(key for measures in by_seed for key in measures))
+    values = {key: [measures.get(key) for measures in by_seed] for key in keys}
+    means, errors, spans = {}, {}, {}
+    for key, of_seeds in values.items():
+        present = [value for value in of_seeds if value is not None]
+        n = len(present)
+        means[f"{key}_mean"] = float(np.mean(present)) if present else None
+        error = float(np.std(present, ddof=1) / math.sqrt(n)) if n > 1 else None
+        errors[f"{key}_stderr"] = error
+        if key.startswith("difference_"):
+            half = None if error is None else float(stats.t.ppf(0.975, n - 1)) * error
+            mean = means[f"{key}_mean"]
+            spans[key] = None if half is None else [mean - half, mean + half]
+    numbers = {"means": means, "stderrs": errors, "final_info_dict": values}
+    return numbers | {"seed_intervals": spans}
 
 
 def top_words(codes: CodedText, context: Context, n: int = 3) -> dict[int, str]:
