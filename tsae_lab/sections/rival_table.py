@@ -246,8 +246,8 @@ def window_page(
 
     `own` is the window of the TSAE itself.
     """
-    at = {f"window_{w}": w for w in explained} | {"tsae": own}
-    by_window = {at[row["system"]]: row for row in rows if row["system"] in at}
+    windows = {f"window_{w}": w for w in explained} | {"tsae": own}
+    by_window = {windows[row["system"]]: row for row in rows if row["system"] in windows}
     shown = ("fve", "tss_mean", "delta_ce")
     head = ["w, tokens", "x_t explained by the last w"]
     head += [f"memory of w: {definitions.label(key)}" for key in shown]
