@@ -109,8 +109,8 @@ def dictionary_cfg(path: Path) -> Cfg:
     if name not in CLASSES:
         raise ValueError(f"{path} needs a dict_class of {', '.join(CLASSES)}; got {name!r}")
     architecture, b_dec_to_input = CLASSES[name]
-    part = re.match(r"[a-z]*", str(trainer.get("submodule_name") or "resid"))
-    site = SITES.get(part[0] if part else "")
+    submodule = re.match(r"[a-z]*", str(trainer.get("submodule_name") or "resid"))
+    site = SITES.get(submodule[0] if submodule else "")
     layer = trainer.get("layer")
     hook = f"blocks.{layer}.hook_{site}" if site and type(layer) is int else None
     cfg = {"architecture": architecture, "apply_b_dec_to_input": b_dec_to_input, "hook_name": hook}
