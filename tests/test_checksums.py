@@ -88,6 +88,11 @@ def test_each_texts_numbers_have_a_checksum(tmp_path):
     checksums.write_numbers(tmp_path / "info.json", info)
     read = json.loads((tmp_path / "info.json").read_text())
     assert {name: checksums.unsealed(name, text) for name, text in read.items()} == info
+    checksums.write_sealed(tmp_path / "config.json", {"k": 3})
+    checksums.write_numbers(tmp_path / "info.json", info)
+    seal = checksums.read_object(tmp_path / "config.json")[checksums.SEAL]
+    for name, text in json.loads((tmp_path / "info.json").read_text()).items():
+        assert checksums.unsealed(name, text) == info[name] | {checksums.CONFIG: seal}
 
 
 def test_a_folder_is_moved_whole_and_a_target_that_is_there_stays(tmp_path):

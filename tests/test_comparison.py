@@ -203,7 +203,7 @@ def test_fiellers_interval_holds_the_ratios_that_a_paired_t_test_does_not_reject
         assert not (rejected(-1e6) and rejected(1e6))
         return
     low, high = bounds
-    assert low <= top.mean() / bottom.mean() <= high
+    assert low - 1e-9 <= top.mean() / bottom.mean() <= high + 1e-9
     wider = 1e-3 + 0.01 * (high - low)
     assert rejected(low - wider)
     assert rejected(high + wider)

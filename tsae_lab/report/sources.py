@@ -46,15 +46,19 @@ class RunFiles:
 def read_run(folder: Path) -> RunFiles:
     """Configuration and numbers of a run; what cannot be read is left out and said."""
     config, no_config = _json_object(folder / "config.json")
-    config.pop(checksums.SEAL, None)  # only what made the numbers is told of it
+    seal = config.pop(checksums.SEAL, None)
     info, no_info = _json_object(folder / "final_info.json")
     unfinished = f"{folder.name}/final_info.json is missing: the run is not finished"
     said = [line for line in (no_config, unfinished if "missing" in no_info else no_info) if line]
     texts = {}
     for name, text in info.items():
         if isinstance(text, dict):
+            where = f"{folder.name}/final_info.json, {name}"
             try:
-                texts[name] = checksums.unsealed(f"{folder.name}/final_info.json, {name}", text)
+                numbers = checksums.unsealed(where, text)
+                if numbers.pop(checksums.CONFIG, seal) != seal:
+                    raise ValueError(f"{where} is damaged, or of a run with another config.json")
+                texts[name] = numbers
             except ValueError as error:
                 said.append(str(error))
     if info and not any(isinstance(text, dict) for text in info.values()):
