@@ -8,7 +8,7 @@ import toys
 from typer.testing import CliRunner
 
 import experiment
-from tsae_lab import files
+from tsae_lab import checksums, files
 from tsae_lab.jobs import comparison
 from tsae_lab.jobs.plan import Config
 from tsae_lab.sections import rival_table
@@ -104,15 +104,15 @@ def test_a_half_written_system_is_made_again_and_no_other_is(config, whole):
 
 def test_a_system_of_another_version_is_taken_and_said_once(config, whole):
     path = whole / "text" / "seed_1" / "static.json"
-    made = json.loads(path.read_text())
+    made = checksums.read_sealed(path)
     made["identity"]["version"], made["identity"]["commit"] = "0.0.1", "abcdef0"
-    path.write_text(json.dumps(made))
+    checksums.write_sealed(path, made)
     done = call(whole, config)
     assert done.exit_code == 0, done.output
     assert "6 of them done" in done.output
     [line] = [line for line in done.output.splitlines() if "0.0.1" in line]
     assert line.endswith("bits may differ")
-    assert path.read_text() == json.dumps(made)
+    assert checksums.read_sealed(path) == made
 
 
 @pytest.mark.parametrize(
