@@ -321,6 +321,15 @@ def test_the_files_hold_what_saelens_asks_for_and_nothing_else(tmp_path):
     }
 
 
+def test_the_checksums_of_weights_change_with_the_weights_alone(tmp_path):
+    for name, seed, note in (("a", 0, "x"), ("b", 0, "y"), ("c", 1, "x")):
+        save(tmp_path / name, an_sae(seed=seed), note=note)
+    a, b, c = (checkpoint.weights_of(tmp_path / name) for name in "abc")
+    assert a.keys() == {"sae_weights.safetensors"}
+    assert a == b != c
+    assert checkpoint.weights_of(tmp_path) == {}
+
+
 def test_an_sae_that_saelens_saved_anew_is_not_held_against_our_checksums(tmp_path):
     save(tmp_path, an_sae())
     rewrite(tmp_path, b_enc=torch.ones(5))  # as after a fine-tuning there
