@@ -43,6 +43,7 @@ from tsae_lab.jobs import (
     commands_edit,
     comparison,
     identity,
+    journal,
     plan,
     reporting,
     saebench,
@@ -178,55 +179,55 @@ def fit(
     of_model = {"dataset": unit.data.name, "seed": unit.seed, "model": model}
     checkpoint.trim_log(unit.log, of_model, begin)
     times: list[float] = []
-    label = f"{unit.data.name}, seed {unit.seed}: {model}"
+    infos: list[dict[str, Any]] = []
+    label, every = f"{unit.data.name}, seed {unit.seed}: {model}", journal.wait_every(unit.device)
     with unit.log.open("a") as log, progress_bar(label, steps.stop, begin) as advance:
+        began = time.perf_counter()
         for step in range(begin, steps.stop):
-            began = time.perf_counter()
-            if system is None:
-                trainer, info = _step(unit, trainer, step, phases, divergence)
-            else:
-                shared = {"low": unit.low, "recipe": config, "step": step, "total": steps.stop}
-                batch = own_rows(*batch_at(unit, step), starts_at(unit, step))
-                trainer, info = training.rival_step(trainer, *batch, system=system, **shared)
-            times.append(evaluation.step_time(time.perf_counter() - began, times))
-            seconds, rate = seconds + times[-1], trainer.step_tokens[0] / times[-1]
-            info |= {"tokens_per_second": round(rate, 1), "memory_mib": more_than(before)}
-            log.write(json.dumps(of_model | {"step": step + 1} | info) + "\n")
-            if not (math.isfinite(info["loss"]) and math.isfinite(info["grad_norm"])):
-                raise ValueError(f"{label}: {_diverged(info, step + 1, config.lr)}")
-            advance(f"fve {info['fve']:.3f}  l0 {info['l0']:.1f}  {rate:,.0f} tokens/s")
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == steps.stop:
+            wait, end = step % every == 0, step + 1
+            trainer, info = _step(unit, trainer, step, steps.stop, phases, system, divergence, wait)
+            infos.append({"step": end} | info)
+            saves = end % config.checkpoint_every == 0 or end == steps.stop
+            if not (saves or end % every == 0):
+                advance()
+                continue
+            numbers = training.fetched(infos)
+            took = (time.perf_counter() - began) / len(infos)
+            times.append(evaluation.step_time(took, times))
+            seconds += len(infos) * times[-1]
+            for line in journal.step_lines(numbers, times[-1]):
+                log.write(json.dumps(of_model | line | {"memory_mib": more_than(before)}) + "\n")
+                journal.check_finite(line, label, config.lr)
+            advance(journal.note(line))
+            if saves:
                 log.flush()
                 os.fsync(log.fileno())
-                meta = {"model": model, "step": step + 1, "seconds": seconds}
-                meta["identity"] = unit.identity
+                meta = {"model": model, "step": end, "seconds": seconds, "identity": unit.identity}
                 if path.exists():
                     path.replace(_before(path))
                 checkpoint.save_tensors(path, training.snapshot(trainer), meta)
+            infos, began = [], time.perf_counter()
     return trainer, seconds
 
 
 def _step(
-    unit: Unit, trainer: training.Trainer, step: int, phases: tsae.Phases,
-    divergence: Divergence | None,
+    unit: Unit, trainer: training.Trainer, step: int, total: int, phases: tsae.Phases,
+    system: System | None, divergence: Divergence | None, wait: bool,
 ) -> tuple[training.Trainer, dict[str, Any]]:  # fmt: skip
-    """A step of a static SAE or a TSAE."""
+    """A step of a static SAE, a TSAE or a rival."""
+    batch, starts = batch_at(unit, step), starts_at(unit, step)
+    shared = {"recipe": unit.config, "low": unit.low, "wait": wait}
+    if system is not None:
+        rows = own_rows(*batch, starts)
+        return training.rival_step(trainer, *rows, step, system=system, total=total, **shared)
     added = None if divergence is None else partial(divergence, _read_at(unit, step)[0])
-    shared = {"recipe": unit.config, "phases": phases, "low": unit.low, "added": added}
-    shared["starts"], begins = starts_at(unit, step), step % unit.config.pieces == 0
-    return training.train_step(trainer, *batch_at(unit, step), step, begins=begins, **shared)
+    shared |= {"starts": starts, "begins": step % unit.config.pieces == 0, "added": added}
+    return training.train_step(trainer, *batch, step, phases=phases, **shared)
 
 
 def _before(path: Path) -> Path:
     """Where the checkpoint before the last one lies."""
     return path.with_name(f"before.{path.name}")
-
-
-def _diverged(info: dict[str, Any], step: int, lr: float) -> str:
-    """A run keeps one --lr: its SAEs are compared at the same rate."""
-    values = f"the loss is {info['loss']}, the gradient's norm {info['grad_norm']}"
-    advice = f"give an --lr below {lr:g} and another --out_dir: this one would come here again"
-    return f"{values} at step {step}; nothing of it was saved; {advice}"
 
 
 def _resumed(

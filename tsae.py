@@ -350,7 +350,7 @@ def select(
     if (strength := dials.mix * dials.beta) == 0:
         return seen.static.idx, torch.zeros_like(seen.static.vals)
     flat, shape = seen.pre.detach().flatten(0, 1), seen.static.idx.shape
-    weights = strength * read_weights(dials.window, dials.tau).to(flat.device)
+    weights = strength * read_weights(dials.window, dials.tau, flat.device)
     scaled = _as_read(held, temporal, dials)
     past = replace(memory, vals=_as_read(Codes(memory.vals, memory.idx), temporal, dials).vals)
     sel = _add_memory(flat.clone(), past, scaled, weights, seen.starts)

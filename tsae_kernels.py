@@ -193,9 +193,8 @@ def codes_t_product(
     d_sae: int,
 ) -> Float[Tensor, "d_sae d"]:
     """`codes^T x`, a weight's gradient: entries sorted by feature, then summed in bags."""
-    order = idx.flatten().argsort(stable=True)
-    count = idx.flatten().bincount(minlength=d_sae)
-    starts = count.cumsum(0) - count
+    feature, order = idx.flatten().sort(stable=True)
+    starts = torch.searchsorted(feature, torch.arange(d_sae, device=idx.device))
     token = torch.div(order, idx.shape[1], rounding_mode="floor")
     return F.embedding_bag(token, x, starts, per_sample_weights=vals.flatten()[order], mode="sum")
 
@@ -207,10 +206,12 @@ def feature_sums(
     return vals.new_zeros(d_sae).index_add_(0, idx.flatten(), vals.flatten())
 
 
-def read_weights(window: int, tau: float) -> Float[Tensor, " window"]:
+def read_weights(
+    window: int, tau: float, device: torch.device | str = "cpu"
+) -> Float[Tensor, " window"]:
     """Weights of the codes 1..window tokens back, `exp(-j / tau)` scaled to sum 1."""
     # from lag 0: a small tau leaves no 0 / 0
-    weights = torch.exp(-torch.arange(window, dtype=torch.float64) / tau)
+    weights = torch.exp(-torch.arange(window, dtype=torch.float64, device=device) / tau)
     return (weights / weights.sum()).float()
 
 

@@ -15,7 +15,7 @@ import tsae
 import tsae_kernels
 from tsae import Dials
 from tsae_lab.data import texts
-from tsae_lab.jobs import comparison, plan, training
+from tsae_lab.jobs import comparison, plan, training, warmstart
 from tsae_lab.jobs.plan import Config
 from tsae_lab.rivals.system import own_rows
 
@@ -178,13 +178,13 @@ def test_a_decoder_lstm_started_on_packed_documents_is_the_one_started_on_each()
     params = tsae.from_static(static, scale=0.7, hidden_enc=3, hidden_dec=8, generator=g)
     x, starts = torch.randn(40, 18, 12, generator=g), torch.rand(40, 18, generator=g) < 0.2
     valid = torch.ones(40, 18, dtype=torch.bool)
-    packed = training.integrators(params, x, valid, Dials(k=4), starts)
+    packed = warmstart.integrators(params, x, valid, Dials(k=4), starts)
     rows, weights = own_rows(x, valid.float(), starts)
-    alone = training.integrators(params, rows, weights > 0, Dials(k=4))
+    alone = warmstart.integrators(params, rows, weights > 0, Dials(k=4))
     dials = Dials(k=4, beta=0.0)
     one, two = (tsae.forward(p, x, dials, starts=starts)[0] for p in (packed, alone))
     torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-2)
-    crossed = training.integrators(params, x, valid, Dials(k=4))
+    crossed = warmstart.integrators(params, x, valid, Dials(k=4))
     assert (tsae.forward(crossed, x, dials, starts=starts)[0] - two).abs().max() > 0.02
 
 

@@ -11,7 +11,7 @@ from strategies import tensors
 import metrics
 import tsae
 from tsae import Dials, Static
-from tsae_lab.jobs import training
+from tsae_lab.jobs import warmstart
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -26,7 +26,7 @@ def planted(rows: int, seq: int, seed: int) -> tuple[torch.Tensor, Static]:
     directions = torch.linalg.qr(torch.randn(24, 24, generator=generator(7))).Q
     on = torch.rand(rows, seq, 12, generator=g).topk(2).indices
     acts = torch.zeros(rows, seq, 12).scatter(-1, on, 1 + torch.rand(rows, seq, 2, generator=g))
-    moved = training.running_mean(acts, 0.8) @ torch.randn(12, 12, generator=generator(8))
+    moved = warmstart.running_mean(acts, 0.8) @ torch.randn(12, 12, generator=generator(8))
     x = acts @ directions[:12] + moved @ directions[12:]
     W_dec = directions[:12].contiguous()
     return x, Static(
@@ -41,7 +41,7 @@ def started(
         static, scale=0.7, hidden_enc=3, hidden_dec=hidden, generator=generator()
     )
     valid = torch.ones(x.shape[:2], dtype=torch.bool) if valid is None else valid
-    return training.integrators(params, x, valid, Dials(k=2))
+    return warmstart.integrators(params, x, valid, Dials(k=2))
 
 
 @settings(deadline=None, max_examples=25)
@@ -51,7 +51,7 @@ def test_the_running_mean_is_the_weighted_sum_of_what_came_before(r, decay):
     for t in range(5):
         for j in range(t + 1):
             expected[:, t] += (1 - decay) * decay**j * r[:, t - j]
-    torch.testing.assert_close(training.running_mean(r, decay), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(warmstart.running_mean(r, decay), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_start_explains_what_is_linear_in_the_past_on_held_out_tokens():
@@ -69,7 +69,7 @@ def test_the_start_explains_what_is_linear_in_the_past_on_held_out_tokens():
 def test_the_start_changes_only_the_decoder_lstm():
     x, static = planted(8, 6, seed=1)
     one = tsae.from_static(static, scale=0.7, hidden_enc=3, hidden_dec=9, generator=generator())
-    other = training.integrators(one, x, torch.ones(8, 6, dtype=torch.bool), Dials(k=2))
+    other = warmstart.integrators(one, x, torch.ones(8, 6, dtype=torch.bool), Dials(k=2))
     changed = {
         n for n, t in tsae.tensors(one).items() if not torch.equal(t, tsae.tensors(other)[n])
     }

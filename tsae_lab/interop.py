@@ -241,7 +241,7 @@ class CustomTrainer:
         self._trainer, info = training.train_step(trainer, x, x.new_ones(x.shape[:2]), step,
                                                   **settings)  # fmt: skip
         self._next += 1
-        return info
+        return training.fetched([info])[0]
 
     def _started(self, x: Tensor) -> Trainer:
         """The trainer before the next step: begun at the first, a TSAE after the pretraining."""

@@ -2,10 +2,11 @@
 the bit.
 
 The trainer owns its tensors and updates them in place; all else here is a function of the step.
+With `wait=False` a step of our own models reads nothing back from the device: no shape and no
+branch depends on a value, and what a log says stays there until it is `fetched`.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 import tsae
 import tsae_kernels
 from tsae import Codes, Dials, Lifecycle, Memory, Params, Phases, Starts, State, Static
+from tsae_lab.jobs import warmstart
 from tsae_lab.rivals.system import BUFFERS, Explained, System, in_windows, squared_error
 
 
@@ -82,13 +84,15 @@ class Trainer:
     named: dict[str, Tensor]
     adam: torch.optim.Adam
     life: Lifecycle  # of the codes of all steps; no runs
-    step_tokens: tuple[int, ...] = ()  # of the last steps, newest first, as far as `patience`
+    silent: Int[Tensor, " d_sae"]  # tokens of the steps after the last in which a feature fired
+    dead: Int[Tensor, " dead"]  # features that were dead when they were last looked for
     state: State | None = None  # of the streams; None where the next step begins new ones
 
 
 TEMPORAL = tuple(tsae.Temporal.__dataclass_fields__)
 STATIC = tuple(tsae.Static.__dataclass_fields__)
 FIXED = ("scale", *BUFFERS)  # tensors that no gradient moves
+FUSED = ("cpu", "cuda", "mps", "xpu")  # devices that have Adam in one kernel
 
 
 def start_trainer(
@@ -101,16 +105,17 @@ def start_trainer(
     ordered = (*STATIC, *TEMPORAL, *sorted(named))  # files sort by name
     own = {name: _own(name, named[name]) for name in dict.fromkeys(ordered) if name in named}
     groups = [{"params": [t], "name": name} for name, t in own.items() if name not in FIXED]
-    adam = torch.optim.Adam(groups, lr=recipe.lr, fused=True)
+    adam = torch.optim.Adam(groups, lr=recipe.lr, fused=own["b_enc"].device.type in FUSED)
     if before is None:
         life = tsae.start_lifecycle(len(own["b_enc"]), own["b_enc"])
-        return Trainer(named=own, adam=adam, life=life)
+        none = life.idle.new_zeros(0)
+        return Trainer(named=own, adam=adam, life=life, silent=life.idle.clone(), dead=none)
     moments = {g["name"]: before.adam.state[g["params"][0]] for g in before.adam.param_groups}
     for group in adam.param_groups:
         if moments.get(group["name"]):
             copies = {key: value.clone() for key, value in moments[group["name"]].items()}
             adam.state[group["params"][0]] = copies
-    return Trainer(named=own, adam=adam, life=before.life, step_tokens=before.step_tokens)
+    return Trainer(named=own, adam=adam, life=before.life, silent=before.silent, dead=before.dead)
 
 
 def start_temporal(
@@ -128,7 +133,7 @@ def start_temporal(
     """
     hidden = {"hidden_enc": recipe.hidden_enc, "hidden_dec": recipe.hidden_dec}
     params = tsae.from_static(static_of(pretrained), scale=scale, **hidden, generator=generator)
-    params = integrators(params, x, valid, final_dials(recipe, low), starts)
+    params = warmstart.integrators(params, x, valid, final_dials(recipe, low), starts)
     return start_trainer(tsae.tensors(params), recipe, before=pretrained)
 
 
@@ -147,7 +152,7 @@ def snapshot(trainer: Trainer) -> dict[str, Tensor]:
     """Everything that the next step depends on, by name: what a checkpoint saves."""
     out = {f"param.{name}": tensor for name, tensor in trainer.named.items()}
     out |= {f"life.{name}": t for name, t in vars(trainer.life).items() if name != "streams"}
-    out["step_tokens"] = torch.tensor(trainer.step_tokens, dtype=torch.int64)
+    out |= {"silent": trainer.silent, "dead": trainer.dead}
     for group in trainer.adam.param_groups:
         for key, value in trainer.adam.state[group["params"][0]].items():
             out[f"adam.{group['name']}.{key}"] = value
@@ -182,8 +187,19 @@ def restore(saved: dict[str, Tensor], recipe: Recipe) -> Trainer:
         state = State(memory=ring, **streams)
     counts = under("life.") or {"idle": saved["idle"]}
     life = replace(trainer.life, **{name: count.clone() for name, count in counts.items()})
-    step_tokens = tuple(saved["step_tokens"].tolist()) if "step_tokens" in saved else ()
-    return replace(trainer, life=life, step_tokens=step_tokens, state=state)
+    silent = saved["silent"].clone() if "silent" in saved else _silent(life.idle, saved)
+    dead = saved["dead"].clone() if "dead" in saved else trainer.dead
+    return replace(trainer, life=life, silent=silent, dead=dead, state=state)
+
+
+def _silent(idle: Tensor, saved: dict[str, Tensor]) -> Tensor:
+    """`silent` of a checkpoint from before it, of "step_tokens" (newest first) where it has them.
+
+    A feature that was on anywhere in a step counts as on at its end.
+    """
+    ends = torch.nn.functional.pad(saved.get("step_tokens", idle[:0]).to(idle).cumsum(0), (1, 0))
+    whole = ends[torch.searchsorted(ends, idle, right=True) - 1]
+    return torch.where(idle >= ends[-1], idle, whole)
 
 
 def params_of(trainer: Trainer) -> Params:
@@ -263,6 +279,7 @@ def train_step(
     trainer: Trainer, x: Float[Tensor, "batch seq d_in"], weight: Float[Tensor, "batch seq"],
     step: int, recipe: Recipe, phases: Phases, low: torch.dtype, *, begins: bool = True,
     starts: Starts = None, added: Callable[[Tensor, Tensor], Tensor] | None = None,
+    wait: bool = True,
 ) -> tuple[Trainer, dict[str, Any]]:  # fmt: skip
     """The trainer after a step, its tensors updated in place, and what a log line says of the step.
 
@@ -273,6 +290,10 @@ def train_step(
     the reconstruction, and `fve` of an `x` that does not vary is 0. A static SAE is a TSAE that
     stays in the phase "pretrain". `added` is more of the loss, of the reconstruction and its
     squared error.
+
+    A step that may `wait` for the device lists the dead features anew and skips padding where it
+    revives them. Else the last step's list holds, as far as its features are still dead: what died
+    since is revived after the next list.
     """
     phase = tsae.phase_at(step, phases)
     _learning(trainer, trained_at(phase, recipe))
@@ -288,14 +309,14 @@ def train_step(
     if added is not None:
         loss = loss + added(x_hat, squared_error(x, x_hat, weight).detach())
     explained, rate = Explained(loss=loss, x_hat=x_hat, codes=codes), rates(step, recipe, phases)
-    after, info = _learn(trainer, explained, x, weight, rate, recipe, low)
+    after, info = _learn(trainer, explained, x, weight, rate, recipe, low, wait=wait)
     dialled = {"k": dials.k, "beta": dials.beta}
     return replace(after, state=_detached(state)), {"phase": phase} | info | dialled
 
 
 def rival_step(
     trainer: Trainer, x: Float[Tensor, "batch seq d_in"], weight: Float[Tensor, "batch seq"],
-    step: int, system: System, recipe: Recipe, total: int, low: torch.dtype,
+    step: int, system: System, recipe: Recipe, total: int, low: torch.dtype, *, wait: bool = True,
 ) -> tuple[Trainer, dict[str, Any]]:  # fmt: skip
     """As `train_step`, of a rival: the same loop on its own loss, at one rate for all tensors.
 
@@ -308,21 +329,21 @@ def rival_step(
     rate = dict.fromkeys(trainer.named, recipe.lr * rate_at(step, **schedule))
     own = recipe if system.revive else replace(recipe, aux=0.0)
     explained = system.explain(trainer.named, x, weight, step / total)
-    after, info = _learn(trainer, explained, x, weight, rate, own, low, system.window)
+    after, info = _learn(trainer, explained, x, weight, rate, own, low, system.window, wait=wait)
     with torch.no_grad():
         for name, value in explained.buffers.items():
             after.named[name].copy_(value)
     quarter = max(total // 4, 1)
     if system.resample is not None and (step + 1) % quarter == 0 and step + 1 + quarter <= total:
-        _resample(after, system.resample, x, explained.x_hat.detach(), quarter, step)
+        dead = after.life.idle >= quarter * info["tokens"]
+        _resample(after, system.resample, x, explained.x_hat.detach(), dead, step)
     return after, {"phase": "all"} | info
 
 
 def _resample(
-    trainer: Trainer, resample: Any, x: Tensor, x_hat: Tensor, steps: int, seed: int
+    trainer: Trainer, resample: Any, x: Tensor, x_hat: Tensor, dead: Tensor, seed: int
 ) -> None:
-    """Begin the features anew that did not fire for this many steps; their moments are 0 again."""
-    dead = trainer.life.idle >= steps * trainer.step_tokens[0]
+    """Begin the features that are dead anew; their moments are 0 again."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in resample(trainer.named, x, x_hat, dead, generator).items():
@@ -342,30 +363,42 @@ def _learning(trainer: Trainer, names: frozenset[str]) -> None:
 
 def _learn(
     trainer: Trainer, explained: Explained, x: Tensor, weight: Tensor, rate: dict[str, float],
-    recipe: Recipe, low: torch.dtype, window: int = 1,
+    recipe: Recipe, low: torch.dtype, window: int = 1, *, wait: bool,
 ) -> tuple[Trainer, dict[str, Any]]:  # fmt: skip
     """The trainer after one step down the gradient, dead features revived; what a log says."""
     x_hat, codes, loss = explained.x_hat, explained.codes, explained.loss
-    dead, spread = dead_features(trainer, recipe), _spread(x, weight)
-    if len(dead) and trainer.named["W_enc"].requires_grad and recipe.aux > 0:
-        static = Static(**{name: trainer.named[name] for name in STATIC})
+    spread, n_dead = _spread(x, weight), (trainer.silent >= recipe.patience).sum()
+    trainer = replace(trainer, dead=dead_features(trainer, recipe)) if wait else trainer
+    if len(trainer.dead) and trainer.named["W_enc"].requires_grad and recipe.aux > 0:
         whole = in_windows(weight[..., None], window).amin(-1) > 0
-        real, error = (in_windows(y, window)[whole][None] for y in (x, x - x_hat))
-        revival = auxiliary_loss(error, real, static, dead, recipe.k_aux, low)
-        loss = loss + recipe.aux * spread * revival
+        slabs = (in_windows(y, window) for y in (x, x - x_hat))
+        loss = loss + recipe.aux * spread * _revival(trainer, *slabs, whole, recipe, low, wait=wait)
     loss.backward()
     norm = _descend(trainer, rate, recipe)
     with torch.no_grad():
         life = tsae.advance(trainer.life, codes, weight)
-        n_tokens, error = int(weight.sum().item()), squared_error(x, x_hat, weight)
-        info = {
-            "loss": error.item(),
-            "fve": 1 - (error / spread).item() if spread > 0 else 0.0,
-            "l0": (((codes.vals > 0).sum(-1) * weight).sum() / max(n_tokens, 1)).item(),
-            **{"dead": len(dead), "grad_norm": norm},
-        }
-    step_tokens = _recent((n_tokens, *trainer.step_tokens), recipe.patience)
-    return replace(trainer, life=life, step_tokens=step_tokens), info
+        n_tokens, error = life.tokens - trainer.life.tokens, squared_error(x, x_hat, weight)
+        silent = torch.where(life.idle < n_tokens, 0, trainer.silent + n_tokens)
+        l0 = ((codes.vals > 0).sum(-1) * weight).sum() / n_tokens.clamp(min=1)
+        fve = torch.where(spread > 0, 1 - (error / spread).double(), 0.0)
+    info = {"loss": error, "fve": fve, "l0": l0, "dead": n_dead, "grad_norm": norm}
+    return replace(trainer, life=life, silent=silent), info | {"tokens": n_tokens}
+
+
+def fetched(infos: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the log says of some steps, numbers in place of tensors; one transfer in all."""
+    held = [value for info in infos for value in info.values() if isinstance(value, Tensor)]
+    numbers = iter(
+        torch.stack([value.detach().double() for value in held]).tolist() if held else ()
+    )
+    whole = iter(not value.is_floating_point() for value in held)
+
+    def number(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return int(next(numbers)) if next(whole) else next(numbers)
+
+    return [{name: number(value) for name, value in info.items()} for info in infos]
 
 
 def dead_features(trainer: Trainer, recipe: Recipe) -> Int[Tensor, " dead"]:
@@ -373,15 +406,20 @@ def dead_features(trainer: Trainer, recipe: Recipe) -> Int[Tensor, " dead"]:
 
     A feature that was on anywhere in a step counts as on at its end.
     """
-    patience = max(sum(trainer.step_tokens), recipe.patience)
-    return (tsae.stage(trainer.life, dead_after=patience) == tsae.DEAD).nonzero()[:, 0]
+    return (trainer.silent >= recipe.patience).nonzero()[:, 0]
 
 
-def _recent(step_tokens: tuple[int, ...], enough: int) -> tuple[int, ...]:
-    """The first of `step_tokens`, no more than it takes to sum to `enough`."""
-    while sum(step_tokens[:-1]) >= enough:
-        step_tokens = step_tokens[:-1]
-    return step_tokens
+def _revival(
+    trainer: Trainer, x: Tensor, error: Tensor, whole: Tensor, recipe: Recipe, low: torch.dtype,
+    *, wait: bool,
+) -> Tensor:  # fmt: skip
+    """The auxiliary loss of the dead features on what is no padding."""
+    static, dead = Static(**{name: trainer.named[name] for name in STATIC}), trainer.dead
+    if wait:  # what is left out need not be computed
+        real = (y[whole][None] for y in (error, x))
+        return auxiliary_loss(*real, static, dead, recipe.k_aux, low)
+    still = trainer.silent[dead] >= recipe.patience
+    return auxiliary_loss(error, x, static, dead, recipe.k_aux, low, weight=whole, still=still)
 
 
 def _detached(state: State | None) -> State | None:
@@ -459,21 +497,54 @@ def auxiliary_loss(
     dead: Int[Tensor, " dead"],
     k_aux: int,
     low: torch.dtype = torch.float32,
+    *,
+    weight: Bool[Tensor, "batch seq"] | None = None,
+    still: Bool[Tensor, " dead"] | None = None,
 ) -> Float[Tensor, ""]:
     """`||error - error_hat||^2 / ||error - mean||^2` of the dead features alone (Gao et al. A.2).
 
-    `error` is a constant; the `k_aux` largest of the dead count. 0 where nothing is dead or `error`
-    does not vary (one token, say).
+    `error` is a constant; the `k_aux` largest of the dead count, of those that are `still`. 0 where
+    nothing is dead or `error` does not vary (one token, say); `weight` leaves out padding.
     """
-    flat_x, target = (x - static.b_dec).detach().flatten(0, 1), error.detach().flatten(0, 1)
-    spread = (target - target.mean(0)).square().sum()
-    if len(dead) == 0 or not spread > 1e-10 * target.square().sum():  # less is rounding
+    if len(dead) == 0:
         return error.new_zeros(())
-    W_enc, b_enc = static.W_enc[:, dead], static.b_enc[dead]
-    pre = tsae_kernels.product(flat_x, W_enc, low) + b_enc
-    idx = tsae_kernels.topk_idx(pre.detach(), min(k_aux, len(dead)))
-    error_hat = tsae_kernels.decode_codes(pre.gather(1, idx).relu(), idx, static.W_dec[dead])
-    return (target - error_hat).square().sum() / spread
+    flat_x, target = (x - static.b_dec).detach().flatten(0, 1), error.detach().flatten(0, 1)
+    if weight is None:
+        mean = target.mean(0)
+    else:
+        real = weight.flatten()[:, None]
+        target = target * real
+        mean = target.sum(0) / real.sum().clamp(min=1) * real
+    spread = (target - mean).square().sum()
+    vals, idx = _dead_codes(flat_x, static, dead, still, k_aux, low)
+    error_hat = tsae_kernels.decode_codes(vals, idx, static.W_dec[dead])
+    error_hat = error_hat if weight is None else error_hat * real
+    varies = spread > 1e-10 * target.square().sum()  # less is rounding
+    missed = (target - error_hat).square().sum() / torch.where(varies, spread, 1)
+    return torch.where(varies, missed, 0)
+
+
+DEAD_VALUES = 2**26  # pre-activations of dead features that are held at a time
+
+
+def _dead_codes(
+    x: Tensor, static: Static, dead: Tensor, still: Tensor | None, k: int, low: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Values and places in `dead` of the `k` largest; as many features at a time as fit."""
+    width, vals, idx = max(DEAD_VALUES // max(len(x), 1), k), [], []
+    for begin in range(0, len(dead), width):
+        features = dead[begin : begin + width]
+        pre = tsae_kernels.product(x, static.W_enc[:, features], low) + static.b_enc[features]
+        if still is not None:
+            pre = pre.masked_fill(~still[begin : begin + width], -torch.inf)
+        best = tsae_kernels.topk_idx(pre.detach(), min(k, len(features)))
+        vals.append(pre.gather(1, best))
+        idx.append(best + begin)
+    if len(vals) == 1:
+        return vals[0].relu(), idx[0]
+    every, place = torch.cat(vals, 1), torch.cat(idx, 1)
+    best = tsae_kernels.topk_idx(every.detach(), min(k, len(dead)))
+    return every.gather(1, best).relu(), place.gather(1, best)
 
 
 def tangent(
@@ -489,7 +560,7 @@ def _spread(x: Tensor, weight: Tensor) -> Tensor:
     return ((x - mean).square().sum(-1) * weight).sum() / n
 
 
-def _descend(trainer: Trainer, rate: dict[str, float], recipe: Recipe) -> float:
+def _descend(trainer: Trainer, rate: dict[str, float], recipe: Recipe) -> Tensor:
     """Clip, step, normalise the decoder's rows; the norm of the gradient before clipping.
 
     The static and the temporal tensors are clipped apart: one norm for both would make the static
@@ -514,86 +585,4 @@ def _descend(trainer: Trainer, rate: dict[str, float], recipe: Recipe) -> float:
             bridge = trainer.named["bridge"].clamp_(min=0.0)
             # mean 1: beta sets the strength, the bridge its distribution over features
             bridge /= bridge.mean().clamp(min=1e-6)
-    return torch.stack(norms).norm().item()
-
-
-DECAYS = (0.0, 0.5, 0.8, 0.95)  # of a unit's running mean, per token
-AMPLITUDE = 0.3  # root mean square of a unit's input: tanh is near linear there
-RIDGE_INPUT, RIDGE_OUTPUT = 0.02, 0.005  # relative to the mean variance of the regressors
-START_ROWS = 64  # sequences per call
-
-
-def integrators(
-    params: Params,
-    x: Float[Tensor, "batch seq d_in"],
-    valid: Bool[Tensor, "batch seq"],
-    dials: Dials,
-    starts: Starts = None,
-) -> Params:
-    """`params` with a decoder LSTM that explains the static SAE's error on the valid tokens of `x`.
-
-    Unit u of decay d: input gate 1 - d, forget gate d, output gate 0.95, candidate tanh(0.3 p_u r),
-    where `r = (x_hat - b_dec) / scale` and p_u is one of the leading left singular directions, in
-    the metric of r's covariance, of the ridge regression of the error on all running means; no
-    recurrent weights. `W_out` is the ridge regression of the error on the units. Raises ValueError
-    where no token is valid.
-    """
-    static, t = params.static, params.temporal
-    if not valid.any():
-        raise ValueError("integrators needs at least one valid token; got none")
-    codes = [tsae.encode_static(rows, static, dials.k, dials.low) for rows in x.split(START_ROWS)]
-    base = torch.cat([tsae.decode_static(row_codes, static) for row_codes in codes])
-    r, error = (base - static.b_dec) / t.scale, ((x - base) / t.scale)[valid]
-    means = [running_mean(r, decay, starts)[valid] for decay in DECAYS]
-    W_x, b = _units(means, error, len(t.dec_W_h))
-    zeros, W_h = r.new_zeros(START_ROWS, len(t.dec_W_h)), torch.zeros_like(t.dec_W_h)
-    begun = [None] * len(codes) if starts is None else starts.split(START_ROWS)
-    states = [
-        tsae_kernels.lstm(rows, zero, zero, W_x, W_h, b, starts=new)[0]
-        for rows, new in zip(r.split(START_ROWS), begun, strict=True)
-        for zero in [zeros[: len(rows)]]
-    ]
-    W_out = _ridge(torch.cat(states)[valid], error, RIDGE_OUTPUT)
-    return replace(params, temporal=replace(t, dec_W_x=W_x, dec_W_h=W_h, dec_b=b, W_out=W_out))
-
-
-def _units(means: Sequence[Tensor], error: Tensor, hidden: int) -> tuple[Tensor, Tensor]:
-    """Input weights (d_in, 4 hidden) and biases of the integrators."""
-    d_in = error.shape[1]
-    by_mean = _ridge(torch.cat(list(means), 1), error, RIDGE_INPUT).split(d_in)
-    W_x, b = error.new_zeros(d_in, 4, hidden), error.new_zeros(4, hidden)
-    for units, decay, mean, weight in zip(_shares(hidden), DECAYS, means, by_mean, strict=True):
-        covariance = mean.t() @ mean / len(mean)
-        jitter = 1e-4 * covariance.diagonal().mean().clamp(min=1e-12)
-        root = torch.linalg.cholesky(covariance + jitter * torch.eye(len(covariance)).to(error))
-        leading = torch.linalg.svd(root.t() @ weight)[0][:, : len(units)]
-        # unit variance on the running mean; more units than dimensions: the rest starts silent
-        directions = torch.linalg.solve_triangular(root.t(), leading, upper=True)
-        W_x[:, 3, units[: directions.shape[1]]] = AMPLITUDE * directions
-        forget = math.log(max(decay, 0.01) / (1 - max(decay, 0.01)))
-        b[0, units], b[1, units], b[2, units] = 3.0, -forget, forget
-    return W_x.flatten(1), b.flatten()
-
-
-def _shares(hidden: int) -> list[list[int]]:
-    """The units of each decay, in turn."""
-    return [list(range(first, hidden, len(DECAYS))) for first in range(len(DECAYS))]
-
-
-def running_mean(
-    r: Float[Tensor, "batch seq d"], decay: float, starts: Starts = None
-) -> Float[Tensor, "batch seq d"]:
-    """`m_t = decay m_{t-1} + (1 - decay) r_t`, from 0 where a sequence begins and at `starts`."""
-    out, mean = torch.empty_like(r), torch.zeros_like(r[:, 0])
-    for t in range(r.shape[1]):
-        mean = mean if starts is None else mean * ~starts[:, t, None]
-        mean = decay * mean + (1 - decay) * r[:, t]
-        out[:, t] = mean
-    return out
-
-
-def _ridge(A: Tensor, y: Tensor, ridge: float) -> Tensor:
-    """`argmin ||y - A W||^2 + lambda ||W||^2`, lambda relative to the mean diagonal of `A^T A`."""
-    gram = A.t() @ A
-    penalty = ridge * gram.diagonal().mean().clamp(min=1e-12) * torch.eye(len(gram)).to(gram)
-    return torch.linalg.solve(gram + penalty, A.t() @ y)
+    return torch.stack(norms).norm()
