@@ -111,9 +111,9 @@ def batch_at(unit: Unit, step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def starts_at(unit: Unit, step: int) -> tsae.Starts:
-    """Where documents begin in the batch of a step; None where none are packed."""
+    """Where documents begin in the batch of a step, on the CPU; None where none are packed."""
     packed = unit.data.packed
-    return None if packed is None else packed.starts[_read_at(unit, step)].to(unit.device)
+    return None if packed is None else packed.starts[_read_at(unit, step)]
 
 
 def _read_at(unit: Unit, step: int) -> tuple[torch.Tensor, slice]:
@@ -154,7 +154,7 @@ def start_tsae(unit: Unit, pretrained: training.Trainer) -> training.Trainer:
     if packed is None:
         x, valid, starts = store.x(rows), store.tokens.valid[rows], None
     else:
-        valid, starts = packed.valid[rows], packed.starts[rows].to(unit.device)
+        valid, starts = packed.valid[rows], packed.starts[rows]
         x = store.at(packed.row[rows], packed.place[rows]) * valid[..., None]
     text = x.to(unit.device), valid.to(unit.device), config, unit.low, _seeded(1_000 + unit.seed)
     return training.start_temporal(pretrained, scale, *text, starts)

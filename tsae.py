@@ -27,7 +27,7 @@ from tsae_kernels import to as to
 Number = float | int
 Activations = Float[Tensor, "batch seq d_in"]
 Starts = Bool[Tensor, "batch seq"] | None
-"""Where documents begin that are packed into a stream: states and memory are empty there."""
+"""Where documents begin that are packed into a stream, on the CPU; nothing is remembered there."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -239,6 +239,7 @@ def push(memory: Memory, codes: Codes, starts: Starts = None) -> Memory:
     What lies before the last of a stream's `starts` is forgotten.
     """
     if starts is not None:
+        starts = starts.to(codes.vals.device)
         n_before, n = starts.cumsum(1), starts.sum(1, keepdim=True)
         codes = Codes(codes.vals * (n_before == n)[..., None], codes.idx)
         memory = replace(memory, vals=memory.vals * (n == 0)[..., None])

@@ -22,10 +22,14 @@ from torch import Generator, Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import Function
 from torch.utils import _pytree
+from torch.utils.weak import WeakTensorKeyDictionary
 
 Args = ParamSpec("Args")
 Result = TypeVar("Result")
 Tree = TypeVar("Tree")
+Hidden = tuple[
+    Float[Tensor, "batch seq hidden"], Float[Tensor, "batch hidden"], Float[Tensor, "batch hidden"]
+]
 
 
 def exact(call: Callable[Args, Result]) -> Callable[Args, Result]:
@@ -186,15 +190,30 @@ def gather_dot(
     return out.view(tokens, k)
 
 
+_sorted = WeakTensorKeyDictionary()  # of the indices of a step, which several gradients sort
+
+
+def by_feature(idx: Int[Tensor, "tokens k"], d_sae: int) -> tuple[Tensor, Tensor]:
+    """The entries of `idx` in the order of their features, then where each feature's begin.
+
+    Remembered as long as the indices live: views of one tensor are sorted once.
+    """
+    base = idx if idx._base is None else idx._base
+    version = 0 if base.is_inference() else base._version
+    key = (idx.storage_offset(), *idx.shape, *idx.stride(), d_sae, version)
+    if (held := _sorted.get(base)) is None or held[0] != key:
+        feature, order = idx.flatten().sort(stable=True)
+        begin = torch.searchsorted(feature, torch.arange(d_sae, device=idx.device))
+        held = _sorted[base] = (key, order, begin)
+    return held[1], held[2]
+
+
 def codes_t_product(
-    vals: Float[Tensor, "tokens k"],
-    idx: Int[Tensor, "tokens k"],
-    x: Float[Tensor, "tokens d"],
+    vals: Float[Tensor, "tokens k"], idx: Int[Tensor, "tokens k"], x: Float[Tensor, "tokens d"],
     d_sae: int,
-) -> Float[Tensor, "d_sae d"]:
+) -> Float[Tensor, "d_sae d"]:  # fmt: skip
     """`codes^T x`, a weight's gradient: entries sorted by feature, then summed in bags."""
-    feature, order = idx.flatten().sort(stable=True)
-    starts = torch.searchsorted(feature, torch.arange(d_sae, device=idx.device))
+    order, starts = by_feature(idx, d_sae)
     token = torch.div(order, idx.shape[1], rounding_mode="floor")
     return F.embedding_bag(token, x, starts, per_sample_weights=vals.flatten()[order], mode="sum")
 
@@ -202,8 +221,11 @@ def codes_t_product(
 def feature_sums(
     vals: Shaped[Tensor, "*codes k"], idx: Int[Tensor, "*codes k"], d_sae: int
 ) -> Shaped[Tensor, " d_sae"]:
-    """Sum of the values of each feature; whole numbers stay whole."""
-    return vals.new_zeros(d_sae).index_add_(0, idx.flatten(), vals.flatten())
+    """Sum of the values of each feature, in one order each time; whole numbers stay whole."""
+    if vals.device.type == "cpu" or not vals.is_floating_point():
+        return vals.new_zeros(d_sae).index_add_(0, idx.flatten(), vals.flatten())
+    entries = by_feature(idx.flatten(0, -2), d_sae)
+    return F.embedding_bag(entries[0], vals.reshape(-1, 1), entries[1], mode="sum")[:, 0]
 
 
 def read_weights(
@@ -216,44 +238,38 @@ def read_weights(
 
 
 def add_window(
-    base: Float[Tensor, "tokens d_sae"],
-    vals: Float[Tensor, "batch past k"],
-    idx: Int[Tensor, "batch past k"],
-    weights: Float[Tensor, " window"],
+    base: Float[Tensor, "tokens d_sae"], vals: Float[Tensor, "batch past k"],
+    idx: Int[Tensor, "batch past k"], weights: Float[Tensor, " window"],
     starts: Bool[Tensor, "batch seq"] | None = None,
-) -> Float[Tensor, "tokens d_sae"]:
+) -> Float[Tensor, "tokens d_sae"]:  # fmt: skip
     """`base` plus `sum_j weights_j codes_{t-j}`, j = 1..window; written into `base`.
 
     Of the codes the first `window` come before the tokens of `base`, the others are theirs. Codes
     on the other side of one of `starts`, the first tokens of documents, are not read.
     """
     window, seq = len(weights), vals.shape[1] - len(weights)
-    # lag j = 1 first: token t of `base` lies at window + t of the codes
-    begins = [window - j for j in range(1, window + 1)]
-    near_vals = torch.stack(
-        [vals[:, b : b + seq] * w for b, w in zip(begins, weights, strict=True)], 2
-    )
-    near_idx = torch.stack([idx[:, b : b + seq] for b in begins], 2)
-    if starts is not None:
-        n_before = F.pad(starts, (window, 0)).cumsum(1)
-        same = [n_before[:, b : b + seq] == n_before[:, window:] for b in begins]
-        near_vals = near_vals * torch.stack(same, 2)[..., None]
-    return base.scatter_add_(
-        1, near_idx.flatten(2).flatten(0, 1), near_vals.flatten(2).flatten(0, 1).to(base.dtype)
-    )
+    n_before = None if starts is None else F.pad(starts.to(vals.device), (window, 0)).cumsum(1)
+    lags, k = [], vals.shape[2]
+    for j, weight in enumerate(weights.unbind(), 1):
+        past = slice(window - j, window - j + seq)
+        near = vals[:, past] * weight
+        if n_before is not None:
+            near = near * (n_before[:, past] == n_before[:, window:])[..., None]
+        lags.append((idx[:, past].reshape(-1, k), near.reshape(-1, k).to(base.dtype)))
+    if base.device.type == "cpu":
+        return base.scatter_add_(1, *(torch.cat(entries, 1) for entries in zip(*lags, strict=True)))
+    for entries in lags:  # a lag's features differ: no two sums meet in one place, in any order
+        base.scatter_add_(1, *entries)
+    return base
 
 
 def follow_runs(
-    last: Int[Tensor, "streams d_sae"],
-    begun: Int[Tensor, "streams d_sae"],
-    idx: Int[Tensor, "streams seq k"],
-    position: Int[Tensor, "streams seq"],
+    last: Int[Tensor, "streams d_sae"], begun: Int[Tensor, "streams d_sae"],
+    idx: Int[Tensor, "streams seq k"], position: Int[Tensor, "streams seq"],
 ) -> tuple[
-    Int[Tensor, "streams seq k"],
-    Int[Tensor, "streams seq k"],
-    Int[Tensor, "streams d_sae"],
-    Int[Tensor, "streams d_sae"],
-]:
+    Int[Tensor, "streams seq k"], Int[Tensor, "streams seq k"],
+    Int[Tensor, "streams d_sae"], Int[Tensor, "streams d_sae"],
+]:  # fmt: skip
     """By entry, where its feature was on before and where its run began; then the new tables.
 
     `last` and `begun` say where each feature was last on and where that run began; a run goes on
@@ -273,14 +289,11 @@ def follow_runs(
 
 
 def run_counts(
-    last: Int[Tensor, "streams d_sae"],
-    begun: Int[Tensor, "streams d_sae"],
-    length: Int[Tensor, " streams"],
-    opens: Bool[Tensor, " streams"],
-    idx: Int[Tensor, "streams seq k"],
-    on: Bool[Tensor, "streams seq k"],
+    last: Int[Tensor, "streams d_sae"], begun: Int[Tensor, "streams d_sae"],
+    length: Int[Tensor, " streams"], opens: Bool[Tensor, " streams"],
+    idx: Int[Tensor, "streams seq k"], on: Bool[Tensor, "streams seq k"],
     real: Bool[Tensor, "streams seq"],
-) -> tuple[dict[str, Tensor], Int[Tensor, " d_sae"], tuple[Tensor, Tensor, Tensor]]:
+) -> tuple[dict[str, Tensor], Int[Tensor, " d_sae"], tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
     """Births, deaths, gaps, gap tokens and summed ages by feature, largest ages, then the tables.
 
     The tables are those of `follow_runs` and the `length` of each stream's chunk so far; `opens`
@@ -330,12 +343,10 @@ class _Keep(Function):
 
 
 def kept_values(
-    pre: Float[Tensor, "tokens d_sae"],
-    idx: Int[Tensor, "tokens k"],
-    x: Float[Tensor, "tokens d_in"],
-    W_enc: Float[Tensor, "d_in d_sae"],
+    pre: Float[Tensor, "tokens d_sae"], idx: Int[Tensor, "tokens k"],
+    x: Float[Tensor, "tokens d_in"], W_enc: Float[Tensor, "d_in d_sae"],
     b_enc: Float[Tensor, " d_sae"],
-) -> Float[Tensor, "tokens k"]:
+) -> Float[Tensor, "tokens k"]:  # fmt: skip
     """`relu(pre)` at `idx`, where `pre` is `x W_enc + b_enc`: the gradient goes to the latter."""
     if _plain():
         return pre.gather(1, idx).to(x.dtype).relu()
@@ -362,10 +373,9 @@ class _Decode(Function):
 
 @exact
 def decode_codes(
-    vals: Float[Tensor, "tokens k"],
-    idx: Int[Tensor, "tokens k"],
+    vals: Float[Tensor, "tokens k"], idx: Int[Tensor, "tokens k"],
     W_dec: Float[Tensor, "d_sae d_in"],
-) -> Float[Tensor, "tokens d_in"]:
+) -> Float[Tensor, "tokens d_in"]:  # fmt: skip
     """`sum_j vals_j W_dec[idx_j]`: `k` rows per token, not `d_sae`, forward and backward."""
     if _plain():
         return scatter_codes(vals, idx, len(W_dec)) @ W_dec
@@ -391,24 +401,15 @@ class _Gate(Function):
         d_h = F.embedding_bag(
             idx.contiguous(), W_gate, per_sample_weights=grad.contiguous(), mode="sum"
         )
-        return (
-            d_h,
-            codes_t_product(grad, idx, h, len(W_gate)),
-            feature_sums(grad, idx, len(W_gate)),
-            None,
-            None,
-        )
+        d_W = codes_t_product(grad, idx, h, len(W_gate))
+        return d_h, d_W, feature_sums(grad, idx, len(W_gate)), None, None
 
 
 @exact
 def gate_values(
-    h: Float[Tensor, "tokens hidden"],
-    W_gate: Float[Tensor, "d_sae hidden"],
-    b_gate: Float[Tensor, " d_sae"],
-    idx: Int[Tensor, "tokens k"],
-    *,
-    inward: bool = False,
-) -> Float[Tensor, "tokens k"]:
+    h: Float[Tensor, "tokens hidden"], W_gate: Float[Tensor, "d_sae hidden"],
+    b_gate: Float[Tensor, " d_sae"], idx: Int[Tensor, "tokens k"], *, inward: bool = False,
+) -> Float[Tensor, "tokens k"]:  # fmt: skip
     """`clip(W_gate h + b_gate, 0, 1)` at `idx`: exact zeros, exact ones.
 
     With `inward` the gradient passes outside (0, 1) too, where a step along it leads back inside,
@@ -461,10 +462,8 @@ def init_lstm(name: str, like: Tensor, hidden: int, generator: Generator) -> dic
 
 
 class _Lstm(Function):
-    """One Python loop per direction; products that need no recurrence are taken once for all steps.
-
-    The views of all steps are made before the loop: at 16 streams a view costs as much as its
-    arithmetic.
+    """One Python loop per direction; products that need no recurrence are taken once for all steps,
+    and views made before it: at 16 streams a view costs as much as its arithmetic.
     """
 
     @staticmethod
@@ -536,24 +535,66 @@ def _plain_lstm(x, h, c, W_x, W_h, b, low, keep):
 
 @exact
 def lstm(
-    x: Float[Tensor, "batch seq d_in"],
-    h: Float[Tensor, "batch hidden"],
-    c: Float[Tensor, "batch hidden"],
-    W_x: Float[Tensor, "d_in gates"],
-    W_h: Float[Tensor, "hidden gates"],
-    b: Float[Tensor, " gates"],
-    low: torch.dtype = torch.float32,
-    starts: Bool[Tensor, "batch seq"] | None = None,
-) -> tuple[
-    Float[Tensor, "batch seq hidden"], Float[Tensor, "batch hidden"], Float[Tensor, "batch hidden"]
-]:
+    x: Float[Tensor, "batch seq d_in"], h: Float[Tensor, "batch hidden"],
+    c: Float[Tensor, "batch hidden"], W_x: Float[Tensor, "d_in gates"],
+    W_h: Float[Tensor, "hidden gates"], b: Float[Tensor, " gates"],
+    low: torch.dtype = torch.float32, starts: Bool[Tensor, "batch seq"] | None = None,
+) -> Hidden:  # fmt: skip
     """Hidden states of all steps, then the last `h` and `c` (Hochreiter & Schmidhuber 1997).
 
     `gates = 4 * hidden`: output, input, forget, candidate. `torch.nn.LSTM`, rows so ordered. At
-    `starts` a stream begins anew: `h` and `c` before them are 0.
+    `starts` a stream begins anew: `h` and `c` before them are 0. Products are in `low` on a CPU;
+    elsewhere it is `fused_lstm`, and nothing waits for the device where `starts` lie on the CPU.
     """
-    keep = None if starts is None else (~starts).t()[..., None].to(h.dtype)
-    steps = x.transpose(0, 1).contiguous()
+    if x.device.type != "cpu" and x.shape[1] and not _plain():
+        return fused_lstm(x, h, c, W_x, W_h, b, starts)
+    keep = None if starts is None else (~starts).t()[..., None].to(h)
     run: Callable[..., Any] = _plain_lstm if _plain() else _Lstm.apply
-    hs, h_last, c_last = run(steps, h, c, W_x, W_h, b, product_dtype(W_x, low), keep)
+    steps, low = x.transpose(0, 1).contiguous(), product_dtype(W_x, low)
+    hs, h_last, c_last = run(steps, h, c, W_x, W_h, b, low, keep)
     return hs.transpose(0, 1), h_last, c_last
+
+
+def fused_lstm(
+    x: Float[Tensor, "batch seq d_in"], h: Float[Tensor, "batch hidden"],
+    c: Float[Tensor, "batch hidden"], W_x: Float[Tensor, "d_in gates"],
+    W_h: Float[Tensor, "hidden gates"], b: Float[Tensor, " gates"],
+    starts: Bool[Tensor, "batch seq"] | None = None,
+) -> Hidden:  # fmt: skip
+    """As `lstm`, by `torch.lstm` in the dtype of the tensors: on CUDA cuDNN's, all steps at once.
+
+    Documents between `starts` are packed sequences of their own; seq >= 1. On a CPU slower than
+    `lstm` (64 x 63 tokens, 576 to 256 units, both ways, one thread, float32: 242 ms and 222).
+    """
+    batch, seq, hidden = *x.shape[:2], len(W_h)
+    # torch's order is input, forget, candidate, output; one buffer, as cuDNN wants its weights
+    parts = [W.roll(-hidden, -1).t() for W in (W_x, W_h, b, torch.zeros_like(b))]
+    flat = torch.cat([W.flatten() for W in parts]).split([W.numel() for W in parts])
+    shared = [w.view_as(W) for w, W in zip(flat, parts, strict=True)], True, 1, 0.0, True, False
+    if starts is None:
+        hs, h_n, c_n = torch.lstm(x.transpose(0, 1), (h[None], c[None]), *shared, False)
+        return hs.transpose(0, 1), h_n[0], c_n[0]
+    sizes, *places = segments(starts.cpu())
+    order, back, row, carries, last = (t.to(x.device, non_blocking=True) for t in places)
+    before = tuple((t[row] * carries[:, None])[None] for t in (h, c))
+    hs, h_n, c_n = torch.lstm(x.flatten(0, 1)[order], sizes, before, *shared)
+    return hs[back].view(batch, seq, hidden), h_n[0][last], c_n[0][last]
+
+
+def segments(starts: Bool[Tensor, "batch seq"]) -> tuple[Tensor, ...]:
+    """Stretches of rows between `starts` as packed sequences (`torch.nn.utils.rnn`), longest first.
+
+    Sequences per step; the token at each packed place; the packed place of each token; per sequence
+    its row and whether it goes on with what came before its row; the last sequence of each row.
+    """
+    seq, first = starts.shape[1], starts.clone()
+    first[:, 0] = True
+    begin = first.flatten().nonzero()[:, 0]
+    length = begin.diff(append=begin.new_tensor([starts.numel()]))
+    length, longest_first = length.sort(descending=True, stable=True)
+    begin = begin[longest_first]
+    step = torch.arange(int(length[0]))[:, None]
+    order = (begin + step)[step < length]
+    row, ends = begin // seq, (begin + length) % seq == 0
+    last = ends.nonzero()[:, 0][row[ends].argsort()]
+    return (step < length).sum(1), order, order.argsort(), row, ~starts.flatten()[begin], last

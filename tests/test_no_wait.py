@@ -62,7 +62,8 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def step(
     trainer: Trainer, phase: str, *, wait: bool, device: str = "cpu", carry: bool = False
 ) -> Any:
-    x, weight, starts = (t.to(device) for t in batch())
+    x, weight, starts = batch()
+    x, weight = x.to(device), weight.to(device)
     number, options = STEPS[phase], {"wait": wait, "begins": not carry, "starts": starts}
     low = torch.bfloat16
     return training.train_step(trainer, x, weight, number, RECIPE, PHASES, low, **options)

@@ -371,6 +371,58 @@ def test_lstm_equals_torchs_lstm_and_its_gradients(data, n):
     assert all(torch.equal(a, e) for a, e in zip(before, given_, strict=True))
 
 
+@quick
+@given(st.data(), sizes("batch", "seq", "d_in", "hidden", max_size=6), st.booleans())
+def test_torchs_lstm_on_documents_of_their_own_is_ours_and_its_gradients(data, n, packed):
+    batch, seq, d_in, hidden = n.values()
+    part = st.integers(-8, 8).map(lambda v: v / 4)
+    shapes = ((batch, seq, d_in), (batch, hidden), (batch, hidden), (d_in, 4 * hidden))
+    shapes += ((hidden, 4 * hidden), (4 * hidden,))
+    held = [leaf(data.draw(tensors(*shape, elements=part))) for shape in shapes]
+    ends = ((batch, seq, hidden), (batch, hidden), (batch, hidden))
+    up = [data.draw(tensors(*shape, elements=part)) for shape in ends]
+    drawn = data.draw(tensors(batch, seq, elements=st.sampled_from([0.0, 0.0, 1.0]))) > 0
+    starts = drawn if packed else None
+    found, wanted = (f(*held, starts=starts) for f in (tsae_kernels.fused_lstm, tsae_kernels.lstm))
+    for a, e in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-5)
+    got, expected = (torch.autograd.grad(outs, held, up) for outs in (found, wanted))
+    for a, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4)
+
+
+@quick
+@given(st.data(), sizes("batch", "seq"))
+def test_segments_are_the_stretches_between_starts_packed_by_step(data, n):
+    batch, seq = n.values()
+    starts = data.draw(tensors(batch, seq, elements=st.sampled_from([0.0, 1.0]))) > 0
+    stretches: list[list[int]] = []
+    for place, start in enumerate(starts.flatten().tolist()):
+        if start or place % seq == 0:
+            stretches.append([])
+        stretches[-1].append(place)
+    stretches.sort(key=len, reverse=True)
+    sizes_, order, back, row, carries, last = tsae_kernels.segments(starts)
+    by_step = [[s[t] for s in stretches if len(s) > t] for t in range(len(stretches[0]))]
+    assert sizes_.tolist() == [len(places) for places in by_step]
+    assert order.tolist() == [place for places in by_step for place in places]
+    assert torch.equal(order[back], torch.arange(batch * seq))
+    assert row.tolist() == [s[0] // seq for s in stretches]
+    assert carries.tolist() == [not starts.flatten()[s[0]] for s in stretches]
+    assert [stretches[i][-1] for i in last.tolist()] == [seq * (r + 1) - 1 for r in range(batch)]
+
+
+def test_indices_are_sorted_once_for_all_that_view_them_and_anew_when_they_change():
+    idx = torch.tensor([[2, 0], [1, 2]])
+    order, begin = tsae_kernels.by_feature(idx, 4)
+    assert (order.tolist(), begin.tolist()) == ([1, 2, 0, 3], [0, 1, 2, 4])
+    assert tsae_kernels.by_feature(idx.view(1, 2, 2).flatten(0, 1), 4)[0] is order
+    assert tsae_kernels.by_feature(idx[:1], 4)[0].tolist() == [1, 0]
+    idx[0, 0] = 0
+    assert tsae_kernels.by_feature(idx, 4)[0].tolist() == [0, 1, 2, 3]
+    assert tsae_kernels.by_feature(idx, 3)[1].tolist() == [0, 2, 3]
+
+
 def test_init_lstm_draws_within_the_fan_in_and_opens_the_forget_gates():
     like, g = torch.zeros(9, 2, dtype=torch.float64), torch.Generator().manual_seed(0)
     drawn = tsae_kernels.init_lstm("enc", like, 4, g)

@@ -81,7 +81,7 @@ def running_mean(
     """`m_t = decay m_{t-1} + (1 - decay) r_t`, from 0 where a sequence begins and at `starts`."""
     out, mean = torch.empty_like(r), torch.zeros_like(r[:, 0])
     for t in range(r.shape[1]):
-        mean = mean if starts is None else mean * ~starts[:, t, None]
+        mean = mean if starts is None else mean * ~starts[:, t, None].to(r.device)
         mean = decay * mean + (1 - decay) * r[:, t]
         out[:, t] = mean
     return out

@@ -90,7 +90,7 @@ def own_rows(
     """
     if starts is None:
         return x, weight
-    first = starts.clone()
+    first = starts.to(x.device, copy=True)
     first[:, 0] = True  # of a piece that goes on with a document
     row, real = first.flatten().cumsum(0) - 1, weight.flatten() > 0
     begin = first.flatten().nonzero()[:, 0]
