@@ -198,7 +198,7 @@ def fit(
             for line in journal.step_lines(numbers, times[-1]):
                 log.write(json.dumps(of_model | line | {"memory_mib": more_than(before)}) + "\n")
                 journal.check_finite(line, label, config.lr)
-            advance(journal.note(line))
+            advance(journal.note(numbers[-1], times[-1]))
             if saves:
                 log.flush()
                 os.fsync(log.fileno())

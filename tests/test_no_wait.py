@@ -202,7 +202,7 @@ def test_a_line_of_the_log_says_the_speed_and_the_bar_the_last_of_them():
     [line] = journal.step_lines([number], 0.5)
     assert line["tokens_per_second"] == 80
     assert "tokens" not in line
-    assert journal.note(line) == "fve 0.500  l0 3.0  80 tokens/s"
+    assert journal.note(number, 0.5) == "fve 0.500  l0 3.0  80 tokens/s"
     journal.check_finite(line, "x", 1e-3)
     for name in ("loss", "grad_norm"):
         with pytest.raises(ValueError, match="at step 3; nothing of it was saved"):

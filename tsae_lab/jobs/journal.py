@@ -23,10 +23,10 @@ def step_lines(numbers: Sequence[Mapping[str, Any]], seconds: float) -> list[dic
     ]
 
 
-def note(line: Mapping[str, Any]) -> str:
-    """What a progress bar says of a step."""
-    speed = f"{line['tokens_per_second']:,.0f} tokens/s"
-    return f"fve {line['fve']:.3f}  l0 {line['l0']:.1f}  {speed}"
+def note(number: Mapping[str, Any], seconds: float) -> str:
+    """What a progress bar says of a step that took so many seconds."""
+    speed = f"{number['tokens'] / seconds:,.0f} tokens/s"
+    return f"fve {number['fve']:.3f}  l0 {number['l0']:.1f}  {speed}"
 
 
 def check_finite(line: Mapping[str, Any], label: str, lr: float) -> None:

@@ -371,8 +371,9 @@ def _learn(
     trainer = replace(trainer, dead=dead_features(trainer, recipe)) if wait else trainer
     if len(trainer.dead) and trainer.named["W_enc"].requires_grad and recipe.aux > 0:
         whole = in_windows(weight[..., None], window).amin(-1) > 0
-        slabs = (in_windows(y, window) for y in (x, x - x_hat))
-        loss = loss + recipe.aux * spread * _revival(trainer, *slabs, whole, recipe, low, wait=wait)
+        slabs, error = in_windows(x, window), in_windows(x - x_hat, window)
+        revival = _revival(trainer, slabs, error, whole, recipe, low, wait=wait)
+        loss = loss + recipe.aux * spread * revival
     loss.backward()
     norm = _descend(trainer, rate, recipe)
     with torch.no_grad():
@@ -416,8 +417,8 @@ def _revival(
     """The auxiliary loss of the dead features on what is no padding."""
     static, dead = Static(**{name: trainer.named[name] for name in STATIC}), trainer.dead
     if wait:  # what is left out need not be computed
-        real = (y[whole][None] for y in (error, x))
-        return auxiliary_loss(*real, static, dead, recipe.k_aux, low)
+        error, x = error[whole][None], x[whole][None]
+        return auxiliary_loss(error, x, static, dead, recipe.k_aux, low)
     still = trainer.silent[dead] >= recipe.patience
     return auxiliary_loss(error, x, static, dead, recipe.k_aux, low, weight=whole, still=still)
 
@@ -509,16 +510,15 @@ def auxiliary_loss(
     if len(dead) == 0:
         return error.new_zeros(())
     flat_x, target = (x - static.b_dec).detach().flatten(0, 1), error.detach().flatten(0, 1)
-    if weight is None:
-        mean = target.mean(0)
-    else:
-        real = weight.flatten()[:, None]
+    real = None if weight is None else weight.flatten()[:, None]
+    mean = target.mean(0)
+    if real is not None:
         target = target * real
         mean = target.sum(0) / real.sum().clamp(min=1) * real
     spread = (target - mean).square().sum()
     vals, idx = _dead_codes(flat_x, static, dead, still, k_aux, low)
     error_hat = tsae_kernels.decode_codes(vals, idx, static.W_dec[dead])
-    error_hat = error_hat if weight is None else error_hat * real
+    error_hat = error_hat if real is None else error_hat * real
     varies = spread > 1e-10 * target.square().sum()  # less is rounding
     missed = (target - error_hat).square().sum() / torch.where(varies, spread, 1)
     return torch.where(varies, missed, 0)
