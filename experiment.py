@@ -10,16 +10,20 @@ This file is the job, top to bottom: a batch, a start, the loop, both models, me
 command line. `python experiment.py COMMAND MODEL` examines one saved model.
 """
 
-import json
 import math
-import os
+import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    with suppress(ValueError):  # of a thread that may not; while libraries are imported:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ctrl-C ends it, without a traceback
 
 import torch
 import typer
@@ -89,6 +93,9 @@ from tsae_lab.terminal import (
     resident_mib,
     show,
 )
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 START_TOKENS = 40_000  # of the training split, from which the decoder LSTM's start is computed
 USAGE_ERROR: Any = typer.BadParameter.__base__
@@ -181,7 +188,7 @@ def fit(
     times: list[float] = []
     infos: list[dict[str, Any]] = []
     label, every = f"{unit.data.name}, seed {unit.seed}: {model}", journal.wait_every(unit.device)
-    with unit.log.open("a") as log, progress_bar(label, steps.stop, begin) as advance:
+    with files.appended(unit.log) as log, progress_bar(label, steps.stop, begin) as advance:
         began = time.perf_counter()
         for step in range(begin, steps.stop):
             wait, end = step % every == 0, step + 1
@@ -196,12 +203,12 @@ def fit(
             times.append(evaluation.step_time(took, times))
             seconds += len(infos) * times[-1]
             for line in journal.step_lines(numbers, times[-1]):
-                log.write(json.dumps(of_model | line | {"memory_mib": more_than(before)}) + "\n")
+                line = of_model | line | {"memory_mib": more_than(before)}
+                log.write(checksums.log_line(line))
                 journal.check_finite(line, label, config.lr)
             advance(journal.note(numbers[-1], times[-1]))
             if saves:
-                log.flush()
-                os.fsync(log.fileno())
+                files.sync(log)
                 meta = {"model": model, "step": end, "seconds": seconds, "identity": unit.identity}
                 if path.exists():
                     path.replace(_before(path))
@@ -472,7 +479,7 @@ def _run(out_dir: Path, config: Config, plan: str) -> dict[str, Any]:
             measured.append(run_unit(unit, lm, plan))
         info[name] = summary([own | differences(own) for own in measured])
     checksums.write_numbers(out_dir / "final_info.json", info)
-    drawn = [line for line in files.log_lines(log) if figures.PANELS.keys() <= line.keys()]
+    drawn = [line for line in checksums.log_lines(log) if figures.PANELS.keys() <= line.keys()]
     if drawn:  # a finished run does without its log
         curves = figures.training_figure(drawn, pieces=config.pieces)
         figures.save_figure(curves, out_dir / "training_curves")
@@ -495,6 +502,8 @@ class Commands(TyperGroup):
         """A wrong option ends in one line, as any bad input does."""
         try:
             code = super().main(*args, standalone_mode=False, **more)
+        except typer.Abort:  # ctrl-C before a command has begun
+            sys.exit(130)
         except USAGE_ERROR as error:
             if not standalone_mode:
                 raise
@@ -565,19 +574,10 @@ def tradeoff_command(
         torch.set_num_threads(cpu_threads())
         fast_memory()
         if ks:
-            study.frontier(out_dir, dataset, _listed("ks", ks, int), seed, train=run_unit)
+            study.frontier(out_dir, dataset, commands.listed("ks", ks, int), seed, train=run_unit)
         else:
-            strengths = _listed("betas", betas, float)
+            strengths = commands.listed("betas", betas, float)
             study.tradeoff(out_dir, dataset, strengths, seed, train=train_tsae)
-
-
-def _listed(name: str, text: str, kind: type) -> list[Any]:
-    """The different numbers of an option, in order."""
-    try:
-        return list(dict.fromkeys(map(kind, text.split(","))))
-    except ValueError as error:
-        need = "whole numbers" if kind is int else "numbers"
-        raise ValueError(f"--{name} needs {need}, separated by commas; got {text!r}") from error
 
 
 app.command("stability")(commands.stability_command)

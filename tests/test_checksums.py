@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from strategies import json_values
 
 from tsae_lab import checksums, files
-from tsae_lab.jobs import checkpoint, foreign, identity
+from tsae_lab.jobs import checkpoint, foreign, identity, study
+from tsae_lab.sections import context
 
 objects = st.dictionaries(
     st.text(max_size=5).filter(lambda key: key != checksums.SEAL), json_values
@@ -83,6 +84,37 @@ def test_a_result_that_is_missing_damaged_or_of_another_form_is_made_again(tmp_p
     assert "made again" in capsys.readouterr().err
 
 
+rows = st.lists(
+    st.fixed_dictionaries({"word": st.text(max_size=4), "n": st.integers()}), max_size=3
+)
+
+
+@settings(deadline=None, max_examples=20)
+@given(first=rows, second=rows, data=st.data())
+def test_a_section_with_a_table_that_was_damaged_or_is_missing_is_made_again(
+    tmp_path_factory, first, second, data
+):
+    folder = tmp_path_factory.mktemp("section")
+    section = context.Section({"a": 1.0}, {"intervals": first, "words": second}, {})
+    study.write_section(folder, "stability", section)
+    names = ["stability_intervals.csv", "words.csv"]
+    assert sorted(path.name for path in folder.glob("*.csv")) == names
+    saved = study.read_section(folder / "stability.json")
+    assert saved is not None
+    assert checksums.changed(folder, saved) == {}
+    path = folder / data.draw(st.sampled_from(names))
+    content = bytearray(path.read_bytes())
+    if content and data.draw(st.booleans()):
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+        path.write_bytes(content)
+        told = "is damaged: it is not what was written with its section"
+    else:
+        path.unlink()
+        told = "is missing"
+    assert checksums.changed(folder, saved) == {path.name: told}
+    assert study.read_section(folder / "stability.json") is None
+
+
 def test_each_texts_numbers_have_a_checksum(tmp_path):
     info = {"a": {"means": {"fve": 0.5}}, "b": {"means": {}}}
     checksums.write_numbers(tmp_path / "info.json", info)
@@ -104,12 +136,27 @@ def test_a_folder_is_moved_whole_and_a_target_that_is_there_stays(tmp_path):
     assert not (tmp_path / "draft").exists()
 
 
-def test_lines_of_a_log_that_were_cut_or_are_others_are_left_out(tmp_path):
+def test_lines_of_a_log_that_were_cut_or_are_others_are_left_out_and_counted(tmp_path, capsys):
     step = {"dataset": "a", "seed": 0, "model": "tsae", "step": 1}
     lines = [json.dumps(step), '{"dataset": "a", "se', "3", "[]", '{"step": 2}', "[" * 100_000]
     (tmp_path / "log").write_bytes("\n".join(lines).encode() + b"\n\xff")
-    assert files.log_lines(tmp_path / "log") == [step]
-    assert files.log_lines(tmp_path / "absent") == []
+    assert checksums.log_lines(tmp_path / "log") == [step]
+    assert "log: 6 of 7 lines are cut or damaged, and left out" in capsys.readouterr().err
+    assert checksums.log_lines(tmp_path / "absent") == []
+
+
+@given(st.floats(), st.data())
+def test_a_flipped_bit_in_a_log_changes_no_number_of_it(tmp_path_factory, loss, data):
+    log = tmp_path_factory.mktemp("log") / "log.jsonl"
+    steps = [{"dataset": "a", "seed": 0, "model": "b", "step": i, "loss": loss} for i in (1, 2)]
+    text = "".join(map(checksums.log_line, steps)).encode()
+    log.write_bytes(text)
+    assert str(checksums.log_lines(log)) == str(steps)  # nan is not equal to itself
+    place = data.draw(st.integers(0, len(text) - 1))
+    log.write_bytes(text[:place] + bytes([text[place] ^ 1 << data.draw(st.integers(0, 7))])
+                    + text[place + 1 :])  # fmt: skip
+    for step in checksums.log_lines(log):
+        assert str({name: step.get(name) for name in steps[0]}) in map(str, steps)
 
 
 @pytest.mark.parametrize(

@@ -352,8 +352,36 @@ def test_a_table_keeps_words_as_words_and_what_is_no_number_as_absent(tmp_path):
         "feature": 4, "top_words": None, "lift": -1, "npmi": None, "q": "yes", "e": 5
     }  # fmt: skip
     assert story.by_column(tables["t"])["lift"] == [2.5, -1]
-    assert len(missing) == 1
-    assert "bad.csv" in missing[0]
+    assert len(missing) == 2
+    assert "bad.csv, empty.csv, t.csv is damaged is not known: there is no checksum" in missing[0]
+    assert "bad.csv is damaged: " in missing[1]
+
+
+def test_a_table_that_is_not_as_it_was_written_is_named_and_left_out(runs_folder, tmp_path):
+    copied(runs_folder, tmp_path, "run_3")
+    folder = next((tmp_path / "run_3").glob("*/seed_0"))
+    whole, missing = sources.read_tables(folder)
+    assert len(whole) > 4
+    assert missing == []
+    changed, gone, section = (folder / f"{n}.csv" for n in ("survival", "transitions_tsae", "x"))
+    data = changed.read_bytes()
+    changed.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+    gone.unlink()
+    section = folder / "stability.json"
+    section.write_text(section.read_text().replace("0.", "1.", 1))
+    tables, missing = sources.read_tables(folder)
+    lost = {"survival", "transitions_tsae"}
+    assert {name: rows for name, rows in whole.items() if name not in lost} == tables
+    told = "\n".join(missing)
+    where = f"run_3/{folder.parent.name}/seed_0"
+    assert f"{where}/survival.csv is damaged" in told
+    assert f"{where}/transitions_tsae.csv is missing" in told
+    assert f"{where}/stability.json is damaged" in told
+    assert "stability_by_lag.csv" in told  # which it lists
+    read = [sources.read_run(tmp_path / "run_3")]
+    [text] = read[0].info
+    about = story.told(read, {text: folder.parent.name})
+    assert set(missing) <= set(about["missing"])
 
 
 @pytest.mark.parametrize(
@@ -402,8 +430,10 @@ def test_an_ablation_run_adds_its_systems(runs_folder, tmp_path):
     [text] = story.told(read, {})["texts"]
     assert {row["system"] for row in text["systems"]} == {"TSAE", "static SAE", "no memory"}
     assert "1 systems" in text["says"]["ablations"]
-    table = "dataset,system,what\nx,no_memory,the TSAE without memory\nx,tsae,ours\n"
-    (tmp_path / "run_4" / "table.csv").write_text(table)
+    said = {"no_memory": "the TSAE without memory", "tsae": "ours"}
+    named = json.dumps({name: {"systems": systems, "about": said}})
+    (tmp_path / "run_4" / "final_info.json").write_text(named)
+    read[1] = sources.read_run(tmp_path / "run_4")
     [text] = story.told(read, {})["texts"]
     names = {row["system"] for row in text["systems"]}
     assert names == {"TSAE", "static SAE", "the TSAE without memory"}

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import io
 import os
@@ -7,9 +8,11 @@ import sys
 import time
 
 import pytest
+import toys
 import typer
 from rich.console import Console
 
+import experiment
 from tsae_lab import definitions, terminal
 
 
@@ -24,6 +27,7 @@ def test_threads_are_those_wanted_then_those_of_the_environment_then_all(
 
 
 MEMORY = """
+import experiment
 from tsae_lab import definitions, terminal
 def megabytes():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
@@ -201,19 +205,59 @@ def test_an_error_of_the_user_or_the_disk_is_one_line_and_an_exit_code(capsys, e
     assert said.count("\n") == 1
 
 
-def test_a_process_that_is_asked_to_end_says_how_it_goes_on(capsys):
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_is_asked_to_end_says_how_it_goes_on(capsys, number):
+    before = signal.getsignal(number)
 
     def asked() -> None:
         with terminal.one_line_errors():
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             time.sleep(9)
 
     with pytest.raises(typer.Exit) as caught:
         asked()
-    assert caught.value.exit_code == 128 + signal.SIGTERM
+    assert caught.value.exit_code == 128 + number
     assert "the same command continues" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
+
+
+def test_a_process_that_is_asked_twice_ends_at_once_and_one_that_ignores_ctrl_c_goes_on():
+    pid = os.fork()
+    if not pid:  # it cleans up for long
+        with contextlib.suppress(BaseException), terminal.one_line_errors():
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            finally:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(9)
+        os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGINT
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with terminal.one_line_errors():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+BREAKS_OFF = """
+import os, signal, sys
+class Breaking:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Breaking())
+sys.path.insert(0, {root!r})
+import experiment
+"""
+
+
+def test_ctrl_c_while_libraries_are_imported_ends_in_silence():
+    script = BREAKS_OFF.format(root=str(toys.ROOT))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+    assert experiment.app
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # what imports it has it
 
 
 def test_an_error_of_the_program_is_not_hidden():

@@ -13,6 +13,7 @@ from tsae_lab import files
 SEAL = "checksum"  # the entry with a crc32 of the others
 CONFIG = "config_checksum"  # of the config.json that numbers were made with
 RESULT = {"numbers": dict, "intervals": (list, dict)}  # of a section, of a system
+TABLES = "tables"  # of a section: size and crc32 of the files that were written with it, by name
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 def read_result(path: Path) -> dict[str, Any] | None:
     """Numbers and intervals of a file, as they were written; None where they are to be made again:
-    the file is missing, or, which is said, damaged.
+    the file is missing, or, which is said, it or a table that was written with it is damaged.
     """
     if not path.exists():
         return None
@@ -62,9 +63,25 @@ def read_result(path: Path) -> dict[str, Any] | None:
     except ValueError as error:
         _say(f"{error}; it is made again")
         return None
-    if not whole:
-        _say(f"{path} has no numbers and intervals; it is made again")
-    return saved if whole else None
+    wrong = [] if whole else [f"{path} has no numbers and intervals"]
+    wrong += [f"{path.parent / name} {said}" for name, said in changed(path.parent, saved).items()]
+    if wrong:
+        _say(f"{wrong[0]}; {path.name} is made again")
+    return None if wrong else saved
+
+
+def changed(folder: Path, saved: Mapping[str, Any]) -> dict[str, str]:
+    """Of the tables of a section, by name: "is missing", or "is damaged", which are not as written.
+
+    `saved` is what its JSON file in the folder holds; one of an earlier version lists no table.
+    """
+    wrong = {}
+    for name, was in (saved.get(TABLES) or {}).items():
+        if not (folder / name).is_file():
+            wrong[name] = "is missing"
+        elif files.size_and_crc(folder / name) != was:
+            wrong[name] = "is damaged: it is not what was written with its section"
+    return wrong
 
 
 @functools.lru_cache(maxsize=256)
@@ -91,3 +108,34 @@ def write_numbers(path: Path, info: Mapping[str, Mapping[str, Any]]) -> None:
     config = path.with_name("config.json")
     made_with = {CONFIG: read_object(config).get(SEAL)} if config.exists() else {}
     files.write_json(path, {name: sealed({**text, **made_with}) for name, text in info.items()})
+
+
+def log_line(step: Mapping[str, Any]) -> str:
+    """A line of a log: a step with its checksum."""
+    return f"{json.dumps(sealed(step))}\n"
+
+
+def log_lines(log: Path) -> list[dict[str, Any]]:
+    """The steps in a log, without their checksums; [] where there is none.
+
+    Lines that a kill has cut or a fault damaged are left out, and their number is said. A line of
+    an earlier version has no checksum.
+    """
+    texts = log.read_bytes().splitlines() if log.exists() else []
+    steps = [step for step in map(_logged, texts) if step is not None]
+    n_wrong = len(texts) - len(steps)
+    if n_wrong:
+        _say(f"{log}: {n_wrong} of {len(texts)} lines are cut or damaged, and left out")
+    return steps
+
+
+def _logged(text: bytes) -> dict[str, Any] | None:
+    """The step in a line; None for what is none."""
+    try:
+        step = files.json_value(text)
+    except ValueError:
+        return None
+    if not isinstance(step, dict) or not {"dataset", "seed", "model", "step"} <= step.keys():
+        return None
+    seal = step.pop(SEAL, None)
+    return step if seal in (None, checksum(step)) else None

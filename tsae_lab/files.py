@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 CONTENTS = ".contents.json"  # of an unpacked folder: size and crc32 of every file
 LOCK = ".lock"  # in the directory of a run that is being made
@@ -70,16 +70,6 @@ def json_value(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
-
-
-def log_lines(log: Path) -> list[dict[str, Any]]:
-    """The steps in a log; lines that a kill has cut or a fault damaged are left out."""
-    lines = []
-    for text in log.read_bytes().splitlines() if log.exists() else []:
-        with suppress(ValueError):
-            lines.append(json_value(text))
-    needed = {"dataset", "seed", "model", "step"}
-    return [line for line in lines if isinstance(line, dict) and needed <= line.keys()]
 
 
 # ---------------------------------------------------------------- writing
@@ -196,6 +186,31 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_atomic(path, write)
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within, an OSError that names no file, as that of a full disk, names `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.filename is not None or "not written" in reason:
+            raise
+        raise OSError(error.errno or errno.EIO, f"{path} not written: {reason}") from error
+
+
+@contextmanager
+def appended(path: Path, mode: str = "a") -> Iterator[Any]:
+    """The file, open for more; an OSError names it."""
+    with naming(path), path.open(mode) as file:
+        yield file
+
+
+def sync(file: IO) -> None:
+    """Waits until what was written is on disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
 def require_space(path: Path, n_bytes: int) -> None:
     """OSError (ENOSPC) if fewer than `n_bytes` are free where `path` is or will be."""
     folder = next(place for place in (path, *path.absolute().parents) if place.exists())
@@ -297,7 +312,7 @@ def whole_folder(target: Path, make: Callable[[Path], object], what: str) -> Pat
         try:
             with staged(target) as stage:
                 make(stage)
-                listed = {str(path.relative_to(stage)): _sum(path) for path in _files_in(stage)}
+                listed = {str(p.relative_to(stage)): size_and_crc(p) for p in _files_in(stage)}
                 write_json(stage / CONTENTS, listed)
                 if problem:
                     shutil.rmtree(target)
@@ -311,7 +326,7 @@ def _files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CONTENTS)
 
 
-def _sum(path: Path) -> list[int]:
+def size_and_crc(path: Path) -> list[int]:
     """Size and crc32 of a file."""
     crc = 0
     with path.open("rb") as file:
@@ -330,7 +345,7 @@ def _damage(folder: Path) -> str | None:
     odd = sorted(listed.keys() ^ there.keys())
     if odd:
         return f"{odd[0]} is {'missing' if odd[0] in listed else 'not of it'}"
-    damaged = (name for name, path in there.items() if _sum(path) != listed[name])
+    damaged = (name for name, path in there.items() if size_and_crc(path) != listed[name])
     return next((f"{name} is damaged" for name in damaged), None)
 
 

@@ -277,10 +277,11 @@ def cpu_threads(wanted: int = 0) -> int:
 def one_line_errors() -> Iterator[None]:
     """Bad input, a missing file and a full disk end the program with one line and exit code 1.
 
-    With `--debug` the traceback stands before the line. SIGTERM stops it as ctrl-C does.
+    With `--debug` the traceback stands before the line. SIGTERM stops it as ctrl-C does, and a
+    second signal at once.
     """
     try:
-        with _terminated():
+        with _stopped_in_order():
             yield
     except (ValueError, OSError) as error:
         if DEBUG.get():
@@ -292,21 +293,31 @@ def one_line_errors() -> Iterator[None]:
         console.print(
             "stopped; the same command continues from the last checkpoint", soft_wrap=True
         )
-        raise typer.Exit(143 if error.args else 130) from error
+        raise typer.Exit(128 + (error.args or (signal.SIGINT,))[0]) from error
 
 
 @contextmanager
-def _terminated() -> Iterator[None]:
-    """Within, SIGTERM (of a queue, of a shutdown) is a KeyboardInterrupt: drafts are removed."""
+def _stopped_in_order() -> Iterator[None]:
+    """Within, SIGTERM (of a queue, of a shutdown) and ctrl-C are a KeyboardInterrupt: drafts are
+    removed. The second one ends the process at once.
+    """
+    seen: list[int] = []
 
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt("SIGTERM")
+    def stop(number: int, _: object) -> None:
+        if seen:
+            os._exit(128 + number)
+        seen.append(number)
+        raise KeyboardInterrupt(number)
 
     if threading.current_thread() is not threading.main_thread():  # no other may set it
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    taken = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+        taken.append(signal.SIGINT)
+    before = {number: signal.signal(number, stop) for number in taken}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

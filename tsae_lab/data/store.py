@@ -289,11 +289,12 @@ def _extract(lm: LanguageModel, tokens: Tokens, path: Path, key: Mapping[str, An
     done = min(n_seq, len(crcs) * block_rows)
     files.require_space(path, 2 * (n_seq - done) * n_kept * d_in + SPARE_BYTES)
     path.mkdir(exist_ok=True)
-    for name, array in _token_arrays(tokens).items():
-        np.save(path / f"{name}.npy", array)
+    with files.naming(path):
+        for name, array in _token_arrays(tokens).items():
+            np.save(path / f"{name}.npy", array)
     n_blocks, began = -(-n_seq // block_rows), time.monotonic()
     with (
-        (path / "data.bf16").open("ab") as file,
+        files.appended(path / "data.bf16", "ab") as file,
         progress_bar("activations", n_blocks, len(crcs)) as advance,
     ):
         file.truncate(2 * done * n_kept * d_in)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import tsae
 from tsae_lab import checksums
-from tsae_lab.files import Writer, json_text, log_lines, write_all, write_atomic
+from tsae_lab.files import Writer, json_text, write_all, write_atomic
 from tsae_lab.jobs import foreign
 from tsae_lab.jobs.foreign import Tensors
 
@@ -295,8 +295,8 @@ def trim_log(log: Path, of_model: Mapping[str, Any], step: int) -> None:
     """Drop a model's lines after `step` from the log: a killed run wrote them too early."""
     if log.exists():
         lines = [
-            f"{json.dumps(line)}\n"
-            for line in log_lines(log)
+            checksums.log_line(line)
+            for line in checksums.log_lines(log)
             if not (of_model.items() <= line.items() and line["step"] > step)
         ]
         write_atomic(log, lambda path: path.write_text("".join(lines)))

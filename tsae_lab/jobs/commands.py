@@ -513,3 +513,12 @@ def _print_probes(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         ]
         lines.append((*key, *values, *controls))
     print_table(title, ("items", "features", "chosen by", *models, "control", "recurring"), lines)
+
+
+def listed(name: str, text: str, kind: type) -> list[Any]:
+    """The different numbers of an option, in order."""
+    try:
+        return list(dict.fromkeys(map(kind, text.split(","))))
+    except ValueError as error:
+        need = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"--{name} needs {need}, separated by commas; got {text!r}") from error

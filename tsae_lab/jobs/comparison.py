@@ -4,6 +4,7 @@ Every system of a text and seed has one file of numbers, written when it is meas
 is not made again. Systems are listed in `entries`; the loop that trains them is `experiment.fit`.
 """
 
+import itertools
 import tempfile
 import time
 from collections.abc import Callable
@@ -129,11 +130,11 @@ def _compared(out_dir: Path, config: Config, names: list[str], loop: Loop) -> di
     for text, by_seed in results.items():
         _match_seeds(folders[text], by_seed)
     info = {data.name: _summed(data, folders[data.name], results[data.name], now) for data in texts}
+    systems = itertools.chain(*itertools.chain(*results.values()))
+    about = {name: entry_of(name).about for name in systems}
+    for text in info.values():
+        text["about"] = about
     checksums.write_numbers(out_dir / "final_info.json", info)
-    shown = dict.fromkeys(
-        name for seeds in results.values() for systems in seeds for name in systems
-    )
-    about = {name: entry_of(name).about for name in shown}
     rival_table.write_tables(out_dir, folders, info, about, results, choice, config.window)
     reporting.report_beside(out_dir, lm)
     console.print(f"{out_dir}: done in {(time.perf_counter() - began) / 60:.1f} minutes")
@@ -307,7 +308,7 @@ def _memory(unit: Unit, model: str) -> float | None:
     of_unit = {"dataset": unit.data.name, "seed": unit.seed, "model": model}
     mine = [
         line.get("memory_mib")
-        for line in files.log_lines(unit.log)
+        for line in checksums.log_lines(unit.log)
         if of_unit.items() <= line.items()
     ]
     return max((held for held in mine if held is not None), default=None)

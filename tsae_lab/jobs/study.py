@@ -221,14 +221,18 @@ def _context(
 
 
 def write_section(folder: Path, name: str, section: Section, now: Identity | None = None) -> None:
-    """Write tables and figures, then NAME.json, which says that the section is whole."""
+    """Write tables and figures, then NAME.json, which says that the section is whole: it has size
+    and crc32 of every table.
+    """
+    sums = {}
     for table, rows in section.tables.items():
-        file = f"{name}_{table}" if table == "intervals" else table
-        files.write_csv(folder / f"{file}.csv", rows)
+        path = folder / f"{f'{name}_{table}' if table == 'intervals' else table}.csv"
+        files.write_csv(path, rows)
+        sums[path.name] = files.size_and_crc(path)
     for figure, drawn in section.figures.items():
         figures.save_figure(drawn, folder / figure)
     content = {"numbers": section.numbers, "intervals": section.tables.get("intervals", [])}
-    content |= {"identity": now} if now else {}
+    content |= {checksums.TABLES: sums} | ({"identity": now} if now else {})
     checksums.write_sealed(folder / f"{name}.json", content)
 
 

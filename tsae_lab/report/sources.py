@@ -1,6 +1,7 @@
 """The runs that a report is made of, read as they are: what is missing or damaged is said.
 
-A run's numbers are its final_info.json, its tables the CSV files of a text's first seed.
+A run's numbers are its final_info.json, its tables the CSV files of a text's first seed, whose
+checksums the JSON files of the sections hold.
 """
 
 import csv
@@ -97,23 +98,19 @@ def systems(run: RunFiles) -> Iterator[tuple[str, str, dict[str, float], dict[st
     """Text, system, means and standard errors of every trained system that a run has measured.
 
     A system is whatever has an `fve`: by a key's prefix ("" the TSAE, "static_" the static SAE), or
-    an entry of a table of systems, whatever level it stands on. What table.csv says of a system is
-    its name.
+    an entry of a table of systems, whatever level it stands on. What run_4 says that a system is
+    ("about") is its name.
     """
-    names = _names_in(run.folder / "table.csv")
     for text, content in run.info.items():
+        names = _names_in(content.get("about"))
         for of_text, system, means, errors in _systems(content, text, ""):
             yield of_text, names.get(system, system), means, errors
 
 
-def _names_in(path: Path) -> dict[str, str]:
-    """What run_4's table says of each system, by its spelled key."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if row.get("system") and row.get("what")]
-    except (OSError, ValueError, csv.Error):
-        return {}
-    names = {_spelled(f"{row['system']}_", ""): str(row["what"]) for row in rows}
+def _names_in(about: Any) -> dict[str, str]:
+    """What run_4 says of each system, by its spelled key."""
+    said = about.items() if isinstance(about, dict) else ()
+    names = {_spelled(f"{system}_", ""): str(what) for system, what in said}
     return {key: name for key, name in names.items() if key not in ("TSAE", "static SAE")}
 
 
@@ -163,18 +160,28 @@ def _spelled(prefix: str, name: str) -> str:
 
 
 def read_tables(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """The CSV tables of a folder by name, numbers as numbers, and what could not be read.
+    """The CSV tables of a folder by name, numbers as numbers, and what of them is missing.
 
-    An empty cell and a number that is not finite are None.
+    An empty cell and a number that is not finite are None. A table that is not what was written
+    with its section is left out and said; of one that no section lists, that it is not known.
     """
+    where = "/".join(folder.absolute().parts[-3:])
     tables: dict[str, list[dict[str, Any]]] = {}
-    missing = []
-    for path in sorted(folder.glob("*.csv")):
+    listed, missing = _listed(folder, where)
+    wrong = checksums.changed(folder, {checksums.TABLES: listed})
+    missing += [f"{where}/{name} {said}" for name, said in wrong.items()]
+    paths = [path for path in sorted(folder.glob("*.csv")) if path.name not in wrong]
+    unknown = [path.name for path in paths if path.name not in listed]
+    if unknown:
+        missing.append(
+            f"{where}: whether {', '.join(unknown)} is damaged is not known: there is no checksum"
+        )
+    for path in paths:
         try:
             with path.open(newline="", encoding="utf-8") as file:
                 rows = list(csv.DictReader(file))
         except (OSError, ValueError, csv.Error) as error:
-            missing.append(f"{path.parent.name}/{path.name} is damaged: {error}")
+            missing.append(f"{where}/{path.name} is damaged: {error}")
             continue
         tables[path.stem] = [
             {
@@ -185,6 +192,20 @@ def read_tables(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], list[str
             for row in rows[:MOST_ROWS]
         ]
     return tables, missing
+
+
+def _listed(folder: Path, where: str) -> tuple[dict[str, Any], list[str]]:
+    """Size and crc32 of a folder's tables by name, as its sections list them; which are damaged."""
+    listed, damaged = {}, []
+    for path in sorted(folder.glob("*.json")):
+        content, wrong = _json_object(path)
+        try:
+            saved = checksums.unsealed(f"{where}/{path.name}", content)
+            listed |= saved.get(checksums.TABLES) or {}
+        except ValueError as error:
+            wrong = str(error)
+        damaged += [wrong] if wrong else []
+    return listed, damaged
 
 
 def _parsed_cell(column: str, text: str | None) -> str | float | None:
