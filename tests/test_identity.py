@@ -66,7 +66,15 @@ def weigh(folder: Path) -> None:
     lm.model.save_pretrained(folder)
 
 
+def spell(folder: Path) -> None:
+    """Another spelling of a byte, which the text does not have, under the same path."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    model["vocab"]["other"] = model["vocab"].pop("ÿ")
+    edit_json(folder / "tokenizer.json", model=model)
+
+
 CHANGES = {
+    "tokenizer": (lambda here: spell(here / "model"), "another tokenizer"),
     "text": (lambda here: write_text(here / "notes.txt", seed=1), "other .* tokens of .*notes.txt"),
     "model": (lambda here: weigh(here / "model"), "another language model"),
     "sae": (lambda here: save_sae(here / "sae", seed=4), "another static SAE"),

@@ -24,7 +24,7 @@ from tsae_lab.data.texts import (
     pages,
     scenes,
     split_documents,
-    split_text,
+    split_place,
     windows,
 )
 
@@ -75,9 +75,8 @@ def test_split_documents_depends_on_the_seed():
 
 @untimed
 @given(st.text(st.sampled_from("ab \n"), min_size=1, max_size=300))
-def test_split_text_joins_again_and_cuts_near_90_percent_at_a_line_end_if_there_is_one(text):
-    train, val = split_text(text)
-    assert train + val == text
+def test_a_text_is_split_near_90_percent_at_a_line_end_if_there_is_one(text):
+    train = text[: split_place(text)]
     assert abs(len(train) - int(0.9 * len(text))) <= len(text) // 20 + 1
     middle, reach = int(0.9 * len(text)), len(text) // 20
     if "\n" in text[max(middle - reach, 0) : middle]:
@@ -93,6 +92,9 @@ def test_the_pieces_of_a_text_join_to_it_and_are_about_equally_long(short, times
     text = "".join(short) * times
     parts = texts.pieces(text)
     assert "".join(parts) == text
+    cut = split_place(text)
+    assert texts.pieces(text, 0, cut) == texts.pieces(text[:cut])
+    assert texts.pieces(text, cut) == (texts.pieces(text[cut:]) if text[cut:].strip() else [])
     size = min(max(len(text) // 20, 2_000), 8_000)
     assert len(parts) == max(round(len(text) / size), 1)
     if len(parts) > 1:

@@ -8,6 +8,8 @@ import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import toys
+
 from faults.home import Home, Row, call, copy_of, differences, ended, new_home, start
 
 Change = Callable[[bytes, random.Random, bytes], bytes]  # content, and that of another run's file
@@ -30,6 +32,9 @@ FILES = {
     "config.json": ("run_2/config.json", "run_2"),
     "measures.json": (f"run_2/{SEED}/measures.json", "run_2"),
     "a section's JSON": (f"run_3/{SEED}/stability.json", "run_3"),
+    "a section's table": (f"run_3/{SEED}/*.csv", "run_3"),
+    "a table of the report": (f"run_3/{SEED}/*.csv", "report"),
+    "tokenizer": ("lm/tokenizer.json", "run_2"),
     "a system's JSON": (f"run_4/{SEED}/static.json", "run_4"),
     "final_info.json": ("run_2/final_info.json", "report"),
     "language model": ("lm/model.safetensors", "run_2"),
@@ -58,7 +63,10 @@ def _finished(folder: Path, text: int, runs: Sequence[str]) -> Home:
     if text:
         letter = home.text / "00.txt"
         letter.write_text(" ".join(reversed(letter.read_text().split())) + "\n")
-    for name in (name for name in runs if name.startswith("run_")):
+    made = [name for name in runs if name.startswith("run_")]
+    if made[-1] == "run_4":
+        made.append("run_3")  # again: its report shows what is beside it
+    for name in made:
         code, output = call(home, home.run(name, *SMALL.get(name, ())))
         assert code == 0, output[-2000:]
     killed = copy_of(home, folder / "killed", "cache")
@@ -155,8 +163,11 @@ def _found(own: Home, whole: Path, command: str, path: Path) -> str:
         return "" if code and named(path, output) else f"exit code {code}: {output[-300:]}"
     if command == "report":
         code, output = call(own, own.run("report"))
-        page = (own.folder / "report.html").read_text() if code == 0 else output
-        return "" if "damaged" in page and "final_info.json" in page else output[-300:]
+        if code:
+            return f"exit code {code}: {output[-300:]}"
+        missing = toys.data_of((own.folder / "report.html").read_text())["missing"]
+        said = any("damaged" in line and path.name in line for line in missing)
+        return "" if said else f"not said in the page: {missing}"
     run = Home(folder=own.folder / "killed", source=own.source) if command == "killed" else own
     name = "run_2" if command == "killed" else command  # what it ends with is run_2's
     code, output = call(run, run.run(name, *SMALL.get(name, ())))
@@ -170,7 +181,7 @@ def named(path: Path, output: str) -> bool:
     """Whether the output says what is wrong: the file, its folder, or what it is."""
     said = "activation store" in output if "activations" in path.parts else False
     words = (path.name, path.parent.name, "other validation tokens", "other training tokens")
-    words += ("another language model", "weights of the language model")
+    words += ("another language model", "another tokenizer", "weights of the language model")
     lines = [line for line in output.splitlines() if any(word in line for word in BAD)]
     return said or any(word in line for line in lines for word in words)
 

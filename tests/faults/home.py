@@ -184,7 +184,8 @@ def _plain(path: Path) -> Any:
     if path.suffix == ".json":
         return _timeless(json.loads(path.read_text()))
     if path.suffix == ".jsonl":
-        return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+        steps = [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
+        return sorted(map(str, steps))  # what is made again is logged behind what stood there
     if path.suffix == ".csv":
         lines = [line.split(",") for line in path.read_text().splitlines()]
         timed = [i for i, name in enumerate(lines[0] if lines else []) if _is_time(name)]

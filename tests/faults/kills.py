@@ -47,7 +47,7 @@ def campaign(n: int, seed: int, folder: Path, shares: Mapping[str, float] = SHAR
             name = list(shares)[i % len(shares)]
             moments = _moments(rng, seconds[name], 1)
             rows += _trial(home, name, signal_name, moments, folder, i)
-    return rows + _cut_checkpoints(home, rng, folder)
+    return rows + _cut_checkpoints(home, rng, folder, LENGTHS if n >= 100 else 1)
 
 
 def _undisturbed(home: Home, names: Iterable[str]) -> dict[str, float]:
@@ -126,8 +126,10 @@ def _forced(home: Home, signal_name: str, code: int | None) -> list[str]:
                      not x.endswith(kept)]  # fmt: skip
 
 
-def _cut_checkpoints(home: Home, rng: random.Random, folder: Path) -> list[Row]:
-    """A checkpoint cut at each of 20 lengths is refused, and the one before it used."""
+def _cut_checkpoints(home: Home, rng: random.Random, folder: Path, n_taken: int) -> list[Row]:
+    """A checkpoint cut at each of 20 lengths is refused; after `n_taken` of them the run is taken
+    to its end, from the checkpoint before.
+    """
     rows: list[Row] = []
     with scratch(folder, "cut") as place:
         own = copy_of(home, place)
@@ -146,7 +148,7 @@ def _cut_checkpoints(home: Home, rng: random.Random, folder: Path) -> list[Row]:
                 checkpoint.load_tensors(path)
                 fault = "it was loaded"
             except checkpoint.Damaged:
-                fault = _went_on(own, home, place / "again") if i == 0 else ""
+                fault = _went_on(own, home, place / "again") if i < n_taken else ""
             rows.append({"what": "checkpoint cut", "at": length, "ok": not fault, "fault": fault})
     return rows
 

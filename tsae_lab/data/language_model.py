@@ -313,6 +313,18 @@ def model_identity(model: Any, dtype: torch.dtype | None = None) -> str:
     return digest.hexdigest()
 
 
+def tokenizer_identity(tokenizer: Any) -> str:
+    """sha256 over the vocabulary, merges and added tokens of a fast tokenizer.
+
+    The same whichever version of the library spells them.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    merges = state["model"].get("merges") or []
+    parts = [state["model"].get("vocab"), [m.split(" ") if type(m) is str else m for m in merges]]
+    parts.append([[added["id"], added["content"]] for added in state["added_tokens"]])
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
 # ---------------------------------------------------------------- tokens
 
 

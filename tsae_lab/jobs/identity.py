@@ -35,8 +35,9 @@ def identity_of(
     static_sae: str,
     low: torch.dtype,
 ) -> dict[str, Any]:
-    """Digests of every text's tokens by split, of the language model and of a given SAE's tensors;
-    dtypes, device and threads; versions of torch and of this package, and its commit in a checkout.
+    """Digests of every text's tokens by split, of the language model, its tokenizer and a given
+    SAE's tensors; dtypes, device and threads; versions of torch and of this package, and its commit
+    in a checkout.
 
     None stands for what there is not.
     """
@@ -46,6 +47,7 @@ def identity_of(
             for name, splits in tokens.items()
         },
         "lm": lm.identity,
+        "tokenizer": language_model.tokenizer_identity(lm.tokenizer),
         "static_sae": _sae_digest(Path(static_sae).expanduser()) if static_sae else None,
         "products": _name(low),
         "lm_dtype": _name(lm.dtype),
@@ -103,7 +105,7 @@ def refuse_content(where: Path, made: Identity, now: Identity) -> None:
     if made["static_sae"] != now["static_sae"]:
         other.append("another static SAE of this name")
     named = {"seed": f"seed {made.get('seed')}", "options": "other options"}
-    named |= {"models": "other models"}
+    named |= {"models": "other models", "tokenizer": "another tokenizer of this name"}
     other += [said for key, said in named.items() if made.get(key, now.get(key)) != now.get(key)
               and key in now]  # fmt: skip
     if other:
