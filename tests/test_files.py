@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,35 @@ def test_too_little_space_is_an_error_with_needed_and_free_bytes(tmp_path):
     ) as caught:
         files.require_space(tmp_path / "a", 10**18)
     assert caught.value.errno == errno.ENOSPC
+
+
+def test_an_error_of_a_full_disk_names_the_file(tmp_path):
+    for error, said in (
+        (OSError(errno.ENOSPC, "No space"), "log not written: No space"),
+        (OSError("3 requested and 1 written"), "log not written: 3 requested and 1 written"),
+        (OSError(errno.ENOSPC, "a not written: No space"), "a not written: No space"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "b"), "No such file: 'b'"),
+    ):
+        with pytest.raises(OSError, match=said) as caught, files.naming(tmp_path / "log"):
+            raise error
+        assert str(caught.value).count("not written") == ("written" in said)
+    if Path("/dev/full").exists():
+        with (
+            pytest.raises(OSError, match="/dev/full not written: No space left"),
+            files.appended(Path("/dev/full")) as file,
+        ):
+            file.write("line\n")
+
+
+def test_what_is_appended_stands_behind_what_was_there_and_is_synced(tmp_path, monkeypatch):
+    synced, sync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_size), sync(fd)))
+    for line in ("one\n", "two\n"):
+        with files.appended(tmp_path / "log") as file:
+            file.write(line)
+            files.sync(file)
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+    assert synced == [4, 8]
 
 
 def test_a_file_is_synced_before_it_is_moved_and_its_folder_after(tmp_path, monkeypatch):

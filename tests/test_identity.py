@@ -73,6 +73,21 @@ def spell(folder: Path) -> None:
     edit_json(folder / "tokenizer.json", model=model)
 
 
+def test_a_tokenizer_is_known_by_what_it_spells_and_not_by_how_it_is_written(tmp_path, lm_folder):
+    shutil.copytree(lm_folder, tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer.json"
+    names = [language_model.tokenizer_identity(load_toy(tmp_path / "model").tokenizer)]
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content, indent=7))
+    merges = [m if isinstance(m, str) else " ".join(m) for m in content["model"]["merges"]]
+    old = content | {"model": content["model"] | {"merges": merges}}  # as before 0.20
+    path.write_text(json.dumps(old))
+    names.append(language_model.tokenizer_identity(load_toy(tmp_path / "model").tokenizer))
+    assert names[0] == names[1]
+    spell(tmp_path / "model")
+    assert language_model.tokenizer_identity(load_toy(tmp_path / "model").tokenizer) != names[0]
+
+
 CHANGES = {
     "tokenizer": (lambda here: spell(here / "model"), "another tokenizer"),
     "text": (lambda here: write_text(here / "notes.txt", seed=1), "other .* tokens of .*notes.txt"),

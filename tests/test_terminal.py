@@ -14,6 +14,7 @@ from rich.console import Console
 
 import experiment
 from tsae_lab import definitions, terminal
+from tsae_lab.jobs import commands
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,7 @@ def test_threads_are_those_wanted_then_those_of_the_environment_then_all(
 MEMORY = """
 import experiment
 from tsae_lab import definitions, terminal
+from tsae_lab.jobs import commands
 def megabytes():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
 terminal.fast_memory()
@@ -258,6 +260,15 @@ def test_ctrl_c_while_libraries_are_imported_ends_in_silence():
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
     assert experiment.app
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # what imports it has it
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "numbers"), [("4,2,4", int, [4, 2]), ("0.5", float, [0.5])]
+)
+def test_the_numbers_of_an_option_are_listed_once_each(text, kind, numbers):
+    assert commands.listed("ks", text, kind) == numbers
+    with pytest.raises(ValueError, match=r"--ks needs .*numbers, separated by commas; got 'a'"):
+        commands.listed("ks", "a", kind)
 
 
 def test_an_error_of_the_program_is_not_hidden():

@@ -64,13 +64,15 @@ def read_result(path: Path) -> dict[str, Any] | None:
         _say(f"{error}; it is made again")
         return None
     wrong = [] if whole else [f"{path} has no numbers and intervals"]
-    wrong += [f"{path.parent / name} {said}" for name, said in changed(path.parent, saved).items()]
+    wrong += [
+        f"{path.parent / name} {said}" for name, said in wrong_tables(path.parent, saved).items()
+    ]
     if wrong:
         _say(f"{wrong[0]}; {path.name} is made again")
     return None if wrong else saved
 
 
-def changed(folder: Path, saved: Mapping[str, Any]) -> dict[str, str]:
+def wrong_tables(folder: Path, saved: Mapping[str, Any]) -> dict[str, str]:
     """Of the tables of a section, by name: "is missing", or "is damaged", which are not as written.
 
     `saved` is what its JSON file in the folder holds; one of an earlier version lists no table.

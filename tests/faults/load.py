@@ -49,11 +49,8 @@ def _one_cache(home: Home, folder: Path, n: int) -> Row:
             (own.folder / "cache").symlink_to(place / "cache")
         (place / "cache").mkdir()
         codes = [base.ended(pid) for pid in [base.start(own, own.run("run_2")) for own in homes]]
-        odd = [
-            d
-            for own in homes
-            for d in base.differences(own.folder / "run_2", home.folder / "run_2")
-        ]
+        runs = [(own.folder / "run_2", home.folder / "run_2") for own in homes]
+        odd = [line for both in runs for line in base.differences(*both)]
         made = sum("activations: " in own.log.read_text() for own in homes)
         left = base.left_over(place)
     faults = [f"exit codes {codes}"] * any(codes) + odd + left

@@ -168,7 +168,7 @@ def read_tables(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], list[str
     where = "/".join(folder.absolute().parts[-3:])
     tables: dict[str, list[dict[str, Any]]] = {}
     listed, missing = _listed(folder, where)
-    wrong = checksums.changed(folder, {checksums.TABLES: listed})
+    wrong = checksums.wrong_tables(folder, {checksums.TABLES: listed})
     missing += [f"{where}/{name} {said}" for name, said in wrong.items()]
     paths = [path for path in sorted(folder.glob("*.csv")) if path.name not in wrong]
     unknown = [path.name for path in paths if path.name not in listed]
