@@ -210,6 +210,13 @@ def test_too_little_space_is_an_error_with_needed_and_free_bytes(tmp_path):
     assert caught.value.errno == errno.ENOSPC
 
 
+@pytest.mark.parametrize("n_bytes", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+def test_size_and_checksum_of_a_file_are_those_of_its_bytes(tmp_path, n_bytes):
+    data = bytes(i * i % 251 for i in range(n_bytes))
+    (tmp_path / "a").write_bytes(data)
+    assert files.size_and_crc(tmp_path / "a") == [n_bytes, zlib.crc32(data)]
+
+
 def test_an_error_of_a_full_disk_names_the_file(tmp_path):
     for error, said in (
         (OSError(errno.ENOSPC, "No space"), "log not written: No space"),

@@ -64,9 +64,8 @@ def read_result(path: Path) -> dict[str, Any] | None:
         _say(f"{error}; it is made again")
         return None
     wrong = [] if whole else [f"{path} has no numbers and intervals"]
-    wrong += [
-        f"{path.parent / name} {said}" for name, said in wrong_tables(path.parent, saved).items()
-    ]
+    of_tables = wrong_tables(path.parent, saved)
+    wrong += [f"{path.parent / name} {said}" for name, said in of_tables.items()]
     if wrong:
         _say(f"{wrong[0]}; {path.name} is made again")
     return None if wrong else saved
