@@ -217,6 +217,13 @@ def test_size_and_checksum_of_a_file_are_those_of_its_bytes(tmp_path, n_bytes):
     assert files.size_and_crc(tmp_path / "a") == [n_bytes, zlib.crc32(data)]
 
 
+def test_what_is_no_regular_file_is_not_read_as_a_text(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(ValueError, match=f"^{path} cannot be read: it is no regular file"):
+            files.read_bytes(path)
+
+
 def test_an_error_of_a_full_disk_names_the_file(tmp_path):
     for error, said in (
         (OSError(errno.ENOSPC, "No space"), "log not written: No space"),

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import torch
 import toys
 import typer
 from rich.console import Console
@@ -205,6 +206,25 @@ def test_an_error_of_the_user_or_the_disk_is_one_line_and_an_exit_code(capsys, e
     said = capsys.readouterr().err
     assert said.startswith(line)
     assert said.count("\n") == 1
+
+
+def test_a_lack_of_memory_is_one_line_and_another_fault_of_torch_is_none(capsys):
+    for ask in (lambda: torch.empty(1 << 60), lambda: bytearray(1 << 60)):
+        with pytest.raises(typer.Exit) as caught, terminal.one_line_errors():
+            ask()
+        said = capsys.readouterr().err
+        assert caught.value.exit_code == 1
+        assert said.startswith("error: not enough memory")
+        assert said.count("\n") == 1
+    with pytest.raises(RuntimeError, match="must match"), terminal.one_line_errors():
+        torch.zeros(2) + torch.zeros(3)
+
+
+def test_more_memory_than_the_machine_has_is_refused():
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    terminal.require_memory(there, "it")
+    with pytest.raises(ValueError, match=r"^it takes [\d.,]+ GiB of memory; got a machine with"):
+        terminal.require_memory(there + 1, "it")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -47,6 +47,8 @@ def decode_text(data: bytes, what: str | Path) -> str:
 def read_bytes(path: Path) -> bytes:
     """What a file holds, unpacked where its name ends in .gz or .zst; ValueError in one line."""
     try:
+        if path.exists() and not path.is_file():  # a pipe, a device: it may have no end
+            raise ValueError(f"{path} cannot be read: it is no regular file")
         if path.suffix.lower() not in PACKED:
             return path.read_bytes()
         from pyarrow import input_stream  # takes half a second, and is needed here only

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import signal
 import threading
 import time
@@ -28,6 +29,7 @@ from rich.table import Table
 from tsae_lab import definitions
 
 WIDTH = 130  # columns of a table that is printed to no terminal, at least
+MOST_THREADS = 1_024  # with many more the library of threads ends the process
 console = Console(stderr=True)
 DEBUG = ContextVar("DEBUG", default=False)  # whether an error is said with its traceback
 
@@ -263,10 +265,21 @@ def more_than(before: float | None) -> float | None:
     return None if now is None or before is None else round(max(now - before, 0.0), 1)
 
 
+def require_memory(n_bytes: int, what: str) -> None:
+    """ValueError where `what` takes more bytes than this machine has in all, so far as is known."""
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return
+    if n_bytes > there > 0:
+        need, got = (f"{n / 2**30:,.1f} GiB of memory" for n in (n_bytes, there))
+        raise ValueError(f"{what} takes {need}; got a machine with {got}")
+
+
 def cpu_threads(wanted: int = 0) -> int:
     """Threads to use: those wanted, else OMP_NUM_THREADS, else the cores this process may use."""
-    if wanted < 0:
-        raise ValueError(f"threads needs to be at least 0; got {wanted}")
+    if not 0 <= wanted <= MOST_THREADS:
+        raise ValueError(f"threads needs 0 <= threads <= {MOST_THREADS:,}; got {wanted}")
     set_by_user = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     affinity = getattr(os, "sched_getaffinity", None)  # absent outside Linux
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -288,6 +301,14 @@ def one_line_errors() -> Iterator[None]:
             console.print(traceback.format_exc(), markup=False, highlight=False, soft_wrap=True)
         line = " ".join(str(error).split())
         console.print(f"error: {line}", style="red", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    except (MemoryError, RuntimeError) as error:
+        wanted = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
+        if not isinstance(error, MemoryError) and wanted is None:
+            raise
+        line = f"not enough memory: {wanted[1]} more were needed" if wanted else "not enough memory"
+        advice = "a smaller text, --batch, --seq, --d_sae or --window takes less"
+        console.print(f"error: {line}; {advice}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         console.print(

@@ -129,7 +129,8 @@ def start(home: Home, args: Sequence[str]) -> int:
         descriptor = os.open(home.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", 1)  # pytest's are others
+        sys.stdout = os.fdopen(1, "w")  # pytest's are others
+        sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace")  # as a new process has it
         identity._commit = lambda: None  # the checkout may change during a campaign
         experiment.app(list(args))
     except SystemExit as error:

@@ -29,7 +29,9 @@ from tsae_lab.jobs.plan import Config
 FOUND = (
     "minimal-pairs deep.jsonl", "probe deep.jsonl", "deep.json", "deep.jsonl --text",
     "code of its own", "NaN weights", "fewer embeddings", "threads=-1", "{'plan': 3}",
-    "model's '{}'", "bench --k=0", "metadata=[]", "config '[]'",
+    "model's '{}'", "bench --k=0", "metadata=[]", "config '[]'", "--d_sae=1000000000",
+    "--hidden_enc=1000000000", "--threads=100000000", "a pipe", "a device",
+    "links in a circle", "--lm=a b", "--lm=a--b",
 )  # fmt: skip
 Case = tuple[str, Callable[[Path], list[str]]]  # a name, and the command, made in a folder
 SUBPROCESSES = 40  # of so many cases one is run as its user would, of the kinds in PLAIN
@@ -103,7 +105,9 @@ def options(home: Home) -> Iterator[Case]:
                     yield f"{name}={value}", _run(home, f"--{name}={value}")
     for option in ("--no-such-option=1", "--k", "--k=9999", "--window=0", "--steps=1",
                    "--pieces=25", "--seq=1", "--seq=1000", "--pretrain=0.9", "--device=gpu",
-                   "--device=cuda", "--device=cpu:x", "--batch=5000", "--share=0"):  # fmt: skip
+                   "--device=cuda", "--device=cpu:x", "--batch=5000", "--share=0",
+                   "--d_sae=1000000000", "--hidden_enc=1000000000", "--threads=100000000",
+                   "--batch=1000000000000"):  # fmt: skip
         yield option, _run(home, option)
     for option in ("--batch=0", "--k=0", "--d_in=x", "--repeats=0", "--window=-1"):
         yield f"bench {option}", lambda _, option=option: ["bench", option]
@@ -128,9 +132,10 @@ def _on_model(home: Home, command: str, *more: str) -> Callable[[Path], list[str
 def names(home: Home) -> Iterator[Case]:
     """Names of nothing: texts, models, hooks, sections, systems, commands, runs."""
     for option in ("--datasets=nonsense", "--datasets=", "--datasets=/nowhere/a.txt",
-                   "--lm=/nowhere", "--lm=a/b/c", "--hook=blocks.9.hook_resid_post",
-                   "--hook=blocks.x.y", "--hook=", "--scale=huge", "--precision=int8",
-                   "--sinks=some", "--static_sae=/nowhere", "--data_dir=/nowhere"):  # fmt: skip
+                   "--lm=/nowhere", "--lm=a/b/c", "--lm=a b", "--lm=a--b",
+                   "--hook=blocks.9.hook_resid_post", "--hook=blocks.x.y", "--hook=",
+                   "--scale=huge", "--precision=int8", "--sinks=some", "--static_sae=/nowhere",
+                   "--data_dir=/nowhere"):  # fmt: skip
         yield option, _run(home, option)
     yield "sections", _run(home, "--sections=stability,nonsense", name="run_3")
     yield "no sections", _run(home, "--sections=", name="run_3")
@@ -206,6 +211,14 @@ def texts(home: Home) -> Iterator[Case]:
             (place / "folder" / name.replace("__", ".")).write_text(content)
         return [f"--out_dir={place / 'run_2'}", *home.options(), f"--datasets={place / 'folder'}"]
 
+    def odd(place: Path, make: Callable[[Path], object]) -> list[str]:
+        make(place / "odd.txt")
+        return [*_run(home)(place), f"--datasets={place / 'odd.txt'}"]
+
+    yield "a pipe", lambda place: odd(place, os.mkfifo)
+    yield "a device", lambda place: odd(place, lambda path: path.symlink_to("/dev/zero"))
+    yield "links in a circle", lambda place: odd(place, lambda path: path.symlink_to(path))
+    yield "a name of 300 letters", _run(home, f"--datasets={'a' * 300}")
     yield "empty folder", lambda place: folder(place)
     yield "folder of others", lambda place: folder(place, a__png="x")
     yield "saved dataset", lambda place: folder(place, state__json="{}", dataset_info__json="{")

@@ -200,9 +200,9 @@ def _from_pretrained(name: str, dtype: torch.dtype, *, local: bool) -> tuple[Any
         return loaded[0], tokenizer, loaded[1]
 
     if not local:
-        cached = try_to_load_from_cache(name, "config.json")
-        if isinstance(cached, str):  # needs no connection, unless a file is missing
-            with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception):  # a file is missing, or no model can have this name
+            cached = try_to_load_from_cache(name, "config.json")
+            if isinstance(cached, str):  # needs no connection
                 return load(str(Path(cached).parent))
         _ask_hub(name)
         sys.stderr.write(f"fetching the language model {name} from the hub\n")

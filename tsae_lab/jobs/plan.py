@@ -30,7 +30,7 @@ from tsae_lab.data.texts import Tokens
 from tsae_lab.jobs import checkpoint, identity, training
 from tsae_lab.jobs.identity import Identity
 from tsae_lab.jobs.training import Recipe
-from tsae_lab.terminal import console
+from tsae_lab.terminal import console, require_memory
 
 PLANS = ("run_0", "run_1", "run_2", "run_3", "run_4")
 SCALES: dict[str, dict[str, Any]] = {
@@ -447,7 +447,8 @@ def options_of(config: Config) -> dict[str, Any]:
 
 def folder_name(dataset: str) -> str:
     """A text's name as a folder: of a path, its last part."""
-    place = Path(dataset).expanduser().resolve() if os.sep in dataset else Path(f"{dataset}/")
+    place = Path(os.path.realpath(Path(dataset).expanduser()))  # also where links go in a circle
+    place = place if os.sep in dataset else Path(f"{dataset}/")
     return re.sub(r"[^\w.-]+", "_", place.stem if os.sep in dataset else dataset)
 
 
@@ -465,7 +466,16 @@ def lm_of(config: Config) -> LanguageModel:
     most = lm.max_seq - len(lm.prefix)
     if config.seq > most:
         raise ValueError(f"seq needs to be at most {most} tokens for {lm.name}; got {config.seq}")
+    _check_memory(config, lm.d_in)
     return lm
+
+
+def _check_memory(config: Config, d_in: int) -> None:
+    """ValueError where the weights, with gradients and Adam's two moments, can have no room."""
+    lstms = sum(4 * h * (d_in + h) for h in (config.hidden_enc, config.hidden_dec))
+    n_weights = config.d_sae * (2 * d_in + config.hidden_enc) + lstms
+    said = f"d_sae={config.d_sae}, hidden_enc={config.hidden_enc}, hidden_dec={config.hidden_dec}"
+    require_memory(4 * 4 * n_weights, f"training with {said}")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
