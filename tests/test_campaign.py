@@ -2,17 +2,36 @@
 
 import hashlib
 import os
+import socket
 import subprocess
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from faults import home, inputs, kills, load
+from faults import damage, home, inputs, kills, load
 
 from tsae_lab import files
 from tsae_lab.data import language_model
 from tsae_lab.jobs import foreign
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch) -> Path:
+    """A file with every host that is asked for, by processes that are forked from here, too."""
+    path = tmp_path / "asked"
+
+    def note(what):
+        def noted(*args, **_):
+            with path.open("a") as file:
+                file.write(f"{what} {args}\n")
+            raise OSError("no network here")
+
+        return noted
+
+    monkeypatch.setattr(socket, "getaddrinfo", note("getaddrinfo"))
+    monkeypatch.setattr(socket.socket, "connect", lambda _, address: note("connect")(address))
+    return path
 
 
 def faults_of(rows: list[home.Row]) -> list[str]:
@@ -20,8 +39,9 @@ def faults_of(rows: list[home.Row]) -> list[str]:
     return [f"{row['what']}: {row['fault']}" for row in rows if not row["ok"]]
 
 
-def test_killed_runs_end_in_the_same_bits_and_leave_nothing(tmp_path):
+def test_killed_runs_end_in_the_same_bits_leave_nothing_and_ask_for_no_host(tmp_path, asked):
     rows = kills.campaign(2, 0, tmp_path, {"run_2": 1.0})
+    assert not asked.exists()
     assert faults_of(rows) == []
     assert sum("SIGKILL" in row["what"] for row in rows) == 2
 
@@ -30,6 +50,12 @@ def test_bad_inputs_end_in_a_line_each(tmp_path):
     rows = inputs.campaign(24, 1, tmp_path)
     assert faults_of(rows) == []
     assert len({row["what"] for row in rows}) > 4
+
+
+def test_damaged_files_are_found_and_named(tmp_path):
+    rows = damage.campaign(3, 0, tmp_path, ("run_2", "static", "tsae"))
+    assert faults_of(rows) == []
+    assert len({row["what"] for row in rows}) == 3
 
 
 def test_processes_beside_each_other_wait_or_say_who_works(tmp_path):

@@ -128,6 +128,8 @@ def test_a_finished_run_that_did_not_change_is_read_and_says_what_it_was_made_of
     for key in (checksums.SEAL, checksums.CONFIG):  # of the file, not of the run
         del info["notes.txt"][key]
     assert experiment.run(Path("run_2"), HERE)["notes.txt"] == info["notes.txt"]
+    (here / "run_2" / "log.jsonl").unlink()
+    assert experiment.run(Path("run_2"), HERE)["notes.txt"] == info["notes.txt"]
     run_3(Path("run_3"), HERE)
     assert "bits may differ" not in capsys.readouterr().err
     made = plan.made_of(Path("run_2"))

@@ -1,5 +1,6 @@
 import copy
 import json
+import os
 import re
 import shutil
 from collections import namedtuple
@@ -231,6 +232,25 @@ def test_progress_is_at_most_ten_lines_with_rate_and_time_left_where_there_is_no
     assert re.fullmatch(last, lines[-1].rstrip())
     make_store(lm, tokens, tmp_path)
     assert capsys.readouterr().err == ""
+
+
+class Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_an_array_of_a_store_that_is_a_pickle_is_refused_and_not_run(lm, tokens, tmp_path, capsys):
+    made = make_store(lm, tokens, tmp_path / "cache")
+    ids = (made.path / "ids.npy").read_bytes()
+    evil = np.array([Evil(tmp_path / "was_run")], dtype=object)
+    np.save(made.path / "ids.npy", evil, allow_pickle=True)
+    again = make_store(lm, tokens, tmp_path / "cache")
+    assert "ids.npy is missing or damaged; extracting it again" in capsys.readouterr().err
+    assert (again.path / "ids.npy").read_bytes() == ids
+    assert not (tmp_path / "was_run").exists()
 
 
 @settings(deadline=None, max_examples=60)

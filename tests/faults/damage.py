@@ -18,6 +18,7 @@ Change = Callable[[bytes, random.Random, bytes], bytes]  # content, and that of 
 RUNS = ("run_2", "run_3", "run_4", "static", "tsae", "report")
 SMALL = {"run_4": ("--systems=static,posthoc_ema",)}
 SEED = "letters/seed_0"
+MANY = 10  # damages, from which on another run is made
 # of a home: the file, and the command that reads it
 FILES = {
     "store": ("cache/activations/*/data.bf16", "run_2"),
@@ -44,12 +45,17 @@ FILES = {
 
 
 def campaign(n: int, seed: int, folder: Path, runs: Sequence[str] = RUNS) -> list[Row]:
-    """`n` damages: every kind of file in turn, with every kind of damage that it can have."""
-    home, other = (_finished(folder / name, i, runs) for i, name in enumerate(("home", "other")))
+    """`n` damages: every kind of file in turn, with every kind of damage that it can have.
+
+    A small share does without the files of another run.
+    """
+    home = _finished(folder / "home", 0, runs)
+    other = _finished(folder / "other", 1, runs) if n >= MANY else home
     rng, rows = random.Random(seed), []
     whole = folder / "whole"
     shutil.copytree(home.folder, whole)
     kinds = [what for what, (_, command) in FILES.items() if command in (*runs, "killed")]
+    rng.shuffle(kinds)
     for i in range(n):
         rows.append(_damaged(home, other, kinds[i % len(kinds)], rng, whole))
         shutil.rmtree(home.folder)
