@@ -153,3 +153,10 @@ def test_fewer_births_at_one_error_take_error_away_and_what_is_outside_is_absent
     assert evaluation.residual_at(ours[:1], 10.0) == pytest.approx(0.4)
     perfect = [{"k": 1, "births": 10.0, "fve": 1.0}]
     assert evaluation.at_equal_births(perfect, ours)[0]["residual_taken"] is None
+
+
+def test_a_step_during_which_the_machine_stood_still_counts_as_the_others():
+    steps = [9.0, 1.0, 1.1, 0.9]  # the first is slow: nothing is known before it
+    for took, counted in ((9.9, 9.9), (3600.0, 1.05), (0.1, 0.1)):
+        assert evaluation.step_time(took, steps) == pytest.approx(counted)
+    assert evaluation.step_time(3600.0, steps[:2]) == 3600.0

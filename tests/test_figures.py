@@ -6,12 +6,15 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.patches import FancyArrowPatch
 
 import metrics
 from tsae_lab.measures import lifetimes, transitions
+from tsae_lab.sections import figures as drawing
 from tsae_lab.sections.figures import (
     accuracy_figure,
     distance_figure,
@@ -385,3 +388,29 @@ def test_an_arrow_reaches_from_one_box_to_the_other_and_covers_neither(figures):
 def distance_to(box, points):
     gaps = np.maximum(0, np.maximum(box.min - points, points - box.max))
     return np.hypot(*gaps.T).min()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 12),
+            st.integers(0, 12),
+            st.sampled_from([1e-9, 1e-5, 0.01]),
+            st.floats(1, 9),
+        ),
+        max_size=40,
+    ),
+    st.integers(1, 30),
+)
+def test_a_drawn_graph_is_a_forest_of_small_parts_that_holds_the_strongest_edge(edges, most):
+    graph = nx.DiGraph()
+    for source, target, p_value, lift in edges:
+        if source != target:
+            graph.add_edge(source, target, p_value=p_value, lift=lift, lag=1)
+    drawn = drawing._forest(graph, most)
+    assert drawn.number_of_edges() <= most
+    if graph.number_of_edges():
+        assert nx.is_forest(drawn.to_undirected())
+        assert max(map(len, nx.weakly_connected_components(drawn))) <= drawing.PART_NODES
+        best = min(graph.edges(data=True), key=lambda e: (e[2]["p_value"], -e[2]["lift"]))
+        assert drawn.has_edge(best[0], best[1])

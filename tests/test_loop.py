@@ -147,13 +147,6 @@ def test_an_error_shows_where_it_comes_from_when_asked(command):
     assert "Traceback" not in done.output
 
 
-def test_a_step_during_which_the_machine_stood_still_counts_as_the_others():
-    steps = [9.0, 1.0, 1.1, 0.9]  # the first is slow: nothing is known before it
-    for took, counted in ((9.9, 9.9), (3600.0, 1.05), (0.1, 0.1)):
-        assert evaluation.step_time(took, steps) == pytest.approx(counted)
-    assert evaluation.step_time(3600.0, steps[:2]) == 3600.0
-
-
 def test_trimming_the_log_leaves_the_lines_of_other_models_and_seeds(unit):
     line = {"dataset": unit.data.name, "seed": 0, "model": "static", "step": 3}
     lines = [line, line | {"step": 4}, line | {"step": 4, "model": "tsae"}, line | {"seed": 1}]
@@ -214,14 +207,6 @@ def test_a_text_that_is_too_short_leaves_no_directory(config, tmp_path):
     with pytest.raises(ValueError, match="short"):
         experiment.run(tmp_path / "run_2", bad)
     assert not (tmp_path / "run_2").exists()
-
-
-@pytest.mark.parametrize(
-    "datasets", ["en/train.txt,de/train.txt", "sotu,sotu", "a/My text.txt,b/my_text.md", "x/A,y/a"]
-)
-def test_two_texts_that_would_share_a_folder_are_refused(datasets):
-    with pytest.raises(ValueError, match="would share the folder"):
-        plan.check_config(Config(datasets=datasets))
 
 
 def test_the_baseline_takes_as_many_tokens_as_the_tsae_with_its_pretraining(unit):

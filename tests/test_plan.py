@@ -177,3 +177,11 @@ def test_the_folder_of_a_path_is_inside_the_runs_directory(tmp_path):
     assert plan.folder_name(f"{tmp_path}/texts/sub/..") == "texts"
     assert plan.folder_name("a/b.c.txt") == "b.c"
     assert plan.folder_name("notes.txt") == "notes.txt"
+
+
+@pytest.mark.parametrize(
+    "datasets", ["en/train.txt,de/train.txt", "sotu,sotu", "a/My text.txt,b/my_text.md", "x/A,y/a"]
+)
+def test_two_texts_that_would_share_a_folder_are_refused(datasets):
+    with pytest.raises(ValueError, match="would share the folder"):
+        plan.check_config(Config(datasets=datasets))

@@ -5,13 +5,10 @@ import math
 from collections import defaultdict
 from dataclasses import replace
 
-import networkx as nx
 import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from toys import HOOK, store_of
 
 import metrics
@@ -592,29 +589,3 @@ def test_the_rows_of_an_evolution_are_its_active_cells_and_deaths():
     assert sum(r["birth"] for r in rows) == table.births.sum()
     assert {r["word"] for r in rows} <= {figures.shown(w) for w in WORDS}
     assert set(section.figures) == {"evolution_tsae", "lifecycle_tsae"}
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.integers(0, 12),
-            st.integers(0, 12),
-            st.sampled_from([1e-9, 1e-5, 0.01]),
-            st.floats(1, 9),
-        ),
-        max_size=40,
-    ),
-    st.integers(1, 30),
-)
-def test_a_drawn_graph_is_a_forest_of_small_parts_that_holds_the_strongest_edge(edges, most):
-    graph = nx.DiGraph()
-    for source, target, p_value, lift in edges:
-        if source != target:
-            graph.add_edge(source, target, p_value=p_value, lift=lift, lag=1)
-    drawn = figures._forest(graph, most)
-    assert drawn.number_of_edges() <= most
-    if graph.number_of_edges():
-        assert nx.is_forest(drawn.to_undirected())
-        assert max(map(len, nx.weakly_connected_components(drawn))) <= figures.PART_NODES
-        best = min(graph.edges(data=True), key=lambda e: (e[2]["p_value"], -e[2]["lift"]))
-        assert drawn.has_edge(best[0], best[1])

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -125,6 +126,7 @@ def start(home: Home, args: Sequence[str]) -> int:
     code = 99
     try:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal
         os.environ["TSAE_CACHE"] = str(home.cache)
         descriptor = os.open(home.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(descriptor, 1)
