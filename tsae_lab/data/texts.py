@@ -29,6 +29,7 @@ from tsae_lab.files import (
     unpack_wheel,
     whole_folder,
 )
+from tsae_lab.terminal import release_memory
 
 MIN_CHARS = 1_000  # shorter corpora are refused
 WINDOW_CHARS = 1 << 20  # longer documents are tokenized in windows of this many characters
@@ -278,6 +279,7 @@ def load_corpus(
     `records.is_name`; each row of its training split is a document, its text in `column`.
     """
     check_name(name)
+    release_memory()  # of a text that was read before: a gigabyte in pieces
     if str(name) in CORPORA:
         return CORPORA[str(name)](Path(data_dir) if data_dir else None)
     if records.is_name(name):
