@@ -134,7 +134,7 @@ CHANGES: tuple[Change, ...] = (flip, truncate, zero, swap, others, version)
 def _damaged(home: Home, other: Home, what: str, rng: random.Random, whole: Path) -> Row:
     """One damage in the home, whose files are those of `whole`, and what its reader says."""
     pattern, command = FILES[what]
-    path = rng.choice(sorted(home.folder.glob(pattern)))
+    path = rng.choice(sorted(p for p in home.folder.glob(pattern) if p.stat().st_size))
     theirs = rng.choice(sorted(other.folder.glob(pattern))).read_bytes()
     data, damaged = path.read_bytes(), path.read_bytes()
     fit = [change for change in CHANGES if change is not version or path.suffix == ".json"]
