@@ -202,8 +202,8 @@ def fit(
             took = (time.perf_counter() - began) / len(infos)
             times.append(evaluation.step_time(took, times))
             seconds += len(infos) * times[-1]
-            for line in journal.step_lines(numbers, times[-1]):
-                line = of_model | line | {"memory_mib": more_than(before)}
+            for of_step in journal.step_lines(numbers, times[-1]):
+                line = of_model | of_step | {"memory_mib": more_than(before)}
                 log.write(checksums.log_line(line))
                 journal.check_finite(line, label, config.lr)
             advance(journal.note(numbers[-1], times[-1]))
