@@ -224,6 +224,24 @@ def test_what_is_no_regular_file_is_not_read_as_a_text(tmp_path):
             files.read_bytes(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("cfg.json", "{}"), ("config.json", "{}"), ("log.jsonl", ""), ("a.safetensors", ""),
+     ("final_info.json", '{"a": {"checksum": "0"}}')],
+)  # fmt: skip
+def test_no_output_takes_the_place_of_a_file_of_a_model_or_run(tmp_path, name, text):
+    path = tmp_path / name
+    files.check_outputs([path], [])
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"{name} is a file of a saved model or run"):
+        files.check_outputs([path], [])
+    own = tmp_path / "own.json"
+    own.write_text('{"numbers": {}}')
+    files.check_outputs([own], [])
+    with pytest.raises(ValueError, match=r"outputs need files of their own; got .*own.json, .*own"):
+        files.check_outputs([own, own], [])
+
+
 def test_an_error_of_a_full_disk_names_the_file(tmp_path):
     for error, said in (
         (OSError(errno.ENOSPC, "No space"), "log not written: No space"),

@@ -222,7 +222,15 @@ def require_space(path: Path, n_bytes: int) -> None:
 
 
 def check_outputs(outputs: Sequence[Path | None], figures: Sequence[Path | None]) -> None:
-    """ValueError for a path whose folder does not exist, or a figure that is no .png or .svg."""
+    """ValueError for a path whose folder does not exist, that is given twice, or is a file of a
+    model or run, and for a figure that is no .png or .svg.
+    """
+    given = [path.absolute() for path in (*outputs, *figures) if path is not None]
+    if len(set(given)) < len(given):
+        raise ValueError(f"outputs need files of their own; got {', '.join(map(str, given))}")
+    for path in given:
+        if path.is_file() and _is_ours(path):
+            raise ValueError(f"{path} is a file of a saved model or run: give another name")
     for path in (*outputs, *figures):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
@@ -231,6 +239,12 @@ def check_outputs(outputs: Sequence[Path | None], figures: Sequence[Path | None]
     for path in figures:
         if path is not None and path.suffix not in (".png", ".svg"):
             raise ValueError(f"a figure is written as .png or .svg; got {path}")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file may be a model's or a run's, whose place no output is to take."""
+    known = path.suffix in (".safetensors", ".jsonl") or path.name in ("cfg.json", "config.json")
+    return known or (path.suffix == ".json" and b'"checksum":' in path.read_bytes())
 
 
 def cache_dir() -> Path:

@@ -31,7 +31,8 @@ FOUND = (
     "code of its own", "NaN weights", "fewer embeddings", "threads=-1", "{'plan': 3}",
     "model's '{}'", "bench --k=0", "metadata=[]", "config '[]'", "--d_sae=1000000000",
     "--hidden_enc=1000000000", "--threads=100000000", "a pipe", "a device",
-    "links in a circle", "--lm=a b", "--lm=a--b",
+    "links in a circle", "--lm=a b", "--lm=a--b", "--json=cfg.json", "--html=final_info.json",
+    "--json and --csv",
 )  # fmt: skip
 Case = tuple[str, Callable[[Path], list[str]]]  # a name, and the command, made in a folder
 SUBPROCESSES = 40  # of so many cases one is run as its user would, of the kinds in PLAIN
@@ -161,6 +162,11 @@ def outputs(home: Home) -> Iterator[Case]:
     for option in ("--json=/nowhere/a.json", "--csv=/", "--png=a.pdf", "--png=/nowhere/a.png"):
         yield option, _on_model(home, "stability", option)
     yield "--html=/", _on_model(home, "evolution", "--html=/")
+    model, run = home.seed / "tsae", home.folder / "run_2"
+    yield "--json=cfg.json", _on_model(home, "stability", f"--json={model / 'cfg.json'}")
+    yield "--html=final_info.json", lambda _: ["report", str(run), f"--html={run}/final_info.json"]
+    yield "--json and --csv", lambda place: _on_model(
+        home, "stability", f"--json={place / 'a'}", f"--csv={place / 'a'}")(place)  # fmt: skip
     yield "report --html", lambda _: [*home.run("report")[:2], "--html=/nowhere/a.html"]
 
     def taken(place: Path, name: str, text: str) -> list[str]:

@@ -246,6 +246,7 @@ def _of_file(path: Path, column: str) -> list[str]:
 def _split(name: str, documents: Sequence[str]) -> Corpus:
     """A single document is cut near 90 %, then in pieces; of several none is in both splits."""
     if len(documents) == 1:
+        release_memory()  # of the bytes it was read from: it may be a gigabyte
         cut = split_place(documents[0])
         return _corpus(name, pieces(documents[0], 0, cut), pieces(documents[0], cut))
     try:
@@ -279,7 +280,7 @@ def load_corpus(
     `records.is_name`; each row of its training split is a document, its text in `column`.
     """
     check_name(name)
-    release_memory()  # of a text that was read before: a gigabyte in pieces
+    release_memory()  # of what was read before
     if str(name) in CORPORA:
         return CORPORA[str(name)](Path(data_dir) if data_dir else None)
     if records.is_name(name):
@@ -330,6 +331,11 @@ def plain_ids(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
     sink. ValueError where the tokenizer reads it as one nevertheless. `tokenizer` is a fast Hugging
     Face tokenizer.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"{error.object[error.start]!r} at character {error.start:,}"
+        raise ValueError(f"the text has half of a character, {half}: it is not UTF-8") from None
     encoded = tokenizer(
         text,
         add_special_tokens=False,
