@@ -222,13 +222,13 @@ def require_space(path: Path, n_bytes: int) -> None:
 
 
 def check_outputs(outputs: Sequence[Path | None], figures: Sequence[Path | None]) -> None:
-    """ValueError for a path whose folder does not exist, that is given twice, or is a file of a
+    """ValueError for a path whose folder does not exist, that is paths twice, or is a file of a
     model or run, and for a figure that is no .png or .svg.
     """
-    given = [path.absolute() for path in (*outputs, *figures) if path is not None]
-    if len(set(given)) < len(given):
-        raise ValueError(f"outputs need files of their own; got {', '.join(map(str, given))}")
-    for path in given:
+    paths = [path.absolute() for path in (*outputs, *figures) if path is not None]
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"outputs need files of their own; got {', '.join(map(str, paths))}")
+    for path in paths:
         if path.is_file() and _is_ours(path):
             raise ValueError(f"{path} is a file of a saved model or run: give another name")
     for path in (*outputs, *figures):
