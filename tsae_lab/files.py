@@ -222,7 +222,7 @@ def require_space(path: Path, n_bytes: int) -> None:
 
 
 def check_outputs(outputs: Sequence[Path | None], figures: Sequence[Path | None]) -> None:
-    """ValueError for a path whose folder does not exist, that is paths twice, or is a file of a
+    """ValueError for a path whose folder does not exist, that is given twice, or is a file of a
     model or run, and for a figure that is no .png or .svg.
     """
     paths = [path.absolute() for path in (*outputs, *figures) if path is not None]
