@@ -1,12 +1,21 @@
 """Absorption against codes whose truth is known: who is active where was written down."""
 
+import json
+import random
+
 import numpy as np
 import pytest
 import torch
 from scipy import sparse
+from toys import random_model, save_model, save_saes
+from typer.testing import CliRunner
 
+import experiment
 import metrics
+import tsae
+from tsae_lab import definitions
 from tsae_lab.measures import absorption
+from tsae_lab.sections.figures import absorption_figure
 
 N, D, WORDS = 2_000, 16, 20  # tokens, width, words; every second word is of the concept
 RNG = np.random.default_rng(0)
@@ -83,3 +92,39 @@ def test_letters_are_of_tokens_that_begin_words_in_sequences():
     assert expected is not None
     assert (results["a"].n, results["a"].full.sum()) == (expected.n, expected.full.sum())
     assert results["b"].full.mean() < 0.1
+
+
+def test_the_command_writes_numbers_that_are_defined_a_table_and_a_figure(tmp_path):
+    rng = random.Random(0)
+    spoken = ("bank", "bird", "cat", "cow", "dog", "dusk")
+    texts = [" ".join(rng.choices(spoken, k=60)) for _ in range(30)]
+    lm = save_model(tmp_path / "lm", "llama", texts=texts, vocab_size=400)
+    model = save_saes(tmp_path, random_model(d_in=24, d_sae=96), tsae.Dials(k=6), lm) / "tsae"
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    words = ["absorption", model, f"--text={tmp_path / 'texts.json'}"]
+    words += [f"--{kind}={tmp_path / kind}.{kind}" for kind in ("json", "csv", "png")]
+    done = CliRunner().invoke(experiment.app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    said = json.loads((tmp_path / "json.json").read_text())
+    rows = said["tables"]["absorption"]
+    assert {row["letter"] for row in rows} == {"b", "c", "d"}
+    assert said["numbers"].keys() == {"absorption_full", "absorption_part"}
+    for key, value in said["numbers"].items():
+        kind = key.removeprefix("absorption_")
+        assert value == pytest.approx(sum(row[kind] for row in rows) / len(rows))
+        assert 0 <= value <= 1
+        assert definitions.definition(key).range == "[0, 1]"
+    assert (tmp_path / "csv.csv").read_text().startswith("letter,tokens,features,full,part\n")
+    assert (tmp_path / "png.png").stat().st_size > 0
+    few = CliRunner().invoke(experiment.app, [*map(str, words[:3]), "--tokens=30"])
+    assert "no letter begins 40 tokens: give more --tokens" in few.output
+
+
+def test_the_figure_of_absorption_has_a_mark_per_letter_and_kind():
+    rows = [{"letter": "a", "full": 0.1, "part": 0.5}, {"letter": "t", "full": 0.2, "part": 0.25}]
+    (axes,) = absorption_figure(rows).axes
+    drawn = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert (drawn["in full"], drawn["in part, mean"]) == ([0.1, 0.2], [0.5, 0.25])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "t"]
+    with pytest.raises(ValueError, match="absorption_figure needs at least one letter"):
+        absorption_figure([])

@@ -148,8 +148,10 @@ def test_the_factor_of_a_mean_norm_is_folded(tmp_path):
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
-        ({"normalize_activations": "layer_norm"}, "needs normalize_activations='none'"),
-        ({"normalize_activations": True}, "needs normalize_activations='none'; got True"),
+        ({"normalize_activations": "layer_norm"}, "got 'layer_norm': its reconstruction needs"),
+        ({"normalize_activations": "constant_norm_rescale"}, "needs each token's norm"),
+        ({"normalize_activations": True}, "got True: the mean norm's factor is not in"),
+        ({"reshape_activations": "hook_z"}, "got 'hook_z': it reads attention heads"),
         ({"architecture": "temporal"}, "needs an architecture of topk, jumprelu, .*got 'temporal'"),
         ({"activation_fn_str": "tanh-relu"}, "needs activation_fn='relu'; got 'tanh-relu'"),
         ({"architecture": "batchtopk"}, "needs a threshold for a batchtopk SAE; got none"),
@@ -197,6 +199,27 @@ def test_files_of_other_libraries_that_are_damaged_or_other_are_refused(tmp_path
     ):
         checkpoint.files_of(tmp_path)
     assert checkpoint.files_of(ours) == ("config.json", "ae.pt")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "float8_e4m3fn"])
+def test_weights_of_any_float_dtype_and_a_configuration_with_a_mark_are_read(tmp_path, dtype):
+    folder = stranger(tmp_path, cfg={"dtype": dtype})
+    named = load_file(folder / "sae_weights.safetensors")
+    cast = {name: tensor.to(getattr(torch, dtype)) for name, tensor in named.items()}
+    save_file(cast, folder / "sae_weights.safetensors")
+    text = (folder / "cfg.json").read_text()
+    (folder / "cfg.json").write_text(f"\ufeff{text}")
+    read, _ = checkpoint.load_saelens(folder)
+    assert torch.equal(read["W_enc"], cast["W_enc"].float())
+
+
+def test_a_file_and_a_folder_of_folders_are_answered_with_the_folder_that_is_meant(tmp_path):
+    for name in ("blocks.0.hook_resid_pre", "blocks.1.hook_resid_pre"):
+        stranger(tmp_path / name)
+    with pytest.raises(ValueError, match=r"in blocks.0.hook_resid_pre, blocks.1.hook_resid_pre"):
+        checkpoint.files_of(tmp_path)
+    with pytest.raises(ValueError, match=r"a model is a folder; .* is a file: give .*0.hook"):
+        checkpoint.files_of(tmp_path / "blocks.0.hook_resid_pre" / "cfg.json")
 
 
 @settings(deadline=None, max_examples=40)

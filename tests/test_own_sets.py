@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import pickle
 from pathlib import Path
 
 import pandas
@@ -50,6 +51,121 @@ def test_sets_are_found_from_a_clone_its_parent_and_its_data_folder(tmp_path):
     there = own_sets.set_paths(folder / "winogender-schemas")
     assert [path.name for path in there["winogender"]] == ["templates.tsv"]
     assert own_sets.set_paths(folder / "blimp" / "data")["lm_syneval"] == []
+
+
+# protocol 0, as Python 2 wrote them: {"sing_MS_MV": [("the author laughs", "the author laugh")]}
+PICKLED = (
+    b"(dp0\nS'sing_MS_MV'\np1\n(lp2\n(S'the author laughs'\np3\nS'the author laugh'\np4\ntp5\nas."
+)
+POLARITY = pickle.dumps({"past": [("no man ever", "the man ever", "most men ever")]}, protocol=2)
+
+
+def as_published(folder: Path) -> Path:
+    """Clones with what else is in them: results, copies of pages, pickles in three places."""
+    copies = ("data/templates", "EMNLP2018/templates", "EMNLP2018/old-templates")
+    for name, content in {
+        "blimp/raw_results/summary/models_summary.jsonl": b'{"UID": "island", "gpt2": 0.9}\n',
+        "blimp/data/island.jsonl": blimp().encode(),
+        **{f"LM_syneval/{place}/simple_agrmt.pickle": PICKLED for place in copies},
+        "LM_syneval/data/templates/simple_npi_anim.pickle": POLARITY,
+        "LM_syneval/other.pickle": pickle.dumps({"a": 1}),
+        "wg/data/templates.tsv": f"{TEMPLATES}\n{TEMPLATE}\n".encode(),
+        "notes/templates.tsv": b"a\tb\n",
+        "notes/bad.jsonl": b"\xff",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_clones_are_read_as_they_are_published(tmp_path):
+    sets, absent = public_sets.find_sets(as_published(tmp_path), 5)
+    assert {name: (len(pairs), rule) for name, (pairs, rule) in sets.items()} == {
+        "blimp": (1, "sentence"), "lm_syneval": (1, "word"), "winogender": (1, "sentence"),
+    }  # fmt: skip
+    assert absent == ()
+    (pair,) = sets["lm_syneval"][0]
+    assert (pair.prefix, pair.good, pair.bad, pair.group) == (
+        *("the author", " laughs", " laugh"),
+        "simple_agrmt",
+    )
+    (path,) = own_sets.set_paths(tmp_path)["lm_syneval"]
+    assert path.relative_to(tmp_path) == Path("LM_syneval/data/templates/simple_agrmt.pickle")
+    for place in ("LM_syneval", "LM_syneval/data", "LM_syneval/data/templates"):
+        assert own_sets.set_paths(tmp_path / place)["lm_syneval"] == [path]
+    one, _ = public_sets.find_sets(path, 5)
+    assert one["simple_agrmt.pickle"] == sets["lm_syneval"]
+    (tmp_path / "blimp" / "data" / "island.jsonl").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"island\.jsonl is not UTF-8 text"):
+        own_sets.set_paths(tmp_path)
+
+
+def test_nothing_in_a_pickle_is_run(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    for data, message in (
+        (pickle.dumps(Bomb()), r"is no pickle of plain texts: it asks for \w+\.open"),
+        (pickle.dumps({"a": [Bomb()]}, protocol=0), "it asks for"),
+        (PICKLED[:40], "is no pickle of plain texts"),
+        (pickle.dumps([1]), "needs a dictionary of pairs; got list"),
+        (POLARITY, "holds no pairs of sentences"),
+    ):
+        (tmp_path / "a.pickle").write_bytes(data)
+        with pytest.raises(ValueError, match=message):
+            own_sets.pickled_pairs(tmp_path / "a.pickle")
+    assert not (tmp_path / "ran").exists()
+
+
+WINOBIAS = "1 [The developer] argued with the designer because [she] did not like the design."
+
+
+def probing_clones(folder: Path) -> None:
+    """The repositories of sets for probes, as they are cloned."""
+    wino = "corefBias/WinoBias/wino/data"
+    for name, content in {
+        f"{wino}/anti_stereotyped_type1.txt.dev": f"{WINOBIAS}\n",
+        f"{wino}/pro_stereotyped_type1.txt.test": f"{WINOBIAS.replace('[she]', '[he]')}\n",
+        f"{wino}/pro_stereotyped_type2.txt.dev": "other\n",
+        f"{wino}/.ipynb_checkpoints/pro_stereotyped_type1.txt-checkpoint.dev": "other\n",
+        f"corefBias/_site/{wino[10:]}/pro_stereotyped_type1.txt.dev": "other\n",
+        f"{wino}/male_occupations.txt": "developer\n",
+        f"{wino}/female_occupations.txt": "designer\n",
+        "gap-coreference/gap-test.tsv": "ID\tText\tPronoun\tPronoun-offset\n",
+        "gap-coreference/constants.py": "x = 1\n",
+        "winogender-schemas/data/all_sentences.tsv": "sentid\tsentence\n",
+        "WikipediaHomographData/data/train/bass.tsv": '"homograph"\t"wordid"\n',
+        "WikipediaHomographData/data/eval/bass.tsv": '"homograph"\t"wordid"\n',
+        "WikipediaHomographData/data/train/x.tsv": "other\n",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+
+
+def test_a_probing_set_is_found_from_its_clone_its_parent_and_its_data_folder(tmp_path):
+    probing_clones(tmp_path)
+    for name, places, files in (
+        ("WinoBias", ("corefBias/WinoBias/wino/data", "corefBias/WinoBias", "corefBias"),
+         ["anti_stereotyped_type1.txt.dev", "pro_stereotyped_type1.txt.test"]),
+        ("GAP", ("gap-coreference",), ["gap-test.tsv"]),
+        ("Winogender", ("winogender-schemas", "winogender-schemas/data"), ["all_sentences.tsv"]),
+        ("homographs", ("WikipediaHomographData", "WikipediaHomographData/data/train"),
+         ["bass.tsv"]),
+    ):  # fmt: skip
+        for place in places:
+            title, paths = own_sets.item_paths(tmp_path / place)
+            assert (title, [path.name for path in paths]) == (name, files), place
+    with pytest.raises(ValueError, match=r"holds several sets: GAP in .*; give one of them"):
+        own_sets.item_paths(tmp_path)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (tmp_path / "corefBias").rename(alone / "corefBias")
+    _, paths = own_sets.item_paths(alone)
+    assert sum(len(public_sets.load_items(path).items) for path in paths) == 2
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no probing set; wanted are pro_ and anti_"):
+        own_sets.item_paths(tmp_path / "empty")
 
 
 def test_what_is_left_out_of_run_3_is_said(tmp_path, capsys):

@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import pytest
+from hub_server import dataset, printed, serve
 from toys import error_line, random_model, save_model, save_saes
 from typer.testing import CliRunner
 
@@ -55,3 +57,32 @@ def test_core_writes_saebenchs_json_on_a_text_of_ours(tmp_path):
     assert metrics["reconstruction_quality"]["explained_variance"] < 1
     again = call(*words, f"--out={tmp_path / 'out'}")
     assert "exists; give another --out" in error_line(again.output)
+
+
+TOPICS = ("quick brown fox", "lazy dog", "jumps over", "the the the")
+
+
+@pytest.mark.skipif(not BESIDE, reason="sae-bench 0.6 is not installed beside")
+def test_sparse_probing_writes_saebenchs_json_on_a_set_of_a_hub(tmp_path):
+    lm = save_model(tmp_path / "lm", "gpt2")
+    params = random_model(d_in=24, d_sae=96)
+    model = save_saes(tmp_path / "sae", params, tsae.Dials(k=6), lm) / "tsae"
+    here = set(lm.iterdir()) | set(Path.cwd().iterdir())
+    rows = [{"text": f"{topic} {i}", "label": n}
+            for n, topic in enumerate(TOPICS) for i in range(200)]  # fmt: skip
+    hub = dataset({"default": {"train": rows, "test": rows[::4]}})
+    call = ["saebench", str(model), "--evals=sparse_probing", "--sets=fancyzhx/ag_news"]
+    call += [f"--out={tmp_path / 'out'}", "--texts=400"]
+    with serve({("fancyzhx/ag_news", "main"): hub}) as url:
+        code = f"import experiment; experiment.app({call!r}, standalone_mode=False)"
+        printed(url, tmp_path / "home", code)
+    (path,) = (tmp_path / "out" / "sparse_probing").glob("*_eval_results.json")
+    said = json.loads(path.read_text())
+    (detail,) = said["eval_result_details"]
+    assert detail["dataset_name"].startswith("fancyzhx/ag_news")
+    config = said["eval_config"]
+    assert (config["context_length"], config["probe_test_set_size"]) == (32, 100)
+    scores = said["eval_result_metrics"]
+    assert scores["sae"]["sae_top_5_test_accuracy"] > 0.7  # chance is 0.5
+    assert scores["llm"]["llm_test_accuracy"] > 0.9
+    assert {*lm.iterdir(), *Path.cwd().iterdir()} == here  # its scratch folders are gone

@@ -114,6 +114,45 @@ def test_a_seeds_models_go_to_a_hub_and_come_back_to_the_bit(tmp_path):
     assert [r.metric_value for r in data.eval_results] == [0.8325]
 
 
+def test_no_local_path_goes_to_a_hub(tmp_path):
+    secret = tmp_path / "secret"
+    lm, text = str(secret / "my_lm"), str(secret / "notes.txt")
+    about = ABOUT | {"dataset": text, "lm": lm, "identity": {"texts": {text: {"training": "a"}}}}
+    sae = tsae.Sae(params=random_model(), dials=tsae.Dials(k=4, window=3))
+    names = {"model_name": lm, "hook_name": "blocks.1.hook_resid_post"}
+    checkpoint.save_sae(tmp_path / "ours", sae, metadata=about, **names)
+    sharing.write_card(tmp_path / "ours", {})
+    theirs = save(tmp_path / "theirs", temporal=False)
+    old = json.loads((theirs / "cfg.json").read_text())
+    del old["metadata"]
+    (theirs / "cfg.json").write_text(json.dumps(old | {"model_name": lm, "hook_point": "h"}))
+    hub: dict = {}
+    for name in ("ours", "theirs"):
+        hub[f"a/{name}", "main"] = files = sharing.published_files(tmp_path / name)
+        assert b"secret" not in b"".join(files.values())
+        assert files.keys() >= {"README.md", "cfg.json", "sae_weights.safetensors"}
+    with serve(hub) as url:
+        told = run(url, tmp_path / "home", f"pull a/ours {tmp_path / 'back'}",
+                   f"pull a/theirs {tmp_path / 'other'}",
+                   f"push {tmp_path / 'ours'} me/m")  # fmt: skip
+    assert "ours: local paths in cfg.json go without their folders" in told
+    again, cfg = checkpoint.load_sae(tmp_path / "back")
+    for name, tensor in tsae.tensors(sae.params).items():
+        assert torch.equal(tsae.tensors(again.params)[name], tensor)
+    assert again.dials == sae.dials
+    assert checkpoint.own_lm(cfg) == "my_lm"
+    assert cfg["metadata"]["dataset"] == "notes.txt"
+    assert cfg["metadata"]["identity"] == {"texts": {"notes.txt": {"training": "a"}}}
+    assert checkpoint.own_lm(checkpoint.load_sae(tmp_path / "other")[1]) == "my_lm"
+
+
+def test_a_path_is_told_from_a_name():
+    kept = ["sotu", "a/b", "a/b:default:train", "2.13.0+cpu", "https://x.org/a/b", "blocks.1.h", ""]
+    assert sharing.without_paths(kept) == kept
+    paths = {"/a/b.txt": "~/c d", "e": ["./f", "../g", "C:\\h\\i.txt", "j/k/l", 3, None]}
+    assert sharing.without_paths(paths) == {"b.txt": "c d", "e": ["f", "g", "i.txt", "l", 3, None]}
+
+
 def test_nothing_but_safetensors_is_fetched_or_sent(tmp_path):
     class Bomb:
         def __reduce__(self):

@@ -64,6 +64,7 @@ WRITERS: Mapping[str, Callable[[list[str]], bytes]] = {
     "a.NDJSON": as_lines,
     "array.json": as_json(lambda rows: rows),
     "of_texts.json": as_json(lambda rows: [row["text"] for row in rows]),
+    "pandas.json": as_json(lambda rows: {"text": {str(i): r["text"] for i, r in enumerate(rows)}}),
     "columns.json": as_json(lambda rows: {"id": [1], "text": [row["text"] for row in rows]}),
     "inside.json": as_json(lambda rows: {"version": "1", "data": rows}),
     "a.csv": as_csv,
@@ -146,15 +147,22 @@ def test_a_folder_of_save_to_disk_gives_its_training_split(tmp_path):
         ("a.jsonl", b'{"text": 3}\n', r"the column 'text' needs texts; got 3"),
         ("a.json", b"[1, 2", r"a.json: Expecting ',' delimiter"),
         ("a.csv", b"id,content\n1,x\n", r"a.csv: no column 'text': there are id, content; give --"),
-        ("a.csv", b"id,text\n1,x,y\n", r"a.csv: CSV parse error: Expected 2 columns, got 3"),
-        ("a.csv", b"", r"a.csv: Empty CSV file"),
+        ("a.csv", b"id,text\n1,x,y\n", r"a.csv: line 2 needs 2 fields; got 3"),
+        ("a.csv", b"", r"a.csv is empty"),
+        (
+            "a.csv",
+            b'id,text\n1,x\n2,"y\n3,z\n',
+            r"the row that begins in line 3: unexpected end of",
+        ),
+        ("a.csv", b'text\n"No," she said\n', r"line 2: ',' expected after '\"'"),
+        ("a.jsonl", b'{"text": "x"}\n{"b": "x"}\n', r"row 2 has no column 'text': there are b;"),
         ("a.csv", b"id,text\n", r"is empty"),
         ("a.parquet", b"PAR1", r"a.parquet: Parquet"),
         ("a.jsonl.gz", b"no gzip", r"a.jsonl.gz cannot be read: zlib inflate failed"),
         ("a.txt.gz", gzip.compress(b"word " * 500)[:-9], r"cannot be read: Truncated compressed"),
         ("a.jsonl", '{"text": "x"}\n'.encode("utf-16-le"), r"not UTF-8 text: NUL byte at offset 1"),
         ("a.txt", ("word " * 500).encode("utf-16-be"), r"NUL byte at offset 0 \(UTF-16, or no te"),
-        ("a.txt", ("word " * 500).encode("utf-16"), r"not UTF-8 text: byte 0xff at offset 0"),
+        ("a.txt", ("word " * 500).encode("utf-16"), r"not UTF-8 text: it begins as UTF-16 does"),
         ("a.txt", b"word " * 500 + b"\0", r"NUL byte at offset 2,500"),
     ],
 )
@@ -190,6 +198,34 @@ def test_a_text_with_a_byte_order_mark_and_one_packed_are_read(tmp_path):
         ".tsv",
         "",
     ]
+
+
+def test_quotes_in_tab_separated_text_are_the_texts_own_where_they_are_not_a_tables(tmp_path):
+    said = ['"No," she said.', 'and "left', "", '"', "all"]
+    (tmp_path / "a.tsv").write_text("".join(f"{line}\n" for line in ["text", *said]))
+    assert tables.column_of(tmp_path / "a.tsv", "text") == list(filter(None, said))
+    quoted = list(tables.quoted_rows('a,b\n\n"1\n2","say ""x"""\n3,\n', ","))
+    assert quoted == [(1, ["a", "b"]), (3, ["1\n2", 'say "x"']), (5, ["3", ""])]
+
+
+def test_endings_are_read_in_letters_of_any_size(tmp_path):
+    for name, packing in (("A.TXT.GZ", ".gz"), ("B.JSONL.Zst", ".zst"), ("C.CSV.gZ", ".gz")):
+        data = {"A": b"word", "B": b'{"text": "word"}', "C": b"text\nword\n"}[name[0]]
+        (tmp_path / name).write_bytes(packed(data, packing))
+        assert texts.documents_at(tmp_path / name) == ["word"]
+    assert texts.documents_at(tmp_path) == ["word"] * 3
+
+
+def test_what_lies_beside_the_tables_of_a_folder_is_no_text(tmp_path):
+    for name, content in {
+        "data/a.csv": "text\nword\n", "data/empty.csv": "", "data/empty.jsonl": "",
+        ".git/config.md": "no", ".cache/x/b.txt": "no", "._a.csv": "no", "README.md": "no",
+        "dataset_infos.json": "{}", "data/dataset_info.json": '{"features": {}}', "a.png": "no",
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert texts.documents_at(tmp_path) == ["word"]
+    assert texts.documents_at(tmp_path / ".cache") == ["no"]
 
 
 def test_a_datasets_name_gives_a_row_a_document(tmp_path):

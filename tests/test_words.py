@@ -62,3 +62,10 @@ def test_a_font_that_has_the_characters_is_taken(monkeypatch):
     assert fonts.fit_fonts([label]) == ""
     assert label.get_fontfamily()[0] == "STIXGeneral"
     assert len(label.get_fontfamily()) == 2
+
+
+def test_a_label_keeps_its_number_at_the_left():
+    for label in ("12 fox", "", "12", "שלום", "ال", "<0xE5> fox"):
+        assert fonts.numbered(label) == label
+    for label in ("12 שלום", "3387 ال ر", "7 fox (שלום)"):
+        assert fonts.numbered(label) == f"\u200e{label}"

@@ -19,7 +19,8 @@ TABLES = "tables"  # of a section: size and crc32 of the files that were written
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; ValueError in one line where it holds none, or OSError."""
     try:
-        content = files.json_value(files.decode_text(path.read_bytes(), path))
+        text = files.decode_text(path.read_bytes(), path).removeprefix("\ufeff")
+        content = files.json_value(text)
     except ValueError as error:
         known = str(error).startswith(str(path))
         raise ValueError(str(error) if known else f"{path} is not JSON: {error}") from None

@@ -1,4 +1,6 @@
-"""What run_4 reports beside the other runs: the fields of a `definitions.Measure`, by key."""
+"""What run_4 and `absorption` report beside the other runs: the fields of a `definitions.Measure`,
+by key.
+"""
 
 from typing import Any
 
@@ -45,5 +47,22 @@ OF_RUN_4: dict[str, tuple[Any, ...]] = {
         "Most that the process held after a step of training, less what it held before the first; "
         "on Linux alone.",
         "", "[0, inf)", "lower", "terminal.more_than"),
+    "absorption_full": (
+        "absorption", "absorbed in full", "",
+        "Mean over the letters that words begin with of the share of a letter's tokens, of "
+        "held-out words and found by a linear probe on the activations, on which none of the "
+        "letter's own features M is on and one feature that leans towards the letter holds 40 % of "
+        "the code's projection on the probe's direction u. M: those whose being on finds the "
+        "letter best by F1, at most 5; leaning: a cosine of u and the decoder row above 0.1.",
+        "mean_t [acts_M = 0 and max_a p_a >= 0.4 sum_f p_f], p_f = acts_f max(<W_dec_f, u>, 0), "
+        "a not in M, cos(W_dec_a, u) > 0.1", "[0, 1]", "lower",
+        "absorption.letters; Chanin et al. 2024, who ablate instead of project"),
+    "absorption_part": (
+        "absorption", "absorbed in part", "",
+        "Mean over letters and the same tokens of the share that the three strongest features "
+        "leaning towards the letter hold of their and its own features' projection; 0 where "
+        "neither has any.",
+        "mean_t sum_{a of top 3} p_a / (sum_{a of top 3} p_a + sum_{f in M} p_f)", "[0, 1]",
+        "lower", "absorption.letters; Karvonen et al. 2025 (SAEBench)"),
 }
 # fmt: on

@@ -24,7 +24,7 @@ from typing import IO, Any, TextIO
 
 CONTENTS = ".contents.json"  # of an unpacked folder: size and crc32 of every file
 LOCK = ".lock"  # in the directory of a run that is being made
-PACKED = (".gz", ".zst")  # endings of files that are unpacked when they are read
+PACKED = {".gz": "gzip", ".zst": "zstd"}  # of files that are unpacked when they are read
 Writer = Callable[[Path], object]  # writes the file it is given the path of
 
 
@@ -33,6 +33,8 @@ Writer = Callable[[Path], object]  # writes the file it is given the path of
 
 def decode_text(data: bytes, what: str | Path) -> str:
     """`data` as UTF-8 text; ValueError names the first byte that is not, a NUL among them."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError(f"{what} is not UTF-8 text: it begins as UTF-16 does")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -49,11 +51,12 @@ def read_bytes(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():  # a pipe, a device: it may have no end
             raise ValueError(f"{path} cannot be read: it is no regular file")
-        if path.suffix.lower() not in PACKED:
+        packing = PACKED.get(path.suffix.lower())
+        if packing is None:
             return path.read_bytes()
         from pyarrow import input_stream  # takes half a second, and is needed here only
 
-        with input_stream(str(path)) as stream:
+        with input_stream(str(path), compression=packing) as stream:
             return stream.read()
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None

@@ -20,7 +20,7 @@ import torch
 
 from probes import Item, Pair
 from tsae_lab.data import records
-from tsae_lab.data.own_sets import SETS, load_own, set_paths
+from tsae_lab.data.own_sets import SETS, load_own, pickled_pairs, set_paths
 from tsae_lab.data.records import Loaded
 from tsae_lab.data.tasks import NUMBERS, item_at, word_span
 
@@ -41,7 +41,13 @@ def load_blimp(source: str | Path) -> Loaded[Pair]:
 
 
 def load_lm_syneval(source: str | Path) -> Loaded[Pair]:
-    """LM_syneval (Marvin and Linzen 2018) as JSONL: as `load_blimp`, with `case` as the group."""
+    """LM_syneval (Marvin and Linzen 2018) as JSONL: as `load_blimp`, with `case` as the group; or a
+    .pickle of its templates.
+    """
+    if str(source).endswith(".pickle"):
+        fields = ("sentence_good", "sentence_bad", "case")
+        rows = pickled_pairs(Path(source))
+        return records.parsed(source, rows, lambda row: _pair(*(row[name] for name in fields)))
     return _sentence_pairs(source, "case")
 
 
@@ -516,7 +522,7 @@ def load_items(source: str | Path) -> Loaded[Item]:
 
 def load_pairs(source: str | Path) -> tuple[Loaded[Pair], Rule]:
     """The pairs of any source of minimal pairs, and the rule by which they are scored."""
-    columns = records.columns_of(source)
+    columns = ["case"] if str(source).endswith(".pickle") else records.columns_of(source)
     for column, (load, rule) in PAIR_LOADERS.items():
         if column in columns:
             return load(source), rule

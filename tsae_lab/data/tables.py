@@ -3,14 +3,17 @@
 Each may be packed as .gz or .zst. Bad input is a `ValueError` of one line that names the file.
 """
 
+import csv
 import io
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tsae_lab import files
 
 SAVED = ("dataset_dict.json", "state.json")  # in a folder of `datasets.save_to_disk`
+ABOUT = ("dataset_info.json", "dataset_infos.json")  # beside a dataset's tables
 SPLITS = ("train", "validation", "test")  # that is taken where none is named
 
 
@@ -24,11 +27,12 @@ def column_of(path: Path, column: str) -> list[str]:
     """The texts in one column of a table, row by row, nulls left out.
 
     Rows of JSON may also be texts without a name; a JSON object is one row, a column per name
-    (lists), or holds the rows in the only list of objects that it has.
+    (lists, or objects of values as pandas writes them), or holds the rows in the only list of
+    objects that it has.
     """
     try:
         cells = list(READERS[ending(path)](path, column))
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, csv.Error) as error:
         told = " ".join(str(error).split())
         raise ValueError(told if told.startswith(str(path)) else f"{path}: {told}") from error
     texts = [cell for cell in cells if cell is not None]
@@ -38,19 +42,19 @@ def column_of(path: Path, column: str) -> list[str]:
     return texts
 
 
-def _cell(row: Any, column: str) -> Any:
+def _cell(row: Any, column: str, number: int) -> Any:
     if isinstance(row, str):
         return row
     if not isinstance(row, dict):
-        raise ValueError(f"a row needs to be an object or a text; got {row!r:.40}")
-    _check_column(column, row)
+        raise ValueError(f"a row needs to be an object or a text; got {row!r:.40} as row {number}")
+    _check_column(column, row, f"row {number} has ")
     return row[column]
 
 
-def _check_column(column: str, names: Iterable[str]) -> None:
+def _check_column(column: str, names: Iterable[str], where: str = "") -> None:
     if column not in (names := list(names)):
         there = f"there are {', '.join(map(str, names))}" if names else "there is none"
-        raise ValueError(f"no column {column!r}: {there}; give --column")
+        raise ValueError(f"{where}no column {column!r}: {there}; give --column")
 
 
 def json_rows(path: Path) -> list[Any]:
@@ -81,30 +85,61 @@ def _json_cells(path: Path, column: str) -> list[Any]:
     if len(rows) == 1 and isinstance(rows[0], dict):
         (whole,) = rows
         inside = [value for value in whole.values() if _is_rows(value)]
-        if isinstance(whole.get(column), list):
-            return whole[column]
+        if isinstance(whole.get(column), list | dict):
+            cells = whole[column]
+            return list(cells.values()) if isinstance(cells, dict) else cells
         if column not in whole and len(inside) == 1:
             rows = inside[0]
-    return [_cell(row, column) for row in rows]
+    return [_cell(row, column, number) for number, row in enumerate(rows, 1)]
 
 
 def _is_rows(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
-def _csv_cells(path: Path, column: str, delimiter: str = ",") -> list[Any]:
+def _csv_cells(path: Path, column: str) -> list[str]:
     """Fields may be in quotes, and then hold line breaks; an empty one is an empty text."""
-    from pyarrow import csv
+    return list(_in_column(quoted_rows(files.read_text(path), ","), column))
 
-    data = files.read_text(path).encode()
-    table = csv.read_csv(
-        io.BytesIO(data),
-        read_options=csv.ReadOptions(block_size=max(len(data), 1)),
-        parse_options=csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=csv.ConvertOptions(column_types={column: "string"}),
-    )
-    _check_column(column, table.column_names)
-    return table[column].to_pylist()
+
+def _tsv_cells(path: Path, column: str) -> list[str]:
+    """As `_csv_cells`; where the quotes are not a table's, all of them belong to the text."""
+    text = files.read_text(path)
+    try:
+        return list(_in_column(quoted_rows(text, "\t"), column))
+    except csv.Error:
+        plain = ((n, line.split("\t")) for n, line in enumerate(text.split("\n"), 1) if line)
+        return list(_in_column(plain, column))
+
+
+def quoted_rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Number of the first line and fields of every row that is not empty; `csv.Error` where a quote
+    is opened inside a field, or not closed: a lenient reader takes all rows below for one field.
+    """
+    csv.field_size_limit(sys.maxsize)  # else 128 kB
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise csv.Error(f"the row that begins in line {line}: {error}") from None
+        if fields:
+            yield line, fields
+
+
+def _in_column(rows: Iterable[tuple[int, list[str]]], column: str) -> Iterator[str]:
+    """The cells of the column that the first row names."""
+    names: list[str] = []
+    for line, fields in rows:
+        if not names:
+            _check_column(column, names := fields)
+        elif len(fields) != len(names):
+            raise ValueError(f"line {line} needs {len(names)} fields; got {len(fields)}")
+        else:
+            yield fields[names.index(column)]
 
 
 def _parquet_cells(path: Path, column: str) -> list[Any]:
@@ -121,7 +156,7 @@ READERS: Mapping[str, Callable[[Path, str], Iterable[Any]]] = {
     ".ndjson": _json_cells,
     ".json": _json_cells,
     ".csv": _csv_cells,
-    ".tsv": lambda path, column: _csv_cells(path, column, "\t"),
+    ".tsv": _tsv_cells,
     ".parquet": _parquet_cells,
 }
 

@@ -218,8 +218,8 @@ def _character_start(data: bytes, place: int) -> int:
 def documents_at(path: Path, column: str = "text") -> list[str]:
     """The documents at a path: a text file is one, of a table each row of `column` is one.
 
-    Of a folder all its text files and tables; README.md is none beside tables. ValueError where
-    there is nothing but blanks.
+    Of a folder all its text files and tables that are not hidden; README.md and what `datasets`
+    writes about a table are none beside tables. ValueError where there is nothing but blanks.
     """
     if tables.is_saved(path):
         return tables.saved_texts(path, column)
@@ -227,7 +227,8 @@ def documents_at(path: Path, column: str = "text") -> list[str]:
     if path.is_dir():
         kinds = (*TEXT_SUFFIXES, *tables.READERS)
         inside = (f for f in path.rglob("*") if tables.ending(f) in kinds and f.is_file())
-        paths = sorted(f for f in inside if not f.name.startswith("."))
+        shown = (f for f in inside if f.name not in tables.ABOUT)
+        paths = sorted(f for f in shown if not any(p[0] == "." for p in f.relative_to(path).parts))
         if any(tables.ending(f) in tables.READERS for f in paths):
             paths = [f for f in paths if f.name.upper() != "README.MD"]
         if not paths:

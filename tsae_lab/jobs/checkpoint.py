@@ -134,9 +134,14 @@ def files_of(folder: Path) -> tuple[str, str]:
     for cfg, weights in FORMATS:
         if (folder / weights).is_file() and (folder / cfg).is_file():
             return cfg, weights
+    if folder.is_file():
+        raise ValueError(f"a model is a folder; {folder} is a file: give {folder.parent}")
     missing = [name for name in FORMATS[0] if not (folder / name).is_file()]
     others = " and ".join(f"{cfg} with {weights}" for cfg, weights in FORMATS[1:])
-    raise ValueError(f"{folder} holds no model: there is no {missing[0]}, nor {others}")
+    told = f"{folder} holds no model: there is no {missing[0]}, nor {others}"
+    inside = sorted({path.parent for _, name in FORMATS for path in folder.glob(f"*/{name}")})
+    below = ", ".join(str(path.relative_to(folder)) for path in inside[:5])
+    raise ValueError(f"{told}; it holds models in {below}" if below else told)
 
 
 def _temporal_sae(

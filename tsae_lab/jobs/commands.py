@@ -18,6 +18,7 @@ from probes import Task
 from tsae_lab import definitions, files
 from tsae_lab.data import language_model, public_sets, records, store, tasks, texts
 from tsae_lab.data.language_model import LanguageModel
+from tsae_lab.data.own_sets import item_paths
 from tsae_lab.data.store import Store
 from tsae_lab.jobs import plan
 from tsae_lab.jobs.saved import (
@@ -297,7 +298,9 @@ def absorption_command(context: Context) -> Report:
     cells = [(*list(row.values())[:3], f"{row['full']:.3f}", f"{row['part']:.3f}") for row in lines]
     columns = ("letter", "tokens", "its features", "absorbed in full", "in part")
     print_table(f"{_heading(context)}; absorption of first letters", columns, cells)
-    return Section(numbers={**numbers}, tables={"absorption": rows}), "absorption", ()
+    drawn = {"absorption": figures.absorption_figure(rows)}
+    section = Section(numbers={**numbers}, tables={"absorption": rows}, figures=drawn)
+    return section, "absorption", ("absorption",)
 
 
 def _print_transitions(title: str, rows: Sequence[Mapping[str, Any]], caption: str = "") -> None:
@@ -476,13 +479,16 @@ def _task(name: str, seed: int) -> Task:
     """The items of a generator, a file or a dataset's name; ValueError where it is none of them."""
     if name in tasks.GENERATORS:
         return tasks.generated(name, seed=seed)
-    items, names = [], []
+    items, names, sources = [], [], []
     for part in [name] if Path(name).expanduser().exists() else name.split(","):
         source = Path(part).expanduser()
-        names.append(source.name)
         if not source.exists() and not records.is_name(part):
             known = f"a dataset's name (owner/dataset), nor one of {', '.join(tasks.GENERATORS)}"
             raise ValueError(f"{part} is neither a file, nor {known}")
+        title, paths = item_paths(source) if source.is_dir() else (source.name, [source])
+        names.append(title)
+        sources += paths
+    for source in sources:
         loaded = public_sets.load_items(source)
         items += loaded.items
         for reason, n in loaded.skipped.items():

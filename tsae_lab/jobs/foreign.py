@@ -21,6 +21,12 @@ Cfg = dict[str, Any]
 TOPK, JUMPS = "topk", ("jumprelu", "standard", "gated", "batchtopk", "matryoshka_batchtopk")
 OPTIONS = ("normalize_activations", "reshape_activations")  # of SAELens; only "none" is read
 FACTOR = "norm_scaling_factor"  # of activations scaled to a mean norm, where a cfg.json names it
+TOKENS_NORM = "its reconstruction needs each token's norm, which is in no code"
+REASONS = {  # for which another value is refused
+    "layer_norm": TOKENS_NORM, "constant_norm_rescale": TOKENS_NORM,
+    "expected_average_only_in": f"the mean norm's factor is not in the file, as {FACTOR}",
+    "hook_z": "it reads attention heads",
+}  # fmt: skip
 RENAMED = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}  # before SAELens 6
 # names of tensors elsewhere, and whether they are transposed there
 ALIASES = {
@@ -77,7 +83,9 @@ def saelens_cfg(path: Path) -> Cfg:
         }
     for name in OPTIONS:
         if cfg[name] != "none":
-            raise ValueError(f"{path} needs {name}='none'; got {cfg[name]!r}")
+            reason = REASONS.get("expected_average_only_in" if cfg[name] is True else cfg[name])
+            told = f"{path} needs {name}='none'; got {cfg[name]!r}"
+            raise ValueError(f"{told}: {reason}" if reason else told)
     if cfg["architecture"] not in (TOPK, *JUMPS):
         known = ", ".join((TOPK, *JUMPS))
         raise ValueError(f"{path} needs an architecture of {known}; got {cfg['architecture']!r}")

@@ -8,10 +8,12 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Annotated, Any
 from unittest.mock import patch
 
+import jaxtyping
 import torch
 import typer
 from torch import Tensor
@@ -47,6 +49,9 @@ def saebench_command(
     sets: Annotated[
         str, typer.Option(help="sparse_probing's sets on the hub, by commas; default: all eight")
     ] = "",
+    texts: Annotated[
+        int, typer.Option(min=8, help="of a set, that its probes train on; a fourth as many test")
+    ] = 4_000,
     lm: LmOption = "",
     hook: HookOption = "",
 ) -> None:
@@ -69,7 +74,7 @@ def saebench_command(
         face = _face(loaded, saved)
         jobs: Jobs = {
             "core": lambda lm, face, to: _faithfulness(lm, face, release, to, documents, batches),
-            "sparse_probing": lambda lm, face, to: _probing(lm, face, release, to, sets),
+            "sparse_probing": lambda lm, face, to: _probing(lm, face, release, to, sets, texts),
         }
         for name in names:
             with _said(f"SAEBench's {name}"):
@@ -148,21 +153,25 @@ def _faithfulness(
         raise ValueError("it gave no result; its own message stands above")
 
 
-def _probing(lm: LanguageModel, face: TSAE, release: str, out: str, sets: str) -> None:
-    """Sparse probes on the mean code of a text, on SAEBench's sets, which it fetches itself."""
+def _probing(lm: LanguageModel, face: TSAE, release: str, out: str, sets: str, texts: int) -> None:
+    """Sparse probes on the mean code of a text, on SAEBench's sets, which it fetches itself.
+
+    The tokenizer is TransformerLens' one: it puts BOS first and can pad, as SAEBench expects.
+    """
     probing = _import("sparse_probing")
-    collection, batch = probing.activation_collection, 16
+    collection, batch, tokenizer = probing.activation_collection, 16, lm.bridge.tokenizer
     options: dict[str, Any] = {"dataset_names": sets.split(",")} if sets else {}
     config = probing.SparseProbingEvalConfig(
-        model_name=lm.name, llm_batch_size=batch, llm_dtype="float32",
-        context_length=face.cfg.context_size, **options,
+        model_name=Path(lm.name).name, llm_batch_size=batch, llm_dtype="float32",
+        context_length=face.cfg.context_size, probe_train_set_size=texts,
+        probe_test_set_size=texts // 4, **options,
     )  # fmt: skip
 
     def read(ids: Tensor, mask: bool) -> Tensor:
         x = torch.cat(
             [language_model.residual(lm, i, face.cfg.hook_name) for i in ids.split(batch)]
         )
-        text = collection.get_bos_pad_eos_mask(ids, lm.tokenizer) if mask else torch.ones_like(ids)
+        text = collection.get_bos_pad_eos_mask(ids, tokenizer) if mask else torch.ones_like(ids)
         return x.clone() * text[..., None].to(x)
 
     def activations(
@@ -170,10 +179,14 @@ def _probing(lm: LanguageModel, face: TSAE, release: str, out: str, sets: str) -
     ) -> dict[str, Tensor]:
         return {n: read(t["input_ids"], mask_bos_pad_eos_tokens) for n, t in tokens.items()}
 
-    host = SimpleNamespace(tokenizer=lm.tokenizer)
+    host = SimpleNamespace(tokenizer=tokenizer)
     ours = SimpleNamespace(from_pretrained_no_processing=lambda *_, **__: host)
     with (
+        TemporaryDirectory() as scratch,
         patch.multiple(probing, HookedTransformer=ours),
         patch.multiple(collection, get_all_llm_activations=activations),
+        # its annotations contradict each other, which the jaxtyping that we need finds
+        patch.object(jaxtyping.config, "jaxtyping_disable", new=True),
     ):
-        probing.run_eval(config, [(release, face)], str(lm.device), out, save_activations=False)
+        probing.run_eval(config, [(release, face)], str(lm.device), out, save_activations=False,
+                         artifacts_path=scratch)  # fmt: skip

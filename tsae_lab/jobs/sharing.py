@@ -3,10 +3,12 @@
 `pull` fetches safetensors, JSON and the card alone: nothing that it fetches can run.
 """
 
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Annotated, Any
 
 import typer
@@ -85,12 +87,28 @@ def _front_matter(name: str, model: str, data: str, rows: Mapping[str, float]) -
     return str(ModelCardData(**fields).to_yaml())
 
 
+def without_paths(value: Any) -> Any:
+    """JSON with the last part of a path in place of every path, in keys, too: where something lies
+    on a machine is nobody's business.
+    """
+    if isinstance(value, str):
+        return PurePath(value.replace("\\", "/")).name if _names_a_place(value) else value
+    if isinstance(value, Mapping):
+        return {without_paths(name): without_paths(entry) for name, entry in value.items()}
+    return [without_paths(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _names_a_place(text: str) -> bool:
+    rooted = re.match(r"/|~|\.\.?/|[A-Za-z]:[\\/]", text) is not None
+    return rooted or (text.count("/") > 1 and "://" not in text)
+
+
 def _on_hub(model: str) -> bool:
-    return model.count("/") == 1 and not model.startswith(("/", ".", "~"))
+    return model.count("/") == 1 and not _names_a_place(model)
 
 
 def _public(data: str) -> str:
-    """A text's name; of a path its last part: where it lies is nobody's business."""
+    """A text's name; of a path its last part."""
     return data if data in texts.CORPORA or records.is_name(data) else Path(data).name
 
 
@@ -151,20 +169,14 @@ def model_folders(folder: Path) -> dict[str, Path]:
 def push_to_hub(folder: Path, repository: str, *, private: bool = False) -> str:
     """Add the SAEs of a folder, with their cards, to a hub's repository in one commit; its address.
 
-    The repository is made where it is missing; nothing in it is deleted. ValueError for a folder
-    without a whole SAE, one in pickle, or where the hub does not take it.
+    The repository is made where it is missing; nothing in it is deleted. Of local paths in the
+    configuration the last part alone goes there. ValueError for a folder without a whole SAE, one
+    in pickle, or where the hub does not take it.
     """
     name, inside = _repository(repository)
-    content: dict[str, bytes | str] = {}
+    content: dict[str, bytes] = {}
     for place, path in model_folders(folder).items():
-        pair = checkpoint.files_of(path)
-        if pair not in SAFE_FORMATS:
-            raise ValueError(f"{path / pair[1]} is a pickle: only safetensors are pushed")
-        text = _card_of(path)
-        there = [n for n in (*pair, TEMPORAL_WEIGHTS) if (path / n).is_file()]
-        content |= {f"{inside}{place}{file}": str(path / file) for file in there}
-        own = path / CARD
-        content[f"{inside}{place}{CARD}"] = str(own) if own.is_file() else text.encode()
+        content |= {f"{inside}{place}{file}": data for file, data in published_files(path).items()}
     content.setdefault(CARD, next(v for k, v in content.items() if k.endswith(CARD)))
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -174,6 +186,41 @@ def push_to_hub(folder: Path, repository: str, *, private: bool = False) -> str:
         operations = [CommitOperationAdd(file, data) for file, data in content.items()]
         api.create_commit(name, operations, commit_message=f"Add {', '.join(sorted(content))}")
     return str(url)
+
+
+def published_files(folder: Path) -> dict[str, bytes]:
+    """The files of an SAE as they go to a hub: card, weights, and a configuration without paths."""
+    pair = checkpoint.files_of(folder)
+    if pair not in SAFE_FORMATS:
+        raise ValueError(f"{folder / pair[1]} is a pickle: only safetensors are pushed")
+    text, cfg = _card_of(folder), checksums.read_object(folder / pair[0])
+    own = folder / CARD
+    card_there = {CARD: own.read_bytes() if own.is_file() else text.encode()}
+    names, public = (*pair, TEMPORAL_WEIGHTS), without_paths(cfg)
+    with tempfile.TemporaryDirectory() as scratch:
+        source = folder
+        if public != cfg:
+            console.print(f"{folder}: local paths in {pair[0]} go without their folders",
+                          markup=False, highlight=False, soft_wrap=True)  # fmt: skip
+            source = Path(scratch)
+            _save_without_paths(folder, source, public)
+        there = [name for name in names if (source / name).is_file()]
+        return {name: (source / name).read_bytes() for name in there} | card_there
+
+
+def _save_without_paths(folder: Path, out: Path, public: dict[str, Any]) -> None:
+    """The SAE in a folder with `public` as its configuration; ours is saved anew, since checksums
+    and the header of the temporal weights hold it, too.
+    """
+    if "contents" not in (public.get("metadata") or {}):
+        cfg, weights = checkpoint.files_of(folder)
+        shutil.copyfile(folder / weights, out / weights)
+        files.write_json(out / cfg, public)
+        return
+    about = dict(public["metadata"])
+    names = {name: about.pop(name) for name in ("model_name", "hook_name")}
+    del about["contents"], about["sae_lens_version"]
+    checkpoint.save_sae(out, checkpoint.load_sae(folder)[0], metadata=about, **names)
 
 
 def pull_from_hub(source: str, out: Path, *, revision: str = "main") -> None:

@@ -253,7 +253,7 @@ def _token_axes(
     height = 0.24 * max(n_rows, 8) + 1.2 + 0.09 * max(map(len, ticks))
     figure, axes = _canvas(max(WORD_INCHES * n_tokens + 3.0, 6.0), height)
     axes.set_xticks(range(n_tokens), ticks, rotation=90, fontsize=9, parse_math=False)
-    labels = [names.get(int(f), str(int(f))) for f in table.features]
+    labels = [fonts.numbered(names.get(int(f), str(int(f)))) for f in table.features]
     axes.set_yticks(range(n_rows), labels, fontsize=9, parse_math=False)
     axes.set(xlabel="token", ylabel="feature")
     for seam in table.seams:
@@ -291,8 +291,8 @@ def transition_figure(
     node = {"boxstyle": "round,pad=0.3", "facecolor": "#FFFFFF", "edgecolor": COLOURS[0]}
     style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9, "bbox": node}
     boxes = {
-        feature: axes.text(x, y, names.get(feature, str(feature)), parse_math=False, **style)
-        for feature, (x, y) in places.items()
+        f: axes.text(x, y, fonts.numbered(names.get(f, str(f))), parse_math=False, **style)
+        for f, (x, y) in places.items()
     }
     widest = max(lift for *_, lift in drawn.edges(data="lift"))
     for source, target, edge in drawn.edges(data=True):
@@ -554,6 +554,20 @@ def duration_figure(
         ylabel="mean distance of its effect (tokens)",
         title="Does a feature's lifetime predict how long its effect lasts?",
     )
+    _ruled(axes)
+    return figure
+
+
+def absorption_figure(rows: Sequence[Row]) -> Figure:
+    """Per letter, the share of tokens that are absorbed in full, and the mean share in part."""
+    require(rows, "absorption_figure", "letter")
+    figure, axes = _canvas()
+    for row, (name, label) in enumerate((("full", "in full"), ("part", "in part, mean"))):
+        values = [line[name] for line in rows]
+        axes.plot(range(len(rows)), values, MARKERS[row], color=COLOURS[row], label=label)
+    axes.set_xticks(range(len(rows)), [line["letter"] for line in rows])
+    axes.set(xlabel="letter that a word begins with", ylabel="absorbed", ylim=(-0.03, 1.03),
+             title="Absorption of first letters")  # fmt: skip
     _ruled(axes)
     return figure
 

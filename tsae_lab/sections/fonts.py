@@ -1,6 +1,7 @@
 """Fonts for the characters of a figure: those that matplotlib's own lacks are looked for."""
 
 import functools
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from matplotlib import font_manager
 from matplotlib.text import Text
 
 OWN = "DejaVu Sans"  # of matplotlib
+LEFT_TO_RIGHT = "\u200e"  # a mark without width
 
 
 def fit_fonts(labels: Sequence[Text]) -> str:
@@ -23,6 +25,14 @@ def fit_fonts(labels: Sequence[Text]) -> str:
     for text in labels if len(families) > 1 else ():
         text.set_fontfamily(families)
     return "".join(sorted(missing))
+
+
+def numbered(label: str) -> str:
+    """A label that begins with its number, and does so too where the words after it read from right
+    to left: "3 שלום", not "שלום 3". matplotlib orders such text from version 3.11 on.
+    """
+    order = [unicodedata.bidirectional(c) in ("R", "AL") for c in label]
+    return f"{LEFT_TO_RIGHT}{label}" if any(order) and not order[0] else label
 
 
 @functools.cache
