@@ -220,7 +220,7 @@ OWN = [
 ]
 
 
-@pytest.mark.parametrize("name", ["own.csv", "own.tsv", "own.jsonl", "own.json"])
+@pytest.mark.parametrize("name", ["own.csv", "own.tsv", "own.jsonl", "own.json", "own.parquet"])
 def test_an_own_set_needs_three_columns(tmp_path, name):
     path, columns = tmp_path / name, ("text", "word", "begin", "end", "label")
     if name.startswith("own.j"):
@@ -232,6 +232,8 @@ def test_an_own_set_needs_three_columns(tmp_path, name):
         writer.writerows(OWN)
         text = out.getvalue()
     path.write_text(text)
+    if name == "own.parquet":
+        pandas.DataFrame(OWN).to_parquet(path)
     loaded = public_sets.load_items(path)
     assert loaded == own_sets.load_own(path)
     assert [(i.text[i.begin : i.end], i.label, i.unit) for i in loaded.items] == [
@@ -254,6 +256,12 @@ def test_an_own_set_that_does_not_serve_is_refused_in_one_line(tmp_path, row, me
     path = write(tmp_path / "own.jsonl", json.dumps(first), json.dumps(row))
     with pytest.raises(ValueError, match=message):
         public_sets.load_items(path)
+
+
+def test_a_damaged_parquet_set_is_refused_in_one_line(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"a\.parquet: Parquet"):
+        public_sets.load_items(tmp_path / "a.parquet")
 
 
 def test_rows_of_any_table_are_read_alike(tmp_path):

@@ -212,11 +212,13 @@ def columns_of(source: str | Path) -> list[str]:
 
 
 def lines(source: str | Path) -> list[str]:
-    """The lines of a UTF-8 file, without their ends and without an empty last one; of .json its
-    rows, one per line.
+    """The lines of a UTF-8 file, without their ends and without an empty last one; of .json and
+    .parquet the rows, one per line.
     """
-    if tables.ending(Path(source)) == ".json":
-        return [json.dumps(row) for row in tables.json_rows(Path(source))]
+    path, ending = Path(source), tables.ending(Path(source))
+    if ending in (".json", ".parquet"):
+        there = tables.json_rows(path) if ending == ".json" else tables.parquet_rows(path)
+        return [json.dumps(row, default=str) for row in there]
     split = files.read_text(Path(source)).split("\n")  # splitlines knows more ends than that
     return split[:-1] if split[-1] == "" else split
 

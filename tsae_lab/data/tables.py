@@ -143,12 +143,24 @@ def _in_column(rows: Iterable[tuple[int, list[str]]], column: str) -> Iterator[s
 
 
 def _parquet_cells(path: Path, column: str) -> list[Any]:
+    file = _parquet(path)
+    _check_column(column, file.schema_arrow.names)
+    return file.read(columns=[column])[column].to_pylist()
+
+
+def parquet_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows of a Parquet file; ValueError in one line where it is damaged or none."""
+    try:
+        return _parquet(path).read().to_pylist()
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _parquet(path: Path) -> Any:
     import pyarrow
     from pyarrow import parquet
 
-    file = parquet.ParquetFile(pyarrow.BufferReader(files.read_bytes(path)))
-    _check_column(column, file.schema_arrow.names)
-    return file.read(columns=[column])[column].to_pylist()
+    return parquet.ParquetFile(pyarrow.BufferReader(files.read_bytes(path)))
 
 
 READERS: Mapping[str, Callable[[Path, str], Iterable[Any]]] = {
