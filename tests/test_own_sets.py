@@ -11,7 +11,7 @@ import pandas
 import pytest
 from toys import DATA, blimp, real, write
 
-from tsae_lab.data import own_sets, public_sets, records
+from tsae_lab.data import own_sets, public_sets, records, tables
 from tsae_lab.jobs import study
 from tsae_lab.jobs.plan import Config
 
@@ -258,7 +258,9 @@ def test_an_own_set_that_does_not_serve_is_refused_in_one_line(tmp_path, row, me
         public_sets.load_items(path)
 
 
-def test_a_damaged_parquet_set_is_refused_in_one_line(tmp_path):
+def test_a_parquet_file_gives_its_rows_and_a_damaged_one_is_refused_in_one_line(tmp_path):
+    pandas.DataFrame(rows := [{"a": 1, "b": "x"}, {"a": 2, "b": None}]).to_parquet(tmp_path / "a")
+    assert tables.parquet_rows(tmp_path / "a") == rows
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"a\.parquet: Parquet"):
         public_sets.load_items(tmp_path / "a.parquet")

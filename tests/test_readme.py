@@ -42,10 +42,11 @@ def test_the_code_of_the_readme_runs(capsys):
     assert 0 <= tss <= 1
 
 
-def test_the_readme_names_two_commands_and_the_tests_are_the_second():
-    first, second = blocks("README.md", "bash")
+def test_the_readme_names_two_commands_the_tests_being_the_second_and_what_is_ones_own():
+    first, second, own = blocks("README.md", "bash")
     assert "python experiment.py --out_dir=run_2" in first
     assert second.strip().endswith("python -m pytest")
+    assert "stability gpt2-small-res-jb/blocks.8.hook_resid_pre" in own
 
 
 def test_the_blocks_on_own_models_texts_saes_and_sets_run(tmp_path, monkeypatch, capsys):
