@@ -299,6 +299,18 @@ def test_commands_on_a_text_measure_the_codes_of_its_documents(
     assert numbers["persistence"] == pytest.approx(np.mean(on_after_on), rel=1e-9)
 
 
+def test_probe_takes_a_folder_and_leaves_out_a_file_with_too_few_of_a_sense(seed_folder, tmp_path):
+    for word, n in (("fox", 8), ("dog", 3)):
+        rows = [f"{word}\t{word}_{s}\t{word} {s} {i}\t0\t3" for s in "ab" for i in range(n)]
+        write(tmp_path / "train" / f"{word}.tsv", "homograph\twordid\tsentence\tstart\tend", *rows)
+    done = call("probe", tmp_path, seed_folder, "--k=1")
+    assert done.exit_code == 0, done.output
+    assert "dog.tsv has no usable line: a sense is too rare" in done.output
+    assert "homographs" in done.output
+    (tmp_path / "train" / "fox.tsv").unlink()
+    assert "dog.tsv has no usable line" in told(call("probe", tmp_path, seed_folder))
+
+
 def test_probe_trains_on_the_codes_of_a_seed_in_the_runs_products(seed_folder, tmp_path):
     out = {option: tmp_path / f"out.{option}" for option in ("json", "csv", "png")}
     options = [f"--{option}={path}" for option, path in out.items()]

@@ -138,6 +138,7 @@ def probing_clones(folder: Path) -> None:
         "WikipediaHomographData/data/train/bass.tsv": '"homograph"\t"wordid"\n',
         "WikipediaHomographData/data/eval/bass.tsv": '"homograph"\t"wordid"\n',
         "WikipediaHomographData/data/train/x.tsv": "other\n",
+        "merged/train.tsv": "homograph\twordid\n",
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
@@ -152,6 +153,7 @@ def test_a_probing_set_is_found_from_its_clone_its_parent_and_its_data_folder(tm
         ("Winogender", ("winogender-schemas", "winogender-schemas/data"), ["all_sentences.tsv"]),
         ("homographs", ("WikipediaHomographData", "WikipediaHomographData/data/train"),
          ["bass.tsv"]),
+        ("homographs", ("merged",), ["train.tsv"]),
     ):  # fmt: skip
         for place in places:
             title, paths = own_sets.item_paths(tmp_path / place)

@@ -19,7 +19,7 @@ LAYOUT = (
 )
 ITEM_SETS = {  # for probes: the names of a set's files, and a column; WinoBias has none
     "WinoBias": ("*_stereotyped_type1.txt.*", ""), "Winogender": ("all_sentences.tsv", "sentid"),
-    "GAP": ("gap-*.tsv", "Pronoun-offset"), "homographs": ("train/*.tsv", "homograph"),
+    "GAP": ("gap-*.tsv", "Pronoun-offset"), "homographs": ("train/*.tsv train.tsv", "homograph"),
 }  # fmt: skip
 ITEM_LAYOUT = (
     "wanted are pro_ and anti_stereotyped_type1.txt.dev beside the lists of occupations (WinoBias),"
@@ -85,8 +85,9 @@ def item_paths(folder: Path) -> tuple[str, list[Path]]:
     """
     sets: dict[str, list[Path]] = {}
     for path in _below(folder):
-        for name, (pattern, column) in ITEM_SETS.items():
-            if path.match(pattern) and (not column or column in records.columns_of(path)):
+        for name, (patterns, column) in ITEM_SETS.items():
+            named = any(path.match(pattern) for pattern in patterns.split())
+            if named and (not column or column in records.columns_of(path)):
                 sets.setdefault(name, []).append(path)
     if len(sets) > 1:
         places = (f"{name} in {paths[0].parent}" for name, paths in sets.items())

@@ -489,7 +489,13 @@ def _task(name: str, seed: int) -> Task:
         names.append(title)
         sources += paths
     for source in sources:
-        loaded = public_sets.load_items(source)
+        try:
+            loaded = public_sets.load_items(source)
+        except ValueError as error:  # of a folder's files some may have too few of a sense
+            if (source is sources[-1] and not items) or "has no usable line" not in str(error):
+                raise
+            console.print(str(error), highlight=False, soft_wrap=True)
+            continue
         items += loaded.items
         for reason, n in loaded.skipped.items():
             console.print(f"{source.name}: {n} lines left out: {reason}", highlight=False)
