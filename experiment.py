@@ -42,10 +42,12 @@ from tsae_lab import checksums, files
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.jobs import (
     bench,
+    budget,
     checkpoint,
     commands,
     commands_edit,
     comparison,
+    growth,
     identity,
     journal,
     plan,
@@ -185,8 +187,7 @@ def fit(
     trainer, begin, seconds = _resumed(unit, model, path, start, steps)
     of_model = {"dataset": unit.data.name, "seed": unit.seed, "model": model}
     checkpoint.trim_log(unit.log, of_model, begin)
-    times: list[float] = []
-    infos: list[dict[str, Any]] = []
+    times, infos = [], []
     label, every = f"{unit.data.name}, seed {unit.seed}: {model}", journal.wait_every(unit.device)
     with files.appended(unit.log) as log, progress_bar(label, steps.stop, begin) as advance:
         began = time.perf_counter()
@@ -224,12 +225,13 @@ def _step(
     """A step of a static SAE, a TSAE or a rival."""
     batch, starts = batch_at(unit, step), starts_at(unit, step)
     shared = {"recipe": unit.config, "low": unit.low, "wait": wait}
-    if system is not None:
-        rows = own_rows(*batch, starts)
-        return training.rival_step(trainer, *rows, step, system=system, total=total, **shared)
-    added = None if divergence is None else partial(divergence, _read_at(unit, step)[0])
-    shared |= {"starts": starts, "begins": step % unit.config.pieces == 0, "added": added}
-    return training.train_step(trainer, *batch, step, phases=phases, **shared)
+    with budget.fitting(unit.config, unit.data.train.d_in, unit.low):
+        if system is not None:
+            rows = own_rows(*batch, starts)
+            return training.rival_step(trainer, *rows, step, system=system, total=total, **shared)
+        added = None if divergence is None else partial(divergence, _read_at(unit, step)[0])
+        shared |= {"starts": starts, "begins": step % unit.config.pieces == 0, "added": added}
+        return training.train_step(trainer, *batch, step, phases=phases, **shared)
 
 
 def _before(path: Path) -> Path:
@@ -398,10 +400,8 @@ def _losses(
         nats, prefix = loss[name]["token"], MODEL_PREFIX[name]
         measures[f"{prefix}delta_ce"] = nats - clean
         measures[f"{prefix}kl"] = loss[name]["kl"]
-        hurts = ablated > clean
-        measures[f"{prefix}ce_recovered"] = (
-            metrics.ce_recovered(clean, nats, ablated) if hurts else None
-        )
+        recovered = metrics.ce_recovered(clean, nats, ablated) if ablated > clean else None
+        measures[f"{prefix}ce_recovered"] = recovered
     return measures | {
         "clean_nats_per_char": loss["clean"]["char"],
         "final_train_loss": train_loss[own]["char"],
@@ -424,10 +424,8 @@ def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float | None
     trainers = {"static": static}
     if plan != "run_0":
         trainers["tsae"], own_seconds = train_tsae(unit, pretrained, plan)
-        params, dials = (
-            training.params_of(trainers["tsae"]),
-            training.final_dials(unit.config, unit.low),
-        )
+        params = training.params_of(trainers["tsae"])
+        dials = training.final_dials(unit.config, unit.low)
         models["tsae"] = tsae.Sae(params=params, dials=dials)
         share = (
             0.0 if unit.config.static_sae else phases_of(unit.config).pretrain / unit.config.steps
@@ -527,7 +525,7 @@ def main(
         Path | None, typer.Option("--out_dir", "--out-dir", help="run_0 .. run_4")
     ] = None,
     scale: Annotated[
-        str, typer.Option(help="smoke, cpu or gpu; default: gpu where CUDA is present")
+        str, typer.Option(help="smoke, cpu or gpu (not tuned yet), which is taken where CUDA is")
     ] = "",
     check_types: Annotated[  # noqa: ARG001
         bool, typer.Option("--check_types", help="check all tensor shapes (slower)")
@@ -591,6 +589,7 @@ app.command("minimal-pairs")(commands_edit.minimal_pairs_command)
 app.command("neuronpedia")(commands.neuronpedia_command)
 app.command("probe")(commands.probe_command)
 app.command("bench")(bench.bench_command)
+app.command("growth")(growth.growth_command)
 app.command("saebench")(saebench.saebench_command)
 app.command("push")(sharing.push_command)
 app.command("pull")(sharing.pull_command)

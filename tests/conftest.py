@@ -4,14 +4,25 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 import toys
 from hypothesis import settings
 
 import experiment
-from tsae_lab import files
+from tsae_lab import devices, files
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.jobs import study
 from tsae_lab.jobs.plan import Config
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--device", default="cpu", help="where tests/test_device.py runs")
+
+
+@pytest.fixture(scope="session")
+def device(request) -> torch.device:
+    """Of `--device`: CUDA where a person with a GPU asks for it."""
+    return devices.check_device(request.config.getoption("--device"))
 
 
 def pytest_collection_modifyitems(items) -> None:

@@ -545,4 +545,4 @@ def test_the_dense_arm_of_the_benchmark_computes_what_the_static_sae_does():
     torch.testing.assert_close(bench.DenseSAE(static, 3)(x.flatten(0, 1)), expected.flatten(0, 1))
     job = bench.Job(x=x, recipe=SMALL, low=FP32, static=static)
     dense, ours = bench.dense_step(job), cast(Any, bench.our_step(job, temporal=False))
-    assert dense() == pytest.approx(ours()["loss"].item(), rel=1e-5)
+    assert dense().item() == pytest.approx(ours()["loss"].item(), rel=1e-5)

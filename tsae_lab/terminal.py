@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -296,10 +297,12 @@ def one_line_errors() -> Iterator[None]:
     try:
         with _stopped_in_order():
             yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
         if DEBUG.get():
             console.print(traceback.format_exc(), markup=False, highlight=False, soft_wrap=True)
         line = " ".join(str(error).split())
+        if isinstance(error, torch.OutOfMemoryError):
+            line = f"{line}; lower --batch, --seq or --d_sae, or take --device=cpu"
         console.print(f"error: {line}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     except (MemoryError, RuntimeError) as error:

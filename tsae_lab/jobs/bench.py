@@ -1,7 +1,9 @@
 """Speed of training: `python experiment.py bench` compares our steps with a plain dense SAE's.
 
 All arms take the same tokens and the same recipe (loss, gradient clipping, Adam, unit decoder
-rows), and take turns, so that a drift of the machine's speed falls on all of them alike.
+rows), and take turns, so that a drift of the machine's speed falls on all of them alike. The limit
+of a step is what its products and its memory traffic would take at the rates of a large product and
+of a large copy on the same device.
 """
 
 import statistics
@@ -17,10 +19,12 @@ from torch import Tensor, nn
 
 import tsae
 import tsae_kernels
+from tsae_lab import devices
 from tsae_lab.data import language_model
 from tsae_lab.jobs import training
 from tsae_lab.jobs.training import Recipe, final_dials
-from tsae_lab.terminal import cpu_threads, fast_memory, one_line_errors, print_table
+from tsae_lab.measures.evaluation import wait_for
+from tsae_lab.terminal import cell, cpu_threads, fast_memory, one_line_errors, print_table
 
 ALONE = tsae.Phases(pretrain=10**6, settle=0, introduce=0, refine=0)
 REFINE = tsae.Phases(pretrain=0, settle=0, introduce=0, refine=10**6)
@@ -42,6 +46,11 @@ class Job:
     def tokens(self) -> int:
         """Tokens per step."""
         return self.x.shape[0] * self.x.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the arms run."""
+        return self.x.device
 
 
 class DenseSAE(nn.Module):
@@ -68,7 +77,7 @@ def dense_step(job: Job) -> Callable[[], object]:
     sae, x = DenseSAE(job.static, job.recipe.k), job.x.flatten(0, 1)
     adam = torch.optim.Adam(sae.parameters(), lr=job.recipe.lr, fused=True)
 
-    def step() -> float:
+    def step() -> Tensor:
         adam.zero_grad()
         loss = (x - sae(x)).square().sum(-1).mean()
         loss.backward()
@@ -79,7 +88,7 @@ def dense_step(job: Job) -> Callable[[], object]:
             torch.nn.utils.clip_grad_norm_(sae.parameters(), job.recipe.clip)
             adam.step()
             W_dec /= W_dec.norm(dim=1, keepdim=True)
-        return loss.item()
+        return loss.detach()
 
     return step
 
@@ -88,12 +97,12 @@ def our_step(job: Job, *, temporal: bool) -> Callable[[], object]:
     """One `training.train_step` of the static SAE, or of the whole TSAE in its refinement."""
     named = tsae.tensors(_job_params(job) if temporal else job.static)
     trainers = [training.start_trainer(named, job.recipe)]
-    weight = torch.ones(job.x.shape[:2])
+    weight, wait = job.x.new_ones(job.x.shape[:2]), job.device.type == "cpu"
 
     def step() -> dict[str, Any]:
         phases = REFINE if temporal else ALONE
         trainers[0], info = training.train_step(
-            trainers[0], job.x, weight, STEP, job.recipe, phases, job.low, begins=False
+            trainers[0], job.x, weight, STEP, job.recipe, phases, job.low, begins=False, wait=wait
         )
         return info
 
@@ -180,7 +189,7 @@ def _parts_of(job: Job) -> Arms:
         torch.nn.utils.clip_grad_norm_(moving, recipe.clip)
         trainer.adam.step()
 
-    hs = torch.ones(len(idx), len(t.enc_W_h))
+    hs = job.x.new_ones(len(idx), len(t.enc_W_h))
     encoder = _leaf(static.W_enc), _leaf(static.b_enc)
     return {
         "encoder product": lambda: tsae.pre_acts(job.x, static, job.low),
@@ -207,28 +216,70 @@ def _leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().requires_grad_()
 
 
-def _medians(arms: Arms, repeats: int) -> dict[str, float]:
+def medians(arms: Arms, repeats: int, device: torch.device) -> dict[str, float]:
     """Median seconds of each arm; they take turns, after one turn that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(repeats + 1):
         for name, arm in arms.items():
+            wait_for(device)
             began = time.perf_counter()
             arm()
+            wait_for(device)
             if turn:
                 seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(turns) for name, turns in seconds.items()}
 
 
-def _show_steps(seconds: dict[str, float], job: Job) -> None:
-    """Per arm: milliseconds, tokens per second, times the dense arm, share of encoder product."""
-    rows = []
+def device_rates(device: torch.device, low: torch.dtype, repeats: int) -> tuple[float, float]:
+    """Operations per second of a large product in `low`, bytes per second of a large copy."""
+    n, size = (1_024, 2**24) if device.type == "cpu" else (8_192, 2**28)
+    A, source = torch.ones(n, n, dtype=low, device=device), torch.ones(size, device=device)
+    out, target = torch.empty_like(A), torch.empty_like(source)
+    arms: Arms = {"product": lambda: torch.mm(A, A, out=out), "copy": lambda: target.copy_(source)}
+    took = medians(arms, repeats, device)
+    return 2 * n**3 / took["product"], 2 * source.nbytes / took["copy"]
+
+
+def work(job: Job, *, temporal: bool) -> tuple[int, int]:
+    """Operations of the products that a step cannot do without, and bytes that it has to move.
+
+    Products: the encoder's, forward; the LSTMs' and their output's, both ways. Bytes: the
+    pre-activations written and read, `k` rows of weights or activations per token in each of four
+    sparse products (five with gates, whose rows are narrow), and weights, gradients, moments.
+    """
+    recipe, n, d_in = job.recipe, job.tokens, job.x.shape[2]
+    units, own, d_sae, k = recipe.hidden_enc, recipe.hidden_dec, recipe.d_sae, recipe.k
+    low, full = job.low.itemsize, job.x.element_size()
+    products, n_weights = 2 * n * d_in * d_sae, 2 * d_in * d_sae
+    moved = 2 * low * n * d_sae + 4 * full * n * k * d_in
+    if temporal:
+        recurrent = sum(4 * h * (d_in + h) for h in (units, own)) + own * d_in
+        products += 6 * n * recurrent
+        n_weights += recurrent + units * d_sae
+        moved += 2 * low * n * d_sae + 3 * full * n * k * units
+    return products, moved + 7 * full * n_weights  # Adam reads four and writes three
+
+
+def _show_steps(seconds: dict[str, float], job: Job, peaks: dict[str, float | None]) -> None:
+    """Per arm: milliseconds, tokens per second, times the dense arm, shares of encoder product and
+    of the limit, GB at most.
+    """
+    rows, n = [], torch.get_num_threads()
+    speed, copied = device_rates(job.device, job.low, 7)
     for name, took in seconds.items():
         own = _product_of(job.low if _name_of(job.low) in name else torch.float32)
-        ratio, share = seconds[DENSE] / took, seconds[own] / took
+        ratio, share, limit = seconds[DENSE] / took, seconds[own] / took, "-"
+        if name.endswith(f"SAE, {_name_of(job.low)} products"):
+            products, moved = work(job, temporal=name.startswith("TSAE"))
+            limit = f"{(products / speed + moved / copied) / took:.0%}"
         speeds = f"{took * 1e3:.1f}", f"{job.tokens / took:,.0f}"
-        rows.append((name, *speeds, f"{ratio:.2f}", f"{share:.0%}"))
-    title = f"one step of {job.tokens:,} tokens, {torch.get_num_threads()} threads"
-    print_table(title, ("arm", "ms", "tokens/s", "x dense", "encoder product"), rows)
+        peak = cell(peaks[name], ".2f")
+        rows.append((name, *speeds, f"{ratio:.2f}", f"{share:.0%}", limit, peak))
+    where = f"{n} threads" if job.device.type == "cpu" else str(job.device)
+    title = f"one step of {job.tokens:,} tokens, {where}"
+    known = f"{speed / 1e12:.3g} T operations/s in {_name_of(job.low)}, {copied / 1e9:.3g} GB/s"
+    columns = ("arm", "ms", "tokens/s", "x dense", "encoder product", "limit", "peak GB")
+    print_table(title, columns, rows, caption=f"limit: at the device's {known}")
 
 
 def _show_parts(seconds: dict[str, float], whole: float) -> None:
@@ -259,6 +310,7 @@ def bench_command(
     hidden_dec: Annotated[
         int, typer.Option("--hidden_dec", "--hidden-dec", min=1)
     ] = Recipe.hidden_dec,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     repeats: Annotated[int, typer.Option(min=1, help="turns of every arm; medians are shown")] = 7,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes all cores")] = 0,
     profile: Annotated[
@@ -276,23 +328,40 @@ def bench_command(
     )
     with one_line_errors():
         tsae.check_dials(final_dials(recipe), d_sae=d_sae)
+        place = devices.check_device(device)
         fast_memory()
+        devices.same_sums()
         torch.set_num_threads(cpu_threads(threads))
-        _bench(recipe, (batch, seq, d_in), repeats, profile=profile)
+        _bench(recipe, (batch, seq, d_in), place, repeats, profile=profile)
 
 
-def _bench(recipe: Recipe, shape: tuple[int, int, int], repeats: int, *, profile: bool) -> None:
+def job_of(recipe: Recipe, shape: tuple[int, int, int], device: torch.device) -> Job:
+    """A random static SAE on random activations of shape (batch, seq, d_in)."""
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=g)
+    x = torch.randn(shape, generator=g).to(device)
     static = tsae.init_static(x.mean((0, 1)), recipe.d_sae, generator=g)
-    job = Job(x=x, recipe=recipe, low=language_model.fast_dtype(x.device), static=static)
+    return Job(x=x, recipe=recipe, low=language_model.fast_dtype(x.device), static=static)
+
+
+def _peak(arm: Callable[[], object], device: torch.device) -> float | None:
+    devices.start_peak(device)
+    arm()
+    return devices.peak_gb(device)
+
+
+def _bench(
+    recipe: Recipe, shape: tuple[int, int, int], device: torch.device, repeats: int, *,
+    profile: bool,
+) -> None:  # fmt: skip
+    job = job_of(recipe, shape, device)
     arms = _arms_of(job)
-    seconds = _medians(arms, repeats)
-    _show_steps(seconds, job)
+    seconds = medians(arms, repeats, device)
+    _show_steps(seconds, job, {name: _peak(arm, device) for name, arm in arms.items()})
     full = f"TSAE, {_name_of(job.low)} products"
-    _show_parts(_medians(_parts_of(job), repeats), seconds[full])
+    _show_parts(medians(_parts_of(job), repeats, device), seconds[full])
     if profile:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        with torch.profiler.profile() as profiled:
             arms[full]()
+            wait_for(device)
         operations = profiled.key_averages()
         typer.echo(operations.table("self_cpu_time_total", 24, max_name_column_width=40))

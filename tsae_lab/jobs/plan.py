@@ -15,7 +15,7 @@ import torch
 import typer
 
 import tsae
-from tsae_lab import checksums, files
+from tsae_lab import checksums, devices, files
 from tsae_lab.data import store, texts
 from tsae_lab.data.language_model import (
     EMBEDDED,
@@ -41,7 +41,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "train_tokens": 16_000, "val_tokens": 4_000, "splice_tokens": 1_000,
     },
     "cpu": {},
-    "gpu": {
+    "gpu": {  # not tuned: nothing was trained at it yet
         "steps": 4_000, "batch": 256, "d_sae": 16_384,
         "train_tokens": 20_000_000, "val_tokens": 200_000,
     },
@@ -226,7 +226,7 @@ def check_config(config: Config) -> None:
         raise ValueError(f"beta needs to be below {MOST:g}; got {config.beta}")
     if config.seq < 2:
         raise ValueError(f"seq needs at least 2 tokens, which are neighbours; got {config.seq}")
-    _check_device(config.device)
+    devices.check_device(config.device)
     if round(config.k * config.k_multiple) > config.d_sae or config.k_multiple < 1:
         raise ValueError(f"k_multiple needs 1 <= k_multiple <= d_sae / k; got {config.k_multiple}")
     if not 0 < config.share <= 1:
@@ -247,19 +247,6 @@ def check_config(config: Config) -> None:
         raise ValueError(f"finetune is kl, or not given; got {config.finetune!r}")
     if config.precision not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"precision is auto, float32 or bfloat16; got {config.precision!r}")
-
-
-def _check_device(name: str) -> None:
-    """ValueError for a device that torch does not know or this machine does not have."""
-    try:
-        device = torch.device(name or "cpu")
-    except RuntimeError as error:
-        known = "the devices are cpu, cuda, cuda:1, ..."
-        raise ValueError(f"device {name!r} cannot be used here: {known}") from error
-    n = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.mps.is_available())}
-    if (device.index or 0) >= n.get(device.type, 0):
-        here = ", ".join(f"{n} of {kind}" for kind, n in n.items() if n)
-        raise ValueError(f"device {name!r} cannot be used here: this machine has {here}")
 
 
 def _brought(static_sae: str) -> dict[str, Any]:
@@ -455,6 +442,7 @@ def folder_name(dataset: str) -> str:
 def lm_of(config: Config) -> LanguageModel:
     """The run's language model; ValueError unless it has the hook and takes `seq` tokens."""
     with console.status(f"loading {config.lm}"):
+        devices.same_sums(exact=config.precision == "float32")
         lm = load_lm(config.lm, device=config.device or None)
     check_hook(lm, config.hook)
     if config.static_sae:  # before any activation is extracted

@@ -291,7 +291,7 @@ def tradeoff(
         tsae.check_dials(final_dials(replace(config, beta=beta)), d_sae=config.d_sae)
     with files.cache_at(config.cache_dir), files.sole(out_dir):
         measures, unit, _ = _opened(out_dir, base, config, dataset, seed)
-        saved, _ = load_tensors(base / "pretrained.safetensors")
+        saved, _ = load_tensors(base / "pretrained.safetensors", unit.device)
         pretrained = restore(saved, config)
         points = []
         for beta in betas:

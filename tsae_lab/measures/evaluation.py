@@ -34,6 +34,12 @@ class Measured:
     tokens_per_second: float
 
 
+def wait_for(device: torch.device) -> None:
+    """Return when the device has done all that it was given; a CPU has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def step_time(took: float, before: Sequence[float]) -> float:
     """Seconds of a step: `took`, or the median of the last 100 before it where that is 10 times as
     long: the machine or the process stood still. Of fewer than three before it nothing is known.
@@ -75,8 +81,10 @@ def measure_run(
     for start in range(0, len(store), EVAL_ROWS):
         rows = slice(start, start + EVAL_ROWS)
         x = store.x(rows).to(device)
+        wait_for(device)
         began = time.perf_counter()
         x_hat, acts = run(x)
+        wait_for(device)
         times.append(step_time(time.perf_counter() - began, times))
         valid = store.tokens.valid[rows].to(device)
         sums = metrics.fve_add(sums, x[valid], x_hat[valid])
