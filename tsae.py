@@ -289,7 +289,8 @@ def pre_acts(
     """Pre-activations `(x - b_dec) W_enc + b_enc`, in `low`; 0 where not above a threshold."""
     low = kernels.product_dtype(static.W_enc, low)
     centred = (kernels.fitted(x, vars(static)) - static.b_dec).to(low)
-    pre = centred @ static.W_enc.to(low) + static.b_enc.to(low)
+    pre, b = centred @ static.W_enc.to(low), static.b_enc.to(low)
+    pre = pre + b if kernels.plain() else pre.add_(b)  # the largest array: held once
     return kernels.jump(pre, static.threshold) if isinstance(static, Thresholded) else pre
 
 

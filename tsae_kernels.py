@@ -50,7 +50,7 @@ def product_dtype(W: Tensor, low: torch.dtype) -> torch.dtype:
     return torch.float64 if W.dtype == torch.float64 else low
 
 
-def _plain() -> bool:
+def plain() -> bool:
     """Whether `torch.func` or `torch.compile` asks, which see through plain operations alone."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
@@ -348,7 +348,7 @@ def kept_values(
     b_enc: Float[Tensor, " d_sae"],
 ) -> Float[Tensor, "tokens k"]:  # fmt: skip
     """`relu(pre)` at `idx`, where `pre` is `x W_enc + b_enc`: the gradient goes to the latter."""
-    if _plain():
+    if plain():
         return pre.gather(1, idx).to(x.dtype).relu()
     return _Keep.apply(pre.detach(), idx, x, W_enc, b_enc)  # type: ignore[no-any-return]
 
@@ -377,7 +377,7 @@ def decode_codes(
     W_dec: Float[Tensor, "d_sae d_in"],
 ) -> Float[Tensor, "tokens d_in"]:  # fmt: skip
     """`sum_j vals_j W_dec[idx_j]`: `k` rows per token, not `d_sae`, forward and backward."""
-    if _plain():
+    if plain():
         return scatter_codes(vals, idx, len(W_dec)) @ W_dec
     return _Decode.apply(vals, idx, W_dec)  # type: ignore[no-any-return]
 
@@ -415,7 +415,7 @@ def gate_values(
     With `inward` the gradient passes outside (0, 1) too, where a step along it leads back inside,
     so that a gate that is once open does not stay so; not under `torch.func`.
     """
-    if _plain() and not inward:
+    if plain() and not inward:
         return (h @ W_gate.t() + b_gate).gather(1, idx).clamp(0.0, 1.0)
     return _Gate.apply(h.contiguous(), W_gate, b_gate, idx, inward)  # type: ignore[no-any-return]
 
@@ -443,7 +443,7 @@ def product(
 ) -> Float[Tensor, "tokens d_b"]:
     """`x W`, and its gradients, with the products in `low`."""
     low = product_dtype(W, low)
-    if _plain():
+    if plain():
         return (x.to(low) @ W.to(low)).to(x.dtype)
     return _Product.apply(x, W, low)  # type: ignore[no-any-return]
 
@@ -546,10 +546,10 @@ def lstm(
     `starts` a stream begins anew: `h` and `c` before them are 0. Products are in `low` on a CPU;
     elsewhere it is `fused_lstm`, and nothing waits for the device where `starts` lie on the CPU.
     """
-    if x.device.type != "cpu" and x.shape[1] and not _plain():
+    if x.device.type != "cpu" and x.shape[1] and not plain():
         return fused_lstm(x, h, c, W_x, W_h, b, starts)
     keep = None if starts is None else (~starts).t()[..., None].to(h)
-    run: Callable[..., Any] = _plain_lstm if _plain() else _Lstm.apply
+    run: Callable[..., Any] = _plain_lstm if plain() else _Lstm.apply
     steps, low = x.transpose(0, 1).contiguous(), product_dtype(W_x, low)
     hs, h_last, c_last = run(steps, h, c, W_x, W_h, b, low, keep)
     return hs.transpose(0, 1), h_last, c_last

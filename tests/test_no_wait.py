@@ -185,6 +185,7 @@ def test_a_loop_that_waits_once_in_many_steps_logs_and_saves_what_one_that_alway
     for line in (line for log in logs for line in log):
         assert line.pop("tokens_per_second") > 0
         line.pop("memory_mib")
+        line.pop("checksum", None)  # of a line with its speed
     assert logs[0] == logs[1]
     assert [line["step"] for line in logs[1]] == list(range(1, 9))
     assert all(torch.equal(tensor, trainers[1][name]) for name, tensor in trainers[0].items())
