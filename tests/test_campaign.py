@@ -1,5 +1,6 @@
 """A small share of the campaign of faults (`python tests/campaign.py`), and what its rules are."""
 
+import ast
 import hashlib
 import os
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from faults import damage, home, inputs, kills, load
+from toys import ROOT
 
 from tsae_lab import files
 from tsae_lab.data import language_model
@@ -105,3 +107,23 @@ def test_no_pickle_is_run_and_no_code_of_a_folder(tmp_path, monkeypatch, lm_fold
     with pytest.raises(ValueError, match=r"ae\.pt cannot be read as a file of tensors"):
         foreign.torch_file(tmp_path / "ae.pt")
     assert not (tmp_path / "was_run").exists()
+
+
+def test_no_call_could_run_code_that_a_file_brings():
+    files_of = [*ROOT.glob("*.py"), *(ROOT / "tsae_lab").rglob("*.py")]
+    calls = [
+        (path.name, ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords})
+        for path in files_of
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+    ]
+    wanted = {"torch.load": ("weights_only", "True"), "np.load": ("allow_pickle", "False")}
+    assert {name for _, name, _ in calls} >= wanted.keys()
+    for place, name, options in calls:
+        first, last = name.partition(".")[0], name.rpartition(".")[2]
+        assert first not in ("pickle", "marshal", "dill", "joblib", "eval", "exec"), place
+        assert last not in ("extractall", "read_pickle", "run_path", "run_module"), place
+        assert options.get("trust_remote_code", "False") == "False", place
+        if name in wanted:
+            option, value = wanted[name]
+            assert options.get(option) == value, place

@@ -1,7 +1,6 @@
 """Files damaged at a random place: every one has to be found and named, or made again and said."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import toys
 
-from faults.home import Home, Row, call, copy_of, differences, ended, new_home, start
+from faults.home import Home, Row, call, copy_of, differences, ended, new_home, send, start
 
 Change = Callable[[bytes, random.Random, bytes], bytes]  # content, and that of another run's file
 
@@ -82,7 +81,7 @@ def _finished(folder: Path, text: int, runs: Sequence[str]) -> Home:
     while not all(part.exists() for part in parts):
         if ended(pid, 0.005) is not None:
             raise RuntimeError(f"not killed in time: {killed.log.read_text()[-500:]}")
-    os.killpg(pid, signal.SIGKILL)
+    send(pid, signal.SIGKILL)
     ended(pid)
     return home
 

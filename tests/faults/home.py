@@ -145,6 +145,14 @@ def start(home: Home, args: Sequence[str]) -> int:
         os._exit(code)
 
 
+def send(pid: int, number: int) -> None:
+    """The signal to the process and its group, which it leads unless it has only just been born."""
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        os.kill(pid, number)
+
+
 def ended(pid: int, seconds: float | None = None) -> int | None:
     """The exit code of a process (below 0: the signal), or None where it still runs after that."""
     until = None if seconds is None else time.monotonic() + seconds

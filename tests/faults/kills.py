@@ -1,7 +1,6 @@
 """Processes killed at random moments, and what the same command makes of what is left."""
 
 import json
-import os
 import random
 import signal
 import time
@@ -19,6 +18,7 @@ from faults.home import (
     left_over,
     new_home,
     scratch,
+    send,
     start,
 )
 from tsae_lab.jobs import checkpoint
@@ -82,7 +82,7 @@ def _trial(
             code = ended(pid, wait)
             if code is not None:
                 break  # it was faster
-            os.killpg(pid, getattr(signal, signal_name))
+            send(pid, getattr(signal, signal_name))
             code = ended(pid)
             kills.append({"what": f"{name}, {signal_name}", "at": time.monotonic() - began})
             faults += _broken(own, name) + _forced(own, signal_name, code)
@@ -138,7 +138,7 @@ def _cut_checkpoints(home: Home, rng: random.Random, folder: Path, n_taken: int)
         while not (path.exists() and path.with_name(f"before.{path.name}").exists()):
             if ended(pid, 0.005) is not None:
                 raise RuntimeError(f"not killed in time: {own.log.read_text()[-500:]}")
-        os.killpg(pid, signal.SIGKILL)
+        send(pid, signal.SIGKILL)
         ended(pid)
         whole = path.read_bytes()
         for i in range(LENGTHS):

@@ -81,7 +81,7 @@ def _dead_holder(home: Home, folder: Path) -> Row:
         pid = base.start(own, own.run("run_2"))
         while not (own.folder / "run_2" / ".lock").exists() and base.ended(pid, 0.005) is None:
             pass
-        os.killpg(pid, signal.SIGKILL)
+        base.send(pid, signal.SIGKILL)
         base.ended(pid)
         held = (own.folder / "run_2" / ".lock").exists()
         code, output = base.call(own, own.run("run_2"))
