@@ -185,3 +185,9 @@ def test_the_folder_of_a_path_is_inside_the_runs_directory(tmp_path):
 def test_two_texts_that_would_share_a_folder_are_refused(datasets):
     with pytest.raises(ValueError, match="would share the folder"):
         plan.check_config(Config(datasets=datasets))
+
+
+def test_a_text_whose_links_go_in_a_circle_is_no_file(tmp_path):
+    (tmp_path / "a.txt").symlink_to(tmp_path / "a.txt")
+    with pytest.raises(ValueError, match=r"unknown corpus .*a\.txt'"):
+        plan.checked(Config(datasets=str(tmp_path / "a.txt")))

@@ -304,6 +304,12 @@ def test_an_error_of_the_program_is_not_hidden():
         raise KeyError("a bug")
 
 
+@pytest.mark.parametrize("wanted", [-1, 1_025, 10**8])
+def test_threads_that_no_process_can_have_are_refused(wanted):
+    with pytest.raises(ValueError, match=f"^threads needs 0 <= threads <= 1,024; got {wanted}$"):
+        terminal.cpu_threads(wanted)
+
+
 def test_threads_are_those_wanted_else_the_users_else_the_cores_of_this_process(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "7,2")

@@ -236,6 +236,8 @@ def test_a_tokenizer_that_has_control_tokens_among_its_pieces_is_refused_at_thei
     assert texts.plain_ids(tokenizer, "ab d")[1] == [0, 1, 2, 3]
     with pytest.raises(ValueError, match=r"at character 3, '<pad> a' as its control token <pad>"):
         texts.plain_ids(tokenizer, "ab <pad> a")
+    with pytest.raises(ValueError, match=r"half of a character, '.ud800' at character 3:"):
+        texts.plain_ids(tokenizer, "ab \ud800")
 
 
 def test_a_document_is_cut_where_the_end_of_a_text_is_written():
