@@ -6,7 +6,7 @@ run_2  all three phases; any other directory name means run_2
 run_3  every measure of run_2's models, which are trained first where they are missing
 run_4  rivals, controls and ablations, trained and measured alike
 
-This file is the job, top to bottom: a batch, a start, the loop, both models, measures, files, the
+This file is the job, top to bottom: a start, the loop, both models, measures, files, the
 command line. `python experiment.py COMMAND MODEL` examines one saved model.
 """
 
@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     with suppress(ValueError):  # of a thread that may not; while libraries are imported:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ctrl-C ends it, without a traceback
 
+import numpy as np
 import torch
 import typer
 from typer.core import TyperGroup
@@ -40,6 +41,7 @@ import metrics
 import tsae
 from tsae_lab import checksums, files
 from tsae_lab.data.language_model import LanguageModel
+from tsae_lab.data.stream import held
 from tsae_lab.jobs import (
     bench,
     budget,
@@ -51,22 +53,27 @@ from tsae_lab.jobs import (
     identity,
     journal,
     plan,
+    ranks,
     reporting,
+    resuming,
     saebench,
     sharing,
     study,
     training,
 )
+from tsae_lab.jobs.feeding import StepBatch, ahead, batch_at, sequences_at
 from tsae_lab.jobs.finetune import Divergence
+from tsae_lab.jobs.options import config_options
 from tsae_lab.jobs.plan import (
     Config,
+    Data,
     Unit,
     both_splits,
     check_identity,
     checked,
     claim,
-    config_options,
     data_of,
+    device_of,
     folder_name,
     identity_now,
     lm_of,
@@ -104,37 +111,6 @@ USAGE_ERROR: Any = typer.BadParameter.__base__
 MODEL_PREFIX = {"static": "static_", "tsae": ""}  # of a model's measures
 
 
-def batch_at(unit: Unit, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Activations (batch seq d_in) and weights (1 on tokens, 0 on padding) of a step.
-
-    They depend on the seed and the step alone. `pieces` steps in a row read the same sequences,
-    in order of the store, from their beginning to their end; each epoch has its own order.
-    """
-    places, packed = _read_at(unit, step), unit.data.packed
-    if packed is None:
-        weight = unit.data.train.tokens.valid[places].to(unit.device, torch.float32)
-        return unit.data.train.x(*places).to(unit.device), weight
-    weight = packed.valid[places].to(unit.device, torch.float32)
-    x = unit.data.train.at(packed.row[places], packed.place[places]).to(unit.device)
-    return x * weight[..., None], weight
-
-
-def starts_at(unit: Unit, step: int) -> tsae.Starts:
-    """Where documents begin in the batch of a step, on the CPU; None where none are packed."""
-    packed = unit.data.packed
-    return None if packed is None else packed.starts[_read_at(unit, step)]
-
-
-def _read_at(unit: Unit, step: int) -> tuple[torch.Tensor, slice]:
-    """Sequences and positions of a step."""
-    config, n = unit.config, unit.data.n_sequences
-    group, piece = divmod(step, config.pieces)
-    epoch, batch = divmod(group, n // config.batch)
-    order = torch.randperm(n, generator=_seeded(1_000_003 * unit.seed + epoch))
-    rows = order[batch * config.batch : (batch + 1) * config.batch].sort().values
-    return rows, slice(*(config.seq * i // config.pieces for i in (piece, piece + 1)))
-
-
 def _seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
@@ -155,18 +131,13 @@ def start_static(unit: Unit) -> training.Trainer:
 
 def start_tsae(unit: Unit, pretrained: training.Trainer) -> training.Trainer:
     """A TSAE that computes what its pretrained static SAE does, with a decoder LSTM that helps."""
-    config, store = unit.config, unit.data.train
+    config = unit.config
     x, weight = batch_at(unit, 0)
     b_dec = training.static_of(pretrained).b_dec
     scale = (x - b_dec)[weight > 0].square().mean().sqrt().item()
-    rows, packed = slice(0, math.ceil(START_TOKENS / config.seq)), unit.data.packed
-    if packed is None:
-        x, valid, starts = store.x(rows), store.tokens.valid[rows], None
-    else:
-        valid, starts = packed.valid[rows], packed.starts[rows]
-        x = store.at(packed.row[rows], packed.place[rows]) * valid[..., None]
-    text = x.to(unit.device), valid.to(unit.device), config, unit.low, _seeded(1_000 + unit.seed)
-    return training.start_temporal(pretrained, scale, *text, starts)
+    x, valid, starts = sequences_at(unit, slice(0, math.ceil(START_TOKENS / config.seq)))
+    text = x.to(unit.device).float(), valid.to(unit.device), config, unit.low
+    return training.start_temporal(pretrained, scale, *text, _seeded(1_000 + unit.seed), starts)
 
 
 # ------------------------------------------------------------------------------------ the loop
@@ -181,19 +152,22 @@ def fit(
     A checkpoint is written every `checkpoint_every` steps and at the end, and the last two are
     kept; a killed run continues to the same bits. `system`: a rival; `divergence`: added loss.
     """
-    config, path = unit.config, unit.folder / f"{model}.checkpoint.safetensors"
+    config, path = unit.config, resuming.checkpoint_of(unit, model)
     release_memory()
     before = resident_mib()
-    trainer, begin, seconds = _resumed(unit, model, path, start, steps)
+    trainer, begin, seconds = resuming.resumed(unit, model, start, steps)
     of_model = {"dataset": unit.data.name, "seed": unit.seed, "model": model}
-    checkpoint.trim_log(unit.log, of_model, begin)
     times, infos = [], []
     label, every = f"{unit.data.name}, seed {unit.seed}: {model}", journal.wait_every(unit.device)
-    with files.appended(unit.log) as log, progress_bar(label, steps.stop, begin) as advance:
+    with (
+        resuming.opened_log(unit, of_model, begin) as log,
+        ahead(unit, range(begin, steps.stop)) as batches,
+        progress_bar(label, steps.stop, begin) as advance,
+    ):
         began = time.perf_counter()
         for step in range(begin, steps.stop):
-            wait, end = step % every == 0, step + 1
-            trainer, info = _step(unit, trainer, step, steps.stop, phases, system, divergence, wait)
+            wait, end, read = step % every == 0, step + 1, (next(batches), step, steps.stop)
+            trainer, info = _step(unit, trainer, *read, phases, system, divergence, wait)
             infos.append({"step": end} | info)
             saves = end % config.checkpoint_every == 0 or end == steps.stop
             if not (saves or end % every == 0):
@@ -209,68 +183,26 @@ def fit(
                 journal.check_finite(line, label, config.lr)
             advance(journal.note(numbers[-1], times[-1]))
             if saves:
-                files.sync(log)
-                meta = {"model": model, "step": end, "seconds": seconds, "identity": unit.identity}
-                if path.exists():
-                    path.replace(_before(path))
-                checkpoint.save_tensors(path, training.snapshot(trainer), meta)
+                resuming.flushed(log)
+                about = {"model": model, "step": end, "seconds": seconds}
+                resuming.save_trainer(unit, path, trainer, about)
             infos, began = [], time.perf_counter()
     return trainer, seconds
 
 
 def _step(
-    unit: Unit, trainer: training.Trainer, step: int, total: int, phases: tsae.Phases,
-    system: System | None, divergence: Divergence | None, wait: bool,
+    unit: Unit, trainer: training.Trainer, batch: StepBatch, step: int, total: int,
+    phases: tsae.Phases, system: System | None, divergence: Divergence | None, wait: bool,
 ) -> tuple[training.Trainer, dict[str, Any]]:  # fmt: skip
     """A step of a static SAE, a TSAE or a rival."""
-    batch, starts = batch_at(unit, step), starts_at(unit, step)
     shared = {"recipe": unit.config, "low": unit.low, "wait": wait}
     with budget.fitting(unit.config, unit.data.train.d_in, unit.low):
         if system is not None:
-            rows = own_rows(*batch, starts)
+            rows = own_rows(batch.x, batch.weight, batch.starts)
             return training.rival_step(trainer, *rows, step, system=system, total=total, **shared)
-        added = None if divergence is None else partial(divergence, _read_at(unit, step)[0])
-        shared |= {"starts": starts, "begins": step % unit.config.pieces == 0, "added": added}
-        return training.train_step(trainer, *batch, step, phases=phases, **shared)
-
-
-def _before(path: Path) -> Path:
-    """Where the checkpoint before the last one lies."""
-    return path.with_name(f"before.{path.name}")
-
-
-def _resumed(
-    unit: Unit, model: str, path: Path, start: Callable[[], training.Trainer], steps: range
-) -> tuple[training.Trainer, int, float]:
-    """The trainer, its next step and the seconds so far: of the checkpoint, else of `start`.
-
-    A damaged checkpoint is said; the one before it takes its place. One from after the last step is
-    of what follows, and not taken.
-    """
-    for place in (path, _before(path)):
-        try:
-            trainer, meta = _restored(unit, place, model)
-            if meta["step"] <= steps.stop:
-                return trainer, meta["step"], meta["seconds"]
-        except FileNotFoundError:
-            continue
-        except checkpoint.Damaged as error:
-            line = f"{' '.join(str(error).split())}; going on from what was saved before it"
-            console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    began = time.perf_counter()
-    trainer = start()
-    seconds = time.perf_counter() - began
-    release_memory()
-    return trainer, steps.start, seconds
-
-
-def _restored(unit: Unit, path: Path, model: str) -> tuple[training.Trainer, dict[str, Any]]:
-    """The trainer that a file holds, and its meta; ValueError where it is of something else."""
-    saved, meta = checkpoint.load_tensors(path, unit.device)
-    if meta.get("model", model) != model:
-        raise ValueError(f"{path} is of the model {meta['model']}; needed is {model}")
-    identity.refuse_unequal(path, meta.get("identity", {}), unit.identity)
-    return training.restore(saved, unit.config), meta
+        added = None if divergence is None else partial(divergence, batch.rows)
+        shared |= {"starts": batch.starts, "begins": step % unit.config.pieces == 0, "added": added}
+        return training.train_step(trainer, batch.x, batch.weight, step, phases=phases, **shared)
 
 
 # ---------------------------------------------------------------------------------- both models
@@ -285,14 +217,14 @@ def train_static(unit: Unit) -> tuple[training.Trainer, training.Trainer, float]
     phases = phases_of(unit.config)
     alone = tsae.Phases(pretrain=phases.total, settle=0, introduce=0, refine=0)
     early = unit.folder / "pretrained.safetensors"
-    if not early.exists():
+    if not ranks.led(early.exists):
         if unit.config.static_sae:
             trainer = given_static(unit, alone)
         else:
             first = range(phases.pretrain)
             trainer, _ = fit(unit, "static", lambda: start_static(unit), first, alone)
-        meta = {"model": "pretrained", "steps": phases.pretrain, "identity": unit.identity}
-        checkpoint.save_tensors(early, training.snapshot(trainer), meta)
+        about = {"model": "pretrained", "steps": phases.pretrain}
+        resuming.save_trainer(unit, early, trainer, about)
     pretrained, rest = load_pretrained(unit), range(phases.pretrain, phases.total)
     trainer, seconds = fit(unit, "static", lambda: load_pretrained(unit), rest, alone)
     return pretrained, trainer, seconds
@@ -301,15 +233,16 @@ def train_static(unit: Unit) -> tuple[training.Trainer, training.Trainer, float]
 def given_static(unit: Unit, alone: tsae.Phases) -> training.Trainer:
     """The static SAE that was given, with Adam's moments of a few steps at rate 0."""
     trainer, still = start_static(unit), replace(unit.config, lr=0.0)
-    for step in range(unit.config.warmup):
-        x, weight = batch_at(unit, step)
-        trainer, _ = training.train_step(trainer, x, weight, step, still, alone, unit.low)
+    with ahead(unit, range(unit.config.warmup)) as batches:
+        for step, batch in enumerate(batches):
+            read = batch.x, batch.weight, step
+            trainer, _ = training.train_step(trainer, *read, still, alone, unit.low)
     return trainer
 
 
 def load_pretrained(unit: Unit) -> training.Trainer:
     """The static SAE as its pretraining left it."""
-    return _restored(unit, unit.folder / "pretrained.safetensors", "pretrained")[0]
+    return resuming.restored(unit, unit.folder / "pretrained.safetensors", "pretrained")[0]
 
 
 def train_tsae(
@@ -389,11 +322,12 @@ def _losses(
     """What each code does to the language model's loss, in nats per token and per character."""
     config, train, val = unit.config, unit.data.train, unit.data.val
     spliced = {name: evaluation.replacement(sae) for name, sae in models.items()}
-    ablation = {"mean": evaluation.mean_replacement(train)}
+    first, _ = held(train, np.arange(min(evaluation.MEAN_ROWS, len(train))))
+    ablation = {"mean": evaluation.mean_replacement(first)}
     rows = evaluation.pick_rows(val, config.splice_tokens)
     loss = evaluation.splice_losses(lm, val, rows, spliced | ablation)
     rows = evaluation.pick_rows(train, max(config.splice_tokens // 4, config.seq))
-    train_loss = evaluation.splice_losses(lm, train, rows, {own: spliced[own]})
+    train_loss = evaluation.splice_losses(lm, *held(train, rows), {own: spliced[own]})
     clean, ablated = loss["clean"]["token"], loss["mean"]["token"]
     measures: dict[str, float | None] = {"clean_ce": clean, "ablated_ce": ablated}
     for name in models:
@@ -415,8 +349,8 @@ def _losses(
 def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float | None]:
     """Train, save and measure one text with one seed; what is there already is read."""
     done = unit.folder / "measures.json"
-    if done.exists():
-        checkpoint.remove_checkpoints(unit.folder)
+    if ranks.led(done.exists):
+        ranks.led(lambda: checkpoint.remove_checkpoints(unit.folder))
         return identity.read_measures(done, unit.identity)
     unit.folder.mkdir(parents=True, exist_ok=True)
     pretrained, static, seconds = train_static(unit)
@@ -431,6 +365,8 @@ def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float | None
             0.0 if unit.config.static_sae else phases_of(unit.config).pretrain / unit.config.steps
         )
         seconds = own_seconds + share * seconds  # of the static SAE's, the pretraining alone
+    if ranks.rank() > 0:  # the first measures and writes
+        return {}
     for name, sae in models.items():
         save_model(unit, lm, name, sae)
     release_memory()
@@ -448,42 +384,65 @@ def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float | None
 
 
 def run(out_dir: Path, config: Config) -> dict[str, Any]:
-    """The whole of run_0, run_1 or run_2; returns what final_info.json holds."""
+    """The whole of run_0, run_1 or run_2; returns what final_info.json holds ({} but on rank 0)."""
     plan = plan_of(out_dir)
-    with files.cache_at(config.cache_dir):
-        config = checked(config)
-        refuse_other(out_dir, config, plan)
-        with files.sole(out_dir):
-            return _run(out_dir, config, plan)
+    with files.cache_at(config.cache_dir), ExitStack() as held:
+        held.enter_context(ranks.together(device_of(config), spread=config.spread))
+        ranks.refuse_others("configuration", {"out_dir": str(out_dir)} | vars(config))
+        config = ranks.led(lambda: checked(config))
+
+        def begin() -> None:
+            ranks.refuse_few(config.batch, len(names_of(config)) * config.seeds, config.spread)
+            refuse_other(out_dir, config, plan)
+            held.enter_context(files.sole(out_dir))
+
+        ranks.led(begin)
+        return _run(out_dir, config, plan)
 
 
 def _run(out_dir: Path, config: Config, plan: str) -> dict[str, Any]:
     began = time.perf_counter()
     lm = lm_of(config)
-    tokens = {name: both_splits(config, lm, name) for name in names_of(config)}
+    tokens = ranks.in_turn(lambda: {n: both_splits(config, lm, n) for n in names_of(config)})
     now = identity_now(config, lm, tokens)
-    check_identity(out_dir, now)
-    texts = [data_of(config, lm, name, splits) for name, splits in tokens.items()]
-    claim(out_dir, config, plan, now)  # not before every text was found good
-    log, low = out_dir / "log.jsonl", products(config, lm.device)
+    ranks.led(lambda: check_identity(out_dir, now))
+    texts = ranks.in_turn(lambda: [data_of(config, lm, n, splits) for n, splits in tokens.items()])
+    ranks.led(lambda: claim(out_dir, config, plan, now))  # not before every text was found good
+    units = [
+        _unit_at(out_dir, config, data, seed, now) for data in texts for seed in range(config.seeds)
+    ]
+    for number, unit in enumerate(units):
+        with ranks.for_unit(number, config.spread) as mine:
+            if mine:
+                run_unit(unit, lm, plan)
+    ranks.wait()
+    measured = [run_unit(unit, lm, plan) for unit in units]  # which are there now, and read
+    if ranks.rank() > 0:
+        return {}
     info: dict[str, Any] = {}
-    for data in texts:
-        name, shared = data.name, {"config": config, "data": data, "log": log}
-        of_text, measured = identity.of_text(now, name), []
-        for seed in range(config.seeds):
-            folder = out_dir / folder_name(name) / f"seed_{seed}"
-            own = identity.of_seed(of_text, seed, options_of(config))
-            unit = Unit(**shared, seed=seed, folder=folder, device=lm.device, low=low, identity=own)
-            measured.append(run_unit(unit, lm, plan))
-        info[name] = summary([own | differences(own) for own in measured])
+    for data, first in zip(texts, range(0, len(units), config.seeds), strict=True):
+        of_text = measured[first : first + config.seeds]
+        info[data.name] = summary([own | differences(own) for own in of_text])
     checksums.write_numbers(out_dir / "final_info.json", info)
-    drawn = [line for line in checksums.log_lines(log) if figures.PANELS.keys() <= line.keys()]
+    logs = [line for log in sorted(out_dir.glob("log*.jsonl")) for line in checksums.log_lines(log)]
+    drawn = [line for line in logs if figures.PANELS.keys() <= line.keys()]
     if drawn:  # a finished run does without its log
         curves = figures.training_figure(drawn, pieces=config.pieces)
         figures.save_figure(curves, out_dir / "training_curves")
     show(info, plan)
     console.print(f"{out_dir}: done in {(time.perf_counter() - began) / 60:.1f} minutes")
     return info
+
+
+def _unit_at(out_dir: Path, config: Config, data: Data, seed: int, now: identity.Identity) -> Unit:
+    """A text and a seed of a run, in a folder of its own; each rank has a log of its own."""
+    device, log = device_of(config), f"log_{ranks.rank()}.jsonl" if ranks.rank() else "log.jsonl"
+    folder = out_dir / folder_name(data.name) / f"seed_{seed}"
+    own = identity.of_seed(identity.of_text(now, data.name), seed, options_of(config))
+    return Unit(
+        config=config, data=data, seed=seed, folder=folder, log=out_dir / log, identity=own,
+        device=device, low=products(config, device),
+    )  # fmt: skip
 
 
 # ----------------------------------------------------------------------------- the command line
@@ -545,6 +504,8 @@ def main(
         config = scaled_config(scale, options)
         torch.set_num_threads(cpu_threads(config.threads))
         fast_memory()
+        if plan.plan_of(out_dir) in ("run_3", "run_4"):
+            ranks.refuse_plan(out_dir.name)
         if plan.plan_of(out_dir) == "run_3":
             study.run_study(out_dir, config, train=run)
         elif plan.plan_of(out_dir) == "run_4":

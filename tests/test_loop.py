@@ -21,6 +21,7 @@ from tsae_lab.jobs import (
     commands_edit,
     growth,
     identity,
+    options,
     plan,
     reporting,
     saebench,
@@ -500,7 +501,7 @@ def test_every_command_of_the_program_is_its_function():
 def test_config_options_put_one_option_per_field_in_place_of_the_commands_own():
     taken = {}
 
-    @plan.config_options
+    @options.config_options
     def command(name: str, **options: object) -> None:
         taken.update(options, name=name)
 

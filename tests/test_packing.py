@@ -15,7 +15,7 @@ import tsae
 import tsae_kernels
 from tsae import Dials
 from tsae_lab.data import texts
-from tsae_lab.jobs import comparison, plan, training, warmstart
+from tsae_lab.jobs import comparison, feeding, plan, training, warmstart
 from tsae_lab.jobs.plan import Config
 from tsae_lab.rivals.system import own_rows
 
@@ -232,7 +232,7 @@ def test_a_step_on_packed_documents_reads_each_once_an_epoch_as_the_model_read_i
     store, n = unit.data.train, 0
     for step in range(2 * (unit.data.n_sequences // 4)):
         x, weight = experiment.batch_at(unit, step)
-        starts = experiment.starts_at(unit, step)
+        starts = feeding.starts_at(unit, step)
         assert starts is not None
         assert not starts[weight == 0].any()
         n += int(starts.sum())

@@ -89,8 +89,9 @@ def test_every_option_that_a_document_names_exists(name):
     options = {option for p in parameters for option in (*p.opts, *p.secondary_opts)}
     assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", DOCUMENTS[name])) <= options | {
         "--help",
-        "--no-deps",
-    }  # pip's
+        "--no-deps",  # pip's
+        "--nproc-per-node",  # torchrun's
+    }
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

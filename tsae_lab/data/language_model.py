@@ -332,11 +332,11 @@ def tokenizer_identity(tokenizer: Any) -> str:
 def token_ids(lm: LanguageModel, text: str) -> list[int]:
     """Token ids of a text as plain text, without the prefix; none for an empty text."""
     ids = texts.plain_ids(lm.tokenizer, text)[0] if text else []
-    _check_ids(lm, max(ids, default=0))
+    check_ids(lm, max(ids, default=0))
     return ids
 
 
-def _check_ids(lm: LanguageModel, most: int) -> None:
+def check_ids(lm: LanguageModel, most: int) -> None:
     """ValueError for a token that the model has no embedding of: the tokenizer is another one's."""
     n = lm.model.get_input_embeddings().weight.shape[0]
     if most >= n:
@@ -382,7 +382,7 @@ def tokenize(
     n_taken = sum(len(ids) for ids, _, _ in tokenized)
     if n_taken < n_kept:
         raise ValueError(f"the text is too short: {n_taken} tokens, one sequence takes {n_kept}")
-    _check_ids(lm, max(int(ids.max()) for ids, _, _ in tokenized if len(ids)))
+    check_ids(lm, max(int(ids.max()) for ids, _, _ in tokenized if len(ids)))
     return texts.pack(tokenized, seq=n_kept, prefix=lm.prefix)
 
 

@@ -5,8 +5,10 @@ last whole block; one that is damaged (every block has a checksum) or foreign is
 """
 
 import contextlib
+import functools
 import hashlib
 import json
+import math
 import mmap
 import shutil
 import sys
@@ -28,11 +30,21 @@ from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.data.texts import Tokens
 from tsae_lab.terminal import progress_bar
 
-STORE_FORMAT, MANIFEST = 1, "manifest.json"
+STORE_FORMAT, MANIFEST, SINKS = 1, "manifest.json", "sinks.json"
 NORM_ROWS = 64  # sequences per call
 BLOCK_TOKENS = 8_192  # tokens per block of the store: the unit of checksums and of continuing
+CHECKED_BYTES = 2 << 30  # a larger store is not read whole when it is opened
 SINK_NORM = 10  # times the median norm: a token above is an attention sink, like the prefix
 SPARE_BYTES = 64 << 20  # of disk that a store leaves free
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Blocks:
+    """The blocks of a large store, whose checksums are compared when they are first read."""
+
+    rows: int  # sequences per block
+    crcs: Sequence[int]
+    seen: np.ndarray  # bool: which were compared; written to
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -50,6 +62,7 @@ class Store:
     text: Tokens  # the same sequences with their sinks
     read: Bool[Tensor, "n_seq kept"]  # of the text: what `tokens` holds
     source: tuple[np.ndarray, np.ndarray] | None  # where `tokens` lie in `data`; None: the same
+    blocks: Blocks | None = None  # None: they were compared when it was opened
 
     @property
     def d_in(self) -> int:
@@ -57,6 +70,12 @@ class Store:
 
     def __len__(self) -> int:
         return len(self.tokens.ids)
+
+    def sequences(
+        self, rows: slice | Sequence[int] | np.ndarray | Tensor
+    ) -> tuple[Float[Tensor, "rows kept d_in"], Bool[Tensor, "rows kept"]]:
+        """bf16 activations of whole sequences, zeros where the second says that no token is."""
+        return self.x(rows, dtype=torch.bfloat16), self.tokens.valid[rows]
 
     def x(
         self,
@@ -66,13 +85,16 @@ class Store:
     ) -> Float[Tensor, "rows span d_in"]:
         """Activations of the sequences `rows` at the positions `span` of the text, a copy."""
         index = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
+        if self.blocks is not None:
+            every = np.arange(len(self.data)) if self.source is None else self.source[0]
+            check_blocks(self, every[index])
         if self.source is None:
             copied = np.array(self.data[index, span], copy=isinstance(index, slice) or None)
         else:
             row, place = self.source
             copied = np.array(self.data[row[index][:, None], place[index, span]], copy=None)
             copied[~self.tokens.valid.numpy()[index, span]] = 0
-        _forget(self.data)
+        forget(self.data)
         return torch.from_numpy(copied).view(torch.bfloat16).to(dtype)
 
     def at(
@@ -85,16 +107,43 @@ class Store:
         rows, places = row.numpy(), place.numpy()
         if self.source is not None:
             rows, places = self.source[0][rows], self.source[1][rows, places]
+        check_blocks(self, rows)
         copied = np.array(self.data[rows, places], copy=None)
-        _forget(self.data)
+        forget(self.data)
         return torch.from_numpy(copied).view(torch.bfloat16).to(dtype)
 
 
-def _forget(data: np.ndarray) -> None:
+def forget(data: np.ndarray) -> None:
     """What was read need not stay in this process: the page cache has it."""
     mapped = getattr(data, "_mmap", None)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def check_blocks(store: Store, rows: Int[np.ndarray, " *rows"]) -> None:
+    """Compare the checksums of the blocks with these sequences of `data`, each once.
+
+    At a wrong one ValueError: the store is then taken for an unfinished one, which the next start
+    continues after its good blocks.
+    """
+    blocks = store.blocks
+    if blocks is None:
+        return
+    for block in np.unique(rows // blocks.rows):
+        if not blocks.seen[block]:
+            data = np.array(store.data[block * blocks.rows : (block + 1) * blocks.rows])
+            forget(store.data)
+            if zlib.crc32(data.data) != blocks.crcs[block]:
+                with contextlib.suppress(OSError):
+                    store.path.replace(_partial(store.path))
+                said = f"wrong checksum of sequences {block * blocks.rows} and following"
+                raise ValueError(f"{store.path}: {said}; the same command extracts them again")
+            blocks.seen[block] = True
+
+
+def _partial(path: Path) -> Path:
+    """Where a store is written before it is whole."""
+    return path.with_name(f"{path.name}.partial")
 
 
 def sink_mask(data: np.ndarray, valid: Bool[Tensor, "n_seq kept"]) -> Bool[Tensor, "n_seq kept"]:
@@ -104,7 +153,7 @@ def sink_mask(data: np.ndarray, valid: Bool[Tensor, "n_seq kept"]) -> Bool[Tenso
         rows = slice(start, start + NORM_ROWS)
         x = torch.from_numpy(np.array(data[rows])).view(torch.bfloat16)
         norms[rows] = x.float().norm(dim=-1)
-        _forget(data)
+        forget(data)
     return valid & (norms > SINK_NORM * norms[valid].median())
 
 
@@ -168,12 +217,15 @@ def activation_store(
     hook: str,
     sinks: str = "drop",
     cache_dir: str | Path | None = None,
+    verify: bool = False,
 ) -> Store:
     """Activations of `tokens` at `hook`: read from `cache_dir`, or extracted into it.
 
     The directory's name is a hash over model, hook and tokens. It is written under the name
     `...partial` and renamed at the end; an interrupted extraction continues after its last whole
-    block. A store that is damaged or holds something else is made again, after a line on stderr.
+    block. A store that is damaged or holds something else is made again, after a line on stderr;
+    of a store of more than 2 GB a block is compared with its checksum when it is first read, unless
+    all are to be `verified` now.
     Default directory: `activations` in the cache. Attention sinks are on the disk; the store lacks
     them unless `sinks` is "keep"; a line on stderr says how many there are.
     """
@@ -182,26 +234,28 @@ def activation_store(
         raise ValueError(
             f"sequences of {tokens.ids.shape[1]} tokens: {lm.name} takes at most {lm.max_seq}"
         )
-    root = Path(cache_dir).expanduser() if cache_dir else files.cache_dir() / "activations"
-    key = _store_key(lm, tokens, hook)
-    path = root / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-    with files.locked(files.make_dir(root) / f"{path.name}.lock"):
+    path, key = store_place(lm, tokens, hook, cache_dir)
+    with files.locked(files.make_dir(path.parent) / f"{path.name}.lock"):
         if path.exists():
-            problem = _problem(path, tokens, key)
+            later = not verify and 2 * math.prod(key["shape"]) > CHECKED_BYTES
+            problem = _problem(path, tokens, key, blocks_too=not later)
             if problem is None:
-                return _open(path, tokens, key, sinks)
+                return _open(path, tokens, key, sinks, later=later)
             sys.stderr.write(
                 f"activation store {path} is refused: {problem}; extracting it again\n"
             )
             shutil.rmtree(path)
-        partial = path.with_name(f"{path.name}.partial")
-        _extract(lm, tokens, partial, key)
-        files.move_whole(partial, path)
+        _extract(lm, tokens, _partial(path), key)
+        files.move_whole(_partial(path), path)
     return _open(path, tokens, key, sinks)
 
 
-def _store_key(lm: LanguageModel, tokens: Tokens, hook: str) -> dict[str, Any]:
-    return {
+def store_place(
+    lm: LanguageModel, tokens: Tokens, hook: str, cache_dir: str | Path | None
+) -> tuple[Path, dict[str, Any]]:
+    """Where the activations are stored or would be, and what the store's name is a hash of."""
+    root = Path(cache_dir).expanduser() if cache_dir else files.cache_dir() / "activations"
+    key = {
         "format": STORE_FORMAT,
         "model": lm.identity,
         "model_name": lm.name,
@@ -210,13 +264,15 @@ def _store_key(lm: LanguageModel, tokens: Tokens, hook: str) -> dict[str, Any]:
         "shape": [*tokens.valid.shape, lm.d_in],
         "dtype": "bfloat16",
     }
+    return root / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20], key
 
 
+@functools.lru_cache(maxsize=8)
 def tokens_digest(tokens: Tokens) -> str:
     """sha256 over the ids and where they come from, in hexadecimal."""
     digest = hashlib.sha256()
     for array in _token_arrays(tokens).values():
-        digest.update(array.tobytes())
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -224,15 +280,38 @@ def _token_arrays(tokens: Tokens) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in vars(tokens).items()}
 
 
-def _open(path: Path, tokens: Tokens, key: Mapping[str, Any], sinks: str) -> Store:
+def _open(
+    path: Path, tokens: Tokens, key: Mapping[str, Any], sinks: str, *, later: bool = False
+) -> Store:
     data = np.memmap(path / "data.bf16", dtype=np.int16, mode="r", shape=tuple(key["shape"]))
-    mask = sink_mask(data, tokens.valid)
+    mask = _known_sinks(path, data, tokens)
     n_sinks, keep = int(mask.sum()), sinks == "keep"
     if n_sinks:
         said = f"(norm over {SINK_NORM} times the median): {'kept' if keep else 'dropped'}"
         share = f"{n_sinks:,} tokens of {tokens.n_tokens:,}"
         sys.stderr.write(f"{key['hook']}: {share} are attention sinks {said}\n")
-    return without(path, key["hook"], tokens, data, torch.zeros_like(mask) if keep else mask)
+    opened = without(path, key["hook"], tokens, data, torch.zeros_like(mask) if keep else mask)
+    if not later:
+        return opened
+    manifest = _read_manifest(path)
+    seen = np.zeros(len(manifest["crc32"]), dtype=bool)
+    own = Blocks(rows=manifest["block_rows"], crcs=manifest["crc32"], seen=seen)
+    return replace(opened, blocks=own)
+
+
+def _known_sinks(path: Path, data: np.ndarray, tokens: Tokens) -> Bool[Tensor, "n_seq kept"]:
+    """The `sink_mask`, which is written down beside the data: it takes all of them."""
+    file, mask = path / SINKS, torch.zeros_like(tokens.valid)
+    with contextlib.suppress(ValueError, OSError, KeyError, IndexError, TypeError):
+        saved = checksums.read_sealed(file)
+        if saved["times"] == SINK_NORM:
+            mask.view(-1)[torch.tensor(saved["places"], dtype=torch.int64)] = True
+            return mask
+    mask = sink_mask(data, tokens.valid)
+    places = mask.flatten().nonzero()[:, 0].tolist()
+    with contextlib.suppress(OSError):  # of a folder that nobody may write to
+        checksums.write_sealed(file, {"times": SINK_NORM, "places": places})
+    return mask
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -258,8 +337,8 @@ def _good_blocks(path: Path, key: Mapping[str, Any], block_rows: int, crcs: Sequ
     return 0
 
 
-def _problem(path: Path, tokens: Tokens, key: Mapping[str, Any]) -> str | None:
-    """Why the store at `path` cannot be used, or None. Reads all of it once."""
+def _problem(path: Path, tokens: Tokens, key: Mapping[str, Any], *, blocks_too: bool) -> str | None:
+    """Why the store at `path` cannot be used, or None. With its blocks all of it is read once."""
     manifest = _read_manifest(path)
     if not manifest:
         return "it has no readable manifest"
@@ -277,7 +356,7 @@ def _problem(path: Path, tokens: Tokens, key: Mapping[str, Any]) -> str | None:
             if np.array_equal(np.load(path / f"{name}.npy", allow_pickle=False), array):
                 continue
         return f"{name}.npy is missing or damaged"
-    good = _good_blocks(file, key, rows, crcs)
+    good = _good_blocks(file, key, rows, crcs) if blocks_too else len(crcs)
     return None if good == len(crcs) else f"wrong checksum of sequences {good * rows} and following"
 
 
@@ -302,7 +381,7 @@ def _extract(lm: LanguageModel, tokens: Tokens, path: Path, key: Mapping[str, An
         files.write_json(path / MANIFEST, manifest)
         for start in range(done, n_seq, block_rows):
             rows = slice(start, min(start + block_rows, n_seq))
-            data = _block(lm, tokens, key["hook"], rows).tobytes()
+            data = block_of(lm, tokens, key["hook"], rows).tobytes()
             file.write(data)
             file.flush()
             crcs.append(zlib.crc32(data))
@@ -325,7 +404,7 @@ def _finished_blocks(path: Path, key: Mapping[str, Any], block_rows: int) -> lis
     return []
 
 
-def _block(lm: LanguageModel, tokens: Tokens, hook: str, rows: slice) -> np.ndarray:
+def block_of(lm: LanguageModel, tokens: Tokens, hook: str, rows: slice) -> np.ndarray:
     """The sequences `rows` as int16 view of bf16, (rows, kept, d_in), zeros at padding."""
     n_rows = max(1, language_model.FORWARD_TOKENS // tokens.ids.shape[1])
     batches = []

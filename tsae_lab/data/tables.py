@@ -42,16 +42,18 @@ def column_of(path: Path, column: str) -> list[str]:
     return texts
 
 
-def _cell(row: Any, column: str, number: int) -> Any:
+def cell_of(row: Any, column: str, number: int) -> Any:
+    """A row's value in a column; a row may be the text itself. ValueError for other rows."""
     if isinstance(row, str):
         return row
     if not isinstance(row, dict):
         raise ValueError(f"a row needs to be an object or a text; got {row!r:.40} as row {number}")
-    _check_column(column, row, f"row {number} has ")
+    check_column(column, row, f"row {number} has ")
     return row[column]
 
 
-def _check_column(column: str, names: Iterable[str], where: str = "") -> None:
+def check_column(column: str, names: Iterable[str], where: str = "") -> None:
+    """ValueError unless the column is one of the names."""
     if column not in (names := list(names)):
         there = f"there are {', '.join(map(str, names))}" if names else "there is none"
         raise ValueError(f"{where}no column {column!r}: {there}; give --column")
@@ -90,7 +92,7 @@ def _json_cells(path: Path, column: str) -> list[Any]:
             return list(cells.values()) if isinstance(cells, dict) else cells
         if column not in whole and len(inside) == 1:
             rows = inside[0]
-    return [_cell(row, column, number) for number, row in enumerate(rows, 1)]
+    return [cell_of(row, column, number) for number, row in enumerate(rows, 1)]
 
 
 def _is_rows(value: Any) -> bool:
@@ -135,7 +137,7 @@ def _in_column(rows: Iterable[tuple[int, list[str]]], column: str) -> Iterator[s
     names: list[str] = []
     for line, fields in rows:
         if not names:
-            _check_column(column, names := fields)
+            check_column(column, names := fields)
         elif len(fields) != len(names):
             raise ValueError(f"line {line} needs {len(names)} fields; got {len(fields)}")
         else:
@@ -144,7 +146,7 @@ def _in_column(rows: Iterable[tuple[int, list[str]]], column: str) -> Iterator[s
 
 def _parquet_cells(path: Path, column: str) -> list[Any]:
     file = _parquet(path)
-    _check_column(column, file.schema_arrow.names)
+    check_column(column, file.schema_arrow.names)
     return file.read(columns=[column])[column].to_pylist()
 
 
@@ -183,13 +185,18 @@ def is_saved(folder: Path) -> bool:
 
 def saved_texts(folder: Path, column: str) -> list[str]:
     """The texts of a folder of `datasets.save_to_disk`; of several splits the training split."""
+    return table_texts(str(folder), saved_table(folder), column)
+
+
+def saved_table(folder: Path) -> Any:
+    """The table of a folder of `datasets.save_to_disk`; of several splits the training split."""
     import datasets
 
     try:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:  # of the library, the tables or the file system
         raise ValueError(f"{folder} cannot be read: {' '.join(str(error).split())}") from error
-    return table_texts(str(folder), chosen_split(str(folder), loaded, ""), column)
+    return chosen_split(str(folder), loaded, "")
 
 
 def chosen_split(name: str, loaded: Any, split: str) -> Any:
@@ -206,7 +213,7 @@ def chosen_split(name: str, loaded: Any, split: str) -> Any:
 def table_texts(name: str, table: Any, column: str) -> list[str]:
     """The texts in one column of a table of `datasets`, nulls left out."""
     try:
-        _check_column(column, table.column_names)
+        check_column(column, table.column_names)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     texts = [text for text in table[column] if text is not None]

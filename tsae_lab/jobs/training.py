@@ -17,7 +17,7 @@ from torch import Tensor
 import tsae
 import tsae_kernels
 from tsae import Codes, Dials, Lifecycle, Memory, Params, Phases, Starts, State, Static
-from tsae_lab.jobs import warmstart
+from tsae_lab.jobs import ranks, warmstart
 from tsae_lab.rivals.system import BUFFERS, Explained, System, in_windows, squared_error
 
 
@@ -366,7 +366,7 @@ def _learn(
     recipe: Recipe, low: torch.dtype, window: int = 1, *, wait: bool,
 ) -> tuple[Trainer, dict[str, Any]]:  # fmt: skip
     """The trainer after one step down the gradient, dead features revived; what a log says."""
-    x_hat, codes, loss = explained.x_hat, explained.codes, explained.loss
+    x_hat, codes, loss = explained.x_hat, explained.codes, ranks.shared(explained.loss, weight)
     spread, n_dead = _spread(x, weight), (trainer.silent >= recipe.patience).sum()
     trainer = replace(trainer, dead=dead_features(trainer, recipe)) if wait else trainer
     if len(trainer.dead) and trainer.named["W_enc"].requires_grad and recipe.aux > 0:
@@ -375,12 +375,14 @@ def _learn(
         revival = _revival(trainer, slabs, error, whole, recipe, low, wait=wait)
         loss = loss + recipe.aux * spread * revival
     loss.backward()
+    ranks.sum_gradients(trainer.named)
     norm = _descend(trainer, rate, recipe)
     with torch.no_grad():
-        life = tsae.advance(trainer.life, codes, weight)
-        n_tokens, error = life.tokens - trainer.life.tokens, squared_error(x, x_hat, weight)
+        life = ranks.advanced(trainer.life, codes, weight)
+        n_tokens = life.tokens - trainer.life.tokens
+        error = ranks.total(ranks.shared(squared_error(x, x_hat, weight), weight))
         silent = torch.where(life.idle < n_tokens, 0, trainer.silent + n_tokens)
-        l0 = ((codes.vals > 0).sum(-1) * weight).sum() / n_tokens.clamp(min=1)
+        l0 = ranks.total(((codes.vals > 0).sum(-1) * weight).sum()) / n_tokens.clamp(min=1)
         fve = torch.where(spread > 0, 1 - (error / spread).double(), 0.0)
     info = {"loss": error, "fve": fve, "l0": l0, "dead": n_dead, "grad_norm": norm}
     return replace(trainer, life=life, silent=silent), info | {"tokens": n_tokens}
@@ -511,15 +513,16 @@ def auxiliary_loss(
         return error.new_zeros(())
     flat_x, target = (x - static.b_dec).detach().flatten(0, 1), error.detach().flatten(0, 1)
     real = None if weight is None else weight.flatten()[:, None]
-    mean = target.mean(0)
-    if real is not None:
+    if real is None:
+        mean = ranks.mean(target)
+    else:
         target = target * real
-        mean = target.sum(0) / real.sum().clamp(min=1) * real
-    spread = (target - mean).square().sum()
+        mean = ranks.total(target.sum(0)) / ranks.total(real.sum()).clamp(min=1) * real
+    spread = ranks.total((target - mean).square().sum())
     vals, idx = _dead_codes(flat_x, static, dead, still, k_aux, low)
     error_hat = tsae_kernels.decode_codes(vals, idx, static.W_dec[dead])
     error_hat = error_hat if real is None else error_hat * real
-    varies = spread > 1e-10 * target.square().sum()  # less is rounding
+    varies = spread > 1e-10 * ranks.total(target.square().sum())  # less is rounding
     missed = (target - error_hat).square().sum() / torch.where(varies, spread, 1)
     return torch.where(varies, missed, 0)
 
@@ -555,9 +558,9 @@ def tangent(
 
 
 def _spread(x: Tensor, weight: Tensor) -> Tensor:
-    n = weight.sum().clamp(min=1)
-    mean = (x * weight[..., None]).sum((0, 1)) / n
-    return ((x - mean).square().sum(-1) * weight).sum() / n
+    n = ranks.total(weight.sum()).clamp(min=1)
+    mean = ranks.total((x * weight[..., None]).sum((0, 1))) / n
+    return ranks.total(((x - mean).square().sum(-1) * weight).sum()) / n
 
 
 def _descend(trainer: Trainer, rate: dict[str, float], recipe: Recipe) -> Tensor:

@@ -18,11 +18,13 @@ import tsae_kernels as kernels
 from tsae import Sae, forward
 from tsae_lab.data.language_model import LanguageModel, splice
 from tsae_lab.data.store import Store
+from tsae_lab.data.stream import Stream
 from tsae_lab.measures.lifetimes import shuffle
 from tsae_lab.rivals.system import Run
 
 Replacement = Callable[[Float[Tensor, "batch seq d_in"]], Float[Tensor, "batch seq d_in"]]
 EVAL_ROWS = 16  # sequences per call
+MEAN_ROWS = 256  # sequences that the mean of the ablation is taken over
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -50,7 +52,8 @@ def step_time(took: float, before: Sequence[float]) -> float:
 
 def replacement(sae: Sae) -> Replacement:
     """The SAE's reconstruction, every sequence from an empty state."""
-    return lambda x: forward(sae.params, x, sae.dials)[0]
+    device = sae.params.static.b_dec.device
+    return lambda x: forward(sae.params, x.to(device), sae.dials)[0]
 
 
 def measure(sae: Sae, store: Store, progress: Callable[[], None] = lambda: None) -> Measured:
@@ -189,7 +192,7 @@ def at_equal_births(
     return rows
 
 
-def pick_rows(store: Store, n_tokens: int) -> Int[np.ndarray, " rows"]:
+def pick_rows(store: Store | Stream, n_tokens: int) -> Int[np.ndarray, " rows"]:
     """Sequences spread evenly over the store that hold about `n_tokens` tokens."""
     width = store.tokens.valid.shape[1]
     wanted = min(len(store), max(1, round(n_tokens / width)))
@@ -223,6 +226,6 @@ def splice_losses(
 
 def mean_replacement(store: Store) -> Replacement:
     """The mean activation in place of every token: the ablation that CE recovered refers to."""
-    rows = slice(0, 256)  # sequences that the mean is taken over
+    rows = slice(0, MEAN_ROWS)
     mean = store.x(rows)[store.tokens.valid[rows]].mean(0)
     return lambda x: mean.to(x).expand_as(x)
