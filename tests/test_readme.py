@@ -100,3 +100,7 @@ def test_every_file_that_a_document_links_is_there(name):
     assert links or name == "docs/OWN.md"
     for link in links:
         assert ((ROOT / name).parent / link).exists(), f"{name}: {link}"
+
+
+def test_the_readme_is_for_a_newcomer():
+    assert len(DOCUMENTS["README.md"].splitlines()) <= 150
