@@ -393,12 +393,15 @@ def test_half_precision_weights_are_loaded_as_float32(tmp_path):
         ({"architecture": "x"}, "cfg.json needs an architecture of topk, .*; got 'x'"),
         (
             {"normalize_activations": "layer_norm"},
-            "cfg.json needs normalize_activations='none'; got 'layer_norm'",
+            "cfg.json needs normalize_activations='none'; got 'layer_norm': its .*",
         ),
-        ({"normalize_activations": True}, "cfg.json needs normalize_activations='none'; got True"),
+        (
+            {"normalize_activations": True},
+            "cfg.json needs normalize_activations='none'; got True: the mean .*",
+        ),
         (
             {"reshape_activations": "hook_z"},
-            "cfg.json needs reshape_activations='none'; got 'hook_z'",
+            "cfg.json needs reshape_activations='none'; got 'hook_z': it reads .*",
         ),
         ({"d_sae": None}, "cfg.json needs a whole number d_sae; got None"),
         ({"k": 2.0}, "cfg.json needs a whole number k; got 2.0"),
