@@ -433,9 +433,13 @@ def test_a_missing_file_an_empty_one_and_one_that_is_not_text_are_refused(tmp_pa
         public_sets.load_blimp(tmp_path / "no.jsonl")
     with pytest.raises(ValueError, match=r"empty.jsonl has no usable line: it is empty"):
         public_sets.load_blimp(write(tmp_path / "empty.jsonl"))
-    (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"b.jsonl is not UTF-8 text: byte 0xff at offset 0"):
-        public_sets.load_blimp(tmp_path / "b.jsonl")
+    for data, why in (
+        (b"\xff", "byte 0xff at offset 0"),
+        (b"\xff\xfe", "it begins as UTF-16 does"),
+    ):
+        (tmp_path / "b.jsonl").write_bytes(data)
+        with pytest.raises(ValueError, match=f"b.jsonl is not UTF-8 text: {why}$"):
+            public_sets.load_blimp(tmp_path / "b.jsonl")
 
 
 def test_a_truncated_file_is_refused_with_its_line(tmp_path):

@@ -50,7 +50,8 @@ def read_bytes(path: Path) -> bytes:
     """What a file holds, unpacked where its name ends in .gz or .zst; ValueError in one line."""
     try:
         if path.exists() and not path.is_file():  # a pipe, a device: it may have no end
-            raise ValueError(f"{path} cannot be read: it is no regular file")
+            kind = "a directory" if path.is_dir() else "no regular file"
+            raise ValueError(f"{path} cannot be read: it is {kind}")
         packing = PACKED.get(path.suffix.lower())
         if packing is None:
             return path.read_bytes()

@@ -71,7 +71,7 @@ def _ended(home: Home, args: list[str], place: Path, *, alone: bool) -> dict[str
         with (
             mock.patch.dict(os.environ, {"TSAE_CACHE": str(home.cache)}),
             mock.patch.object(identity, "_commit", return_value=None),
-            mock.patch.object(store, "_block", _noting(worked, "extracted")),
+            mock.patch.object(store, "block_of", _noting(worked, "extracted")),
             mock.patch.object(training, "train_step", _noting(worked, "trained")),
         ):
             done = CliRunner().invoke(experiment.app, args)
