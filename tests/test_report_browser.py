@@ -11,6 +11,7 @@ from toys import copied, data_of, explorers_of, unpacked
 from typer.testing import CliRunner
 
 import experiment
+from tsae_lab import checksums, files
 from tsae_lab.jobs import reporting
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -84,6 +85,10 @@ def report(runs_folder, tmp_path_factory) -> Path:
     }
     for name, text in tables.items():
         (folder / f"{name}.csv").write_text(text)
+    section = checksums.read_sealed(folder / "transitions.json")
+    own = files.size_and_crc(folder / "transitions_tsae.csv")
+    section[checksums.TABLES]["transitions_tsae.csv"] = own
+    checksums.write_sealed(folder / "transitions.json", section)
     reporting.write_report([home / "run_2", home / "run_3"], home / "report.html")
     return home / "report.html"
 

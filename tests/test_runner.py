@@ -28,10 +28,10 @@ def folder(tmp_path) -> Path:
     (tmp_path / "fox.jsonl").write_text("\n".join(map(json.dumps, rows)))
     lm = save_model(tmp_path / "lm", "gpt_neox")
     edited = SMALL | {"lm": str(lm), "datasets": str(tmp_path / "fox.jsonl")}
-    plan = clone / "tsae_lab" / "jobs" / "plan.py"
+    scales = clone / "tsae_lab" / "jobs" / "config.py"
     plain = '    "cpu": {},\n'
-    assert plain in plan.read_text()
-    plan.write_text(plan.read_text().replace(plain, f'    "cpu": {edited!r},\n'))
+    assert plain in scales.read_text()
+    scales.write_text(scales.read_text().replace(plain, f'    "cpu": {edited!r},\n'))
     return clone
 
 
