@@ -120,6 +120,9 @@ def test_alone_nothing_is_shared(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(*(vars(t).values() for t in told), strict=True)
                if a is not None)  # fmt: skip
     assert ranks.device_here("cpu") == torch.device("cpu")
+    for name in ("cpu:x", "gpu", "cpu:1"):
+        with pytest.raises(ValueError, match=f"^device '{name}' cannot be used here"):
+            ranks.device_here(name)
     ranks.refuse_plan("run_3")
     with ranks.for_unit(3, "units") as mine:
         assert mine

@@ -21,6 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 import tsae
 import tsae_kernels
 from tsae import Codes, Lifecycle, State
+from tsae_lab import devices
 from tsae_lab.terminal import console
 
 SPREADS = ("sequences", "units")
@@ -55,8 +56,11 @@ def is_asked_for() -> bool:
 
 
 def device_here(name: str) -> torch.device:
-    """The device of that name; of several processes each takes a CUDA device of its own."""
-    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device of that name; of several processes each takes a CUDA device of its own.
+
+    ValueError for one that this machine does not have.
+    """
+    device = devices.check_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type != "cuda" or device.index is not None or not is_asked_for():
         return device
     own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
