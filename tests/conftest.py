@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread per worker, in the commands that it starts too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 import toys
@@ -20,6 +23,18 @@ settings.load_profile("untimed")
 
 def pytest_addoption(parser) -> None:
     parser.addoption("--device", default="cpu", help="where tests/test_device.py runs")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config) -> None:
+    """The whole suite is shared by two processes, file by file; what is asked for by name runs in
+    this one, as does everything with `-n 0` or `--pdb`.
+    """
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    alone = hasattr(config, "workerinput") or config.option.usepdb
+    if whole and not alone and config.getoption("numprocesses", 0) is None:
+        config.option.numprocesses, config.option.dist = 2, "loadfile"
+        config.option.loadscopereorder = False  # by name: the long files come first
 
 
 @pytest.fixture(scope="session")

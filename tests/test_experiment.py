@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ import pytest
 import torch
 import toys
 import typer
-from toys import ROOT, TINY
+from faults import home
+from toys import ROOT
 from typer.testing import CliRunner
 
 import experiment
 import tsae
 from tsae_lab.data import texts
-from tsae_lab.jobs import checkpoint, plan, study
+from tsae_lab.jobs import checkpoint, plan, study, training
 from tsae_lab.jobs.plan import Config
 from tsae_lab.sections import context
 
@@ -33,40 +33,15 @@ KEYS = """
 """.split()  # noqa: SIM905
 
 
-def command(out_dir: Path, *options: str) -> list[str]:
-    return [sys.executable, str(ROOT / "experiment.py"), f"--out_dir={out_dir}", *options]
-
-
-def run(out_dir: Path, *options: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(out_dir, *options), capture_output=True, text=True, timeout=900, cwd=out_dir.parent
-    )
-
-
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("smoke") / "run_2"
-    done = run(out, "--scale=smoke", "--check_types")
+    call = [sys.executable, str(ROOT / "experiment.py"), f"--out_dir={out}", "--scale=smoke"]
+    done = subprocess.run(
+        [*call, "--check_types"], capture_output=True, text=True, timeout=900, cwd=out.parent
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return out
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("tiny") / "run_2"
-    done = run(out, *TINY)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return out
-
-
-def models(out: Path) -> dict[str, torch.Tensor]:
-    folder = out / "iambic" / "seed_0"
-    found: dict[str, torch.Tensor] = {}
-    for name in ("static", "tsae"):
-        weights, _ = checkpoint.load_saelens(folder / name)
-        found |= {f"{name}.{key}": value for key, value in weights.items()}
-    temporal, _ = checkpoint.load_tensors(folder / "tsae" / "temporal.safetensors")
-    return found | temporal
 
 
 def test_the_smoke_run_writes_every_measure_and_file(smoke):
@@ -110,53 +85,43 @@ def test_the_saved_model_is_the_measured_one(smoke):
 
 def test_a_finished_run_is_not_trained_again(smoke):
     before = (smoke / "iambic/seed_0/tsae/temporal.safetensors").stat().st_mtime_ns
-    done = run(smoke, "--scale=smoke")
-    assert done.returncode == 0
+    done = CliRunner().invoke(experiment.app, [f"--out_dir={smoke}", "--scale=smoke"])
+    assert done.exit_code == 0, done.output
     assert (smoke / "iambic/seed_0/tsae/temporal.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_killed_run_ends_in_the_same_bits_as_one_that_was_not(tiny, tmp_path):
-    out = tmp_path / "run_2"
-    kills = 0
-    for model, step in (("static", 5), ("tsae", 8)):
-        process = subprocess.Popen(
-            command(out, *TINY), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        while process.poll() is None:
-            if reached(out, model) >= step:
-                os.kill(process.pid, signal.SIGKILL)
-                kills += 1
-                break
-            time.sleep(0.02)
-        process.wait()
-    done = run(out, *TINY)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert kills == 2
-    one, other = models(tiny), models(out)
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    steps = [json.loads(t) for t in (out / "log.jsonl").read_text().splitlines()]
-    assert [(s["model"], s["step"]) for s in steps] == [
-        (s["model"], s["step"])
-        for s in map(json.loads, (tiny / "log.jsonl").read_text().splitlines())
-    ]
+def test_another_configuration_in_the_same_directory_is_refused_and_nothing_is_lost(smoke):
+    before = home.contents(smoke)
+    done = CliRunner().invoke(experiment.app, [f"--out_dir={smoke}", "--scale=smoke", "--k=9"])
+    assert done.exit_code == 1
+    assert "another configuration" in toys.error_line(done.output)
+    assert home.contents(smoke) == before
 
 
-def reached(out: Path, model: str) -> int:
-    """The last step in the log, so far as it is written."""
-    log = out / "log.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    return max(
-        (json.loads(t)["step"] for t in lines if t.endswith("}") and f'"{model}"' in t), default=0
-    )
+def test_a_killed_run_ends_in_the_same_bits_as_one_that_was_not(tmp_path, monkeypatch):
+    """`kill -9` at a step of the baseline and at one of the TSAE, of a toy language model's run."""
+    whole = home.new_home(tmp_path / "whole")
+    code, output = home.call(whole, whole.run("run_2"))
+    assert code == 0, output
+    own, train_step = home.copy_of(whole, tmp_path / "own"), training.train_step
+    for at, temporal in ((7, False), (8, True)):
 
+        def killed(trainer, x, weight, step, *rest, at=at, temporal=temporal, **options):
+            if step == at and ("W_gate" in trainer.named) == temporal:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return train_step(trainer, x, weight, step, *rest, **options)
 
-def test_another_configuration_in_the_same_directory_is_refused_and_nothing_is_lost(tiny):
-    before = {path: path.read_bytes() for path in tiny.rglob("*") if path.is_file()}
-    done = run(tiny, *TINY, "--k=9")
-    assert done.returncode == 1
-    assert "another configuration" in toys.error_line(done.stderr)
-    assert {path: path.read_bytes() for path in tiny.rglob("*") if path.is_file()} == before
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "train_step", killed)
+            assert home.ended(home.start(own, own.run("run_2"))) == -signal.SIGKILL
+    code, output = home.call(own, own.run("run_2"))
+    assert code == 0, output
+    runs = [place.folder / "run_2" for place in (own, whole)]
+    assert home.differences(*runs) == []
+    assert home.left_over(own.folder) == []
+    lines = [map(json.loads, (run / "log.jsonl").read_text().splitlines()) for run in runs]
+    steps = [[(line["model"], line["step"]) for line in log] for log in lines]
+    assert steps[0] == steps[1]
 
 
 @pytest.mark.parametrize(

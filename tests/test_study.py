@@ -21,22 +21,13 @@ from tsae_lab.jobs import checkpoint, study
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("study") / "run_3"
-    done = run_3(out, "--check_types")
+    call = [sys.executable, str(ROOT / "experiment.py"), f"--out_dir={out}", *TINY, *STUDY]
+    done = subprocess.run(
+        [*call, "--check_types"], capture_output=True, text=True, timeout=900, cwd=out.parent
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "TSS" in done.stdout
     return out
-
-
-def run_3(out: Path, *options: str) -> subprocess.CompletedProcess:
-    call = [
-        sys.executable,
-        str(ROOT / "experiment.py"),
-        f"--out_dir={out}",
-        *TINY,
-        *STUDY,
-        *options,
-    ]
-    return subprocess.run(call, capture_output=True, text=True, timeout=600, cwd=out.parent)
 
 
 def test_run_3_trains_run_2_beside_it_and_writes_its_measures_tables_and_figures(finished):
@@ -118,8 +109,8 @@ def test_a_section_that_is_missing_or_damaged_is_made_again_and_no_other(finishe
     times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")}
     (folder / "lifetimes.json").unlink()
     (folder / "stability.json").write_text(before["stability.json"].decode()[:-40])
-    done = run_3(finished)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = CliRunner().invoke(experiment.app, [f"--out_dir={finished}", *TINY, *STUDY])
+    assert done.exit_code == 0, done.output
     assert {path.name: path.read_bytes() for path in folder.glob("*.json")} == before
     after = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")}
     assert {name for name in times if after[name] != times[name]} == {
