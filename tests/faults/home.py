@@ -73,10 +73,11 @@ class Home:
         return self.folder / "run_2" / "letters" / "seed_0"
 
     def options(self) -> list[str]:
+        """Of a run that reads every letter: it asks for more tokens than there are."""
         return [
             f"--lm={self.lm}", f"--datasets={self.text}", f"--hook={toys.HOOK}", "--seq=24",
             "--pieces=2", "--batch=4", "--steps=16", "--seeds=1", "--d_sae=64", "--k=4",
-            "--hidden_enc=4", "--hidden_dec=4", "--warmup=2", "--train_tokens=2000",
+            "--hidden_enc=4", "--hidden_dec=4", "--warmup=2", "--train_tokens=4000",
             "--val_tokens=600", "--splice_tokens=100", "--device=cpu", "--checkpoint_every=2",
             "--share=0.01", "--threads=1", "--pretrain=0.3", "--settle=0.1", "--introduce=0.1",
             "--sections=stability,lifetimes,transitions,evolution",
