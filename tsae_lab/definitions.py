@@ -539,16 +539,17 @@ def label(key: str) -> str:
 def _matched(key: str) -> tuple[str, dict[str, str]]:
     """The pattern of a key, and what stands in its blanks."""
     for prefix in ("", *PREFIXES):
-        for pattern in _by_length():
-            match = re.fullmatch(prefix + _regex(pattern), key)
-            if match:
+        for pattern, rule in _rules().items():
+            if key.startswith(prefix) and (match := rule.fullmatch(key, len(prefix))):
                 return pattern, match.groupdict()
     raise ValueError(f"no measure is called {key!r}; docs/MEASURES.md lists them")
 
 
 @functools.cache
-def _by_length() -> list[str]:
-    return sorted(DEFINITIONS, key=lambda key: -len(re.sub(r"\{\w+\}", "", key)))
+def _rules() -> dict[str, re.Pattern[str]]:
+    """Every pattern as a regular expression, those with the most text of their own first."""
+    by_length = sorted(DEFINITIONS, key=lambda key: -len(re.sub(r"\{\w+\}", "", key)))
+    return {pattern: re.compile(_regex(pattern)) for pattern in by_length}
 
 
 def _regex(pattern: str) -> str:
