@@ -548,12 +548,10 @@ def _matched(key: str) -> tuple[str, dict[str, str]]:
 @functools.cache
 def _rules() -> dict[str, re.Pattern[str]]:
     """Every pattern as a regular expression, those with the most text of their own first."""
-    by_length = sorted(DEFINITIONS, key=lambda key: -len(re.sub(r"\{\w+\}", "", key)))
-    return {pattern: re.compile(_regex(pattern)) for pattern in by_length}
-
-
-def _regex(pattern: str) -> str:
-    return re.sub(r"\{(\w+)\}", lambda blank: f"(?P<{blank[1]}>{_VALUES[blank[1]]})", pattern)
+    blank = re.compile(r"\{(\w+)\}")
+    by_length = sorted(DEFINITIONS, key=lambda key: -len(blank.sub("", key)))
+    filled = {p: blank.sub(lambda b: f"(?P<{b[1]}>{_VALUES[b[1]]})", p) for p in by_length}
+    return {pattern: re.compile(rule) for pattern, rule in filled.items()}
 
 
 _PREAMBLE = (
