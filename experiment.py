@@ -57,6 +57,7 @@ from tsae_lab.jobs import (
     reporting,
     resuming,
     saebench,
+    schedules,
     sharing,
     study,
     training,
@@ -145,7 +146,7 @@ def start_tsae(unit: Unit, pretrained: training.Trainer) -> training.Trainer:
 
 def fit(
     unit: Unit, model: str, start: Callable[[], training.Trainer], steps: range,
-    phases: tsae.Phases, system: System | None = None, divergence: Divergence | None = None,
+    phases: schedules.Phases, system: System | None = None, divergence: Divergence | None = None,
 ) -> tuple[training.Trainer, float]:  # fmt: skip
     """The trainer after `steps`, from `start` or from the unit's checkpoint; the seconds it took.
 
@@ -192,7 +193,7 @@ def fit(
 
 def _step(
     unit: Unit, trainer: training.Trainer, batch: StepBatch, step: int, total: int,
-    phases: tsae.Phases, system: System | None, divergence: Divergence | None, wait: bool,
+    phases: schedules.Phases, system: System | None, divergence: Divergence | None, wait: bool,
 ) -> tuple[training.Trainer, dict[str, Any]]:  # fmt: skip
     """A step of a static SAE, a TSAE or a rival."""
     shared = {"recipe": unit.config, "low": unit.low, "wait": wait}
@@ -215,7 +216,7 @@ def train_static(unit: Unit) -> tuple[training.Trainer, training.Trainer, float]
     the pretraining, so that both share its steps.
     """
     phases = phases_of(unit.config)
-    alone = tsae.Phases(pretrain=phases.total, settle=0, introduce=0, refine=0)
+    alone = schedules.Phases(pretrain=phases.total, settle=0, introduce=0, refine=0)
     early = unit.folder / "pretrained.safetensors"
     if not ranks.led(early.exists):
         if unit.config.static_sae:
@@ -230,7 +231,7 @@ def train_static(unit: Unit) -> tuple[training.Trainer, training.Trainer, float]
     return pretrained, trainer, seconds
 
 
-def given_static(unit: Unit, alone: tsae.Phases) -> training.Trainer:
+def given_static(unit: Unit, alone: schedules.Phases) -> training.Trainer:
     """The static SAE that was given, with Adam's moments of a few steps at rate 0."""
     trainer, still = start_static(unit), replace(unit.config, lr=0.0)
     with ahead(unit, range(unit.config.warmup)) as batches:
@@ -266,7 +267,7 @@ def train_rival(unit: Unit, name: str, system: System) -> tuple[training.Trainer
     return fit(unit, name, start, range(phases.total), phases, system)
 
 
-def last_step(phases: tsae.Phases, plan: str) -> int:
+def last_step(phases: schedules.Phases, plan: str) -> int:
     """The step after the plan's last: run_1 ends with phase (a)."""
     return phases.pretrain + phases.settle if plan == "run_1" else phases.total
 

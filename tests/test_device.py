@@ -12,7 +12,7 @@ import experiment
 import tsae
 import tsae_kernels
 from tsae_lab import devices
-from tsae_lab.jobs import bench, budget, growth, plan, study, training
+from tsae_lab.jobs import bench, budget, growth, plan, schedules, study, training
 from tsae_lab.jobs.plan import Config
 from tsae_lab.jobs.training import Recipe
 from tsae_lab.measures import evaluation
@@ -20,7 +20,7 @@ from tsae_lab.measures import evaluation
 RECIPE = Recipe(
     k=8, d_sae=256, window=4, hidden_enc=16, hidden_dec=32, warmup=2, k_aux=16, dead_after=150
 )
-PHASES = tsae.Phases(pretrain=2, settle=2, introduce=2, refine=4)
+PHASES = schedules.Phases(pretrain=2, settle=2, introduce=2, refine=4)
 FP32 = torch.float32
 
 
@@ -128,7 +128,7 @@ def test_memory_that_is_not_there_ends_in_a_line_that_says_what_to_lower(
         raise torch.OutOfMemoryError(said)
 
     monkeypatch.setattr(training, "train_step", none_left)
-    alone = tsae.Phases(pretrain=12, settle=0, introduce=0, refine=0)
+    alone = schedules.Phases(pretrain=12, settle=0, introduce=0, refine=0)
     with pytest.raises(ValueError, match="CUDA out of memory") as caught:
         experiment.fit(unit, "static", lambda: experiment.start_static(unit), range(2), alone)
     line = str(caught.value)
@@ -142,13 +142,17 @@ def test_memory_that_is_not_there_ends_in_a_line_that_says_what_to_lower(
 
 
 def test_what_a_step_needs_is_what_its_tensors_take():
-    """By hand: what grows with tokens times d_sae is two arrays of pre-activations, in `low`."""
-    recipe, low = Recipe(d_sae=8_192), torch.bfloat16
+    """Up to `PRE_VALUES` two arrays of tokens by d_sae in `low`; beyond, nothing of that size."""
+    recipe, low = Recipe(d_sae=8_192, hidden_enc=4, hidden_dec=4), torch.bfloat16
     n_weights = sum(t.numel() for t in _weights(recipe, 64).values())
-    small, large = (budget.step_gb(recipe, 64, batch, 5, low) for batch in (640, 5_120))
-    slope = (large - small) * budget.GB / (4_480 * 5 * 8_192)
-    assert 4 <= slope < 6
-    assert small > 16 * n_weights / budget.GB
+
+    def slope(few: int, many: int) -> float:
+        small, large = (budget.step_gb(recipe, 64, batch, 10, low) for batch in (few, many))
+        assert small > 16 * n_weights / budget.GB
+        return (large - small) * budget.GB / ((many - few) * 10 * 8_192)
+
+    assert 4 <= slope(100, 800) < 6
+    assert slope(2_000, 4_000) < 1
     config = Config(batch=512, d_sae=8_192, seq=20)
     said = budget.advice(config, 64, low)
     assert re.search(r"a step needs about [\d.]+ GB; lower one of --", said)

@@ -9,10 +9,10 @@ import toys
 import experiment
 import tsae
 from tsae_lab.data import language_model
-from tsae_lab.jobs import finetune, plan, training
+from tsae_lab.jobs import finetune, plan, schedules, training
 from tsae_lab.measures import evaluation
 
-ALONE = tsae.Phases(pretrain=60, settle=0, introduce=0, refine=0)
+ALONE = schedules.Phases(pretrain=60, settle=0, introduce=0, refine=0)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import tsae
 from tsae_lab import interop
 from tsae_lab.data import language_model
 from tsae_lab.interop import TSAE, CustomSAE, CustomTrainer
-from tsae_lab.jobs import training
+from tsae_lab.jobs import schedules, training
 from tsae_lab.jobs.training import Recipe
 
 DIALS = tsae.Dials(k=4, window=3)
@@ -124,7 +124,10 @@ def test_a_trainer_of_other_peoples_activations_takes_the_steps_of_a_run():
     """Against the functions that a run's loop calls, called here one by one."""
     given = {"steps": 20, "k": 4, "seed": 3, "lstm_hidden_size": 6, "window_size": 5, "lr": 0.01}
     model = CustomTrainer(12, 40, warmup_steps=2, layer=1, lm_name="gpt2", **given)
-    recipe, phases = model.recipe, tsae.phase_steps(20, pretrain=0.5, settle=0.02, introduce=0.02)
+    recipe, phases = (
+        model.recipe,
+        schedules.phase_steps(20, pretrain=0.5, settle=0.02, introduce=0.02),
+    )
     assert (recipe.k, recipe.d_sae, recipe.window, recipe.hidden_dec) == (4, 40, 5, 6)
     assert (recipe.lr, recipe.warmup) == (0.01, 2)
     assert (recipe.coupling, recipe.beta) == (Recipe.coupling, Recipe.beta)

@@ -26,6 +26,7 @@ from tsae_lab.jobs import (
     reporting,
     saebench,
     saved,
+    schedules,
     sharing,
     study,
     training,
@@ -64,7 +65,7 @@ def seed_folder(out: Path, config: Config, seed: int = 0) -> Path:
 
 
 def test_a_fit_that_was_stopped_goes_on_to_the_same_bits_and_log(unit, tmp_path):
-    alone = tsae.Phases(pretrain=12, settle=0, introduce=0, refine=0)
+    alone = schedules.Phases(pretrain=12, settle=0, introduce=0, refine=0)
     start = lambda: experiment.start_static(unit)  # noqa: E731
     whole, _ = experiment.fit(unit, "static", start, range(8), alone)
     log = unit.log.read_text().splitlines()
@@ -86,7 +87,7 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_bits_and_log(unit, tmp_path)
 def test_a_damaged_checkpoint_is_said_and_the_one_before_it_or_the_start_leads_to_the_same_bits(
     unit, tmp_path, capsys, damaged
 ):
-    alone = tsae.Phases(pretrain=12, settle=0, introduce=0, refine=0)
+    alone = schedules.Phases(pretrain=12, settle=0, introduce=0, refine=0)
     start = lambda: experiment.start_static(unit)  # noqa: E731
     whole, _ = experiment.fit(unit, "static", start, range(8), alone)
     other = replace(unit, folder=tmp_path / "other", log=tmp_path / "other.jsonl")
@@ -173,7 +174,7 @@ def test_a_rival_is_trained_in_the_same_loop_and_read_where_it_is_done(unit):
 
 
 def test_a_loss_that_is_not_finite_ends_the_fit_with_the_step(unit):
-    alone = tsae.Phases(pretrain=12, settle=0, introduce=0, refine=0)
+    alone = schedules.Phases(pretrain=12, settle=0, introduce=0, refine=0)
 
     def broken() -> training.Trainer:
         trainer = experiment.start_static(unit)
@@ -187,7 +188,7 @@ def test_a_loss_that_is_not_finite_ends_the_fit_with_the_step(unit):
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_last_good_checkpoint(unit, monkeypatch):
-    alone = tsae.Phases(pretrain=12, settle=0, introduce=0, refine=0)
+    alone = schedules.Phases(pretrain=12, settle=0, introduce=0, refine=0)
     step_of = training.train_step
 
     def fails_at_5(trainer, x, weight, step, *rest, **options):
@@ -589,7 +590,7 @@ def test_a_summary_has_one_row_per_text_and_measure_that_both_models_have():
 
 
 def test_a_checkpoint_of_another_model_is_refused(unit):
-    alone = tsae.Phases(pretrain=12, settle=0, introduce=0, refine=0)
+    alone = schedules.Phases(pretrain=12, settle=0, introduce=0, refine=0)
     start = lambda: experiment.start_static(unit)  # noqa: E731
     experiment.fit(unit, "static", start, range(2), alone)
     name = "checkpoint.safetensors"

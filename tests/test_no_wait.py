@@ -17,13 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import experiment
 import tsae
-from tsae_lab.jobs import journal, training
+from tsae_lab.jobs import journal, schedules, training
 from tsae_lab.jobs.training import Recipe, Trainer
 
 RECIPE = Recipe(
     k=3, d_sae=96, window=3, hidden_enc=5, hidden_dec=7, warmup=1, k_aux=4, dead_after=9
 )
-PHASES = tsae.Phases(pretrain=2, settle=2, introduce=3, refine=4)
+PHASES = schedules.Phases(pretrain=2, settle=2, introduce=3, refine=4)
 STEPS = {"pretrain": 0, "settle": 2, "introduce": 5, "refine": 8}
 WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "equal", "is_nonzero"}
 WAITS |= {"unique", "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave.Tensor"}
@@ -169,7 +169,7 @@ def unit(lm_folder, tmp_path):
 def test_a_loop_that_waits_once_in_many_steps_logs_and_saves_what_one_that_always_waits_does(
     unit, monkeypatch
 ):
-    alone = tsae.Phases(pretrain=12, settle=0, introduce=0, refine=0)
+    alone = schedules.Phases(pretrain=12, settle=0, introduce=0, refine=0)
     logs, trainers = [], []
     for every in (1, 5):
         monkeypatch.setattr(journal, "wait_every", lambda _, every=every: every)

@@ -15,7 +15,7 @@ import tsae
 import tsae_kernels
 from tsae import Dials
 from tsae_lab.data import texts
-from tsae_lab.jobs import comparison, feeding, plan, training, warmstart
+from tsae_lab.jobs import comparison, feeding, plan, schedules, training, warmstart
 from tsae_lab.jobs.plan import Config
 from tsae_lab.rivals.system import own_rows
 
@@ -247,7 +247,7 @@ def test_a_step_on_packed_documents_reads_each_once_an_epoch_as_the_model_read_i
 
 @pytest.mark.parametrize("model", ["tsae", "t_sae"])
 def test_a_fit_on_packed_documents_that_was_stopped_goes_on_to_the_same_bits(unit, model):
-    phases = tsae.Phases(pretrain=2, settle=2, introduce=2, refine=4)
+    phases = schedules.Phases(pretrain=2, settle=2, introduce=2, refine=4)
     start = lambda: experiment.start_tsae(unit, experiment.start_static(unit))  # noqa: E731
     system = None
     if model != "tsae":

@@ -12,7 +12,7 @@ from toys import store_of
 import experiment
 import tsae
 from tsae_lab import checksums
-from tsae_lab.jobs import checkpoint, plan, training
+from tsae_lab.jobs import checkpoint, plan, schedules, training
 from tsae_lab.jobs.plan import Config
 
 
@@ -84,7 +84,7 @@ def test_a_given_static_sae_begins_as_it_is_with_the_moments_of_a_few_steps(tmp_
     one = replace(
         one, config=replace(one.config, static_sae=str(tmp_path / "sae"), k=3, d_sae=16, warmup=3)
     )
-    alone = tsae.Phases(pretrain=one.config.steps, settle=0, introduce=0, refine=0)
+    alone = schedules.Phases(pretrain=one.config.steps, settle=0, introduce=0, refine=0)
     trainer = experiment.given_static(one, alone)
     for name, tensor in vars(saved).items():
         torch.testing.assert_close(trainer.named[name].detach(), tensor)

@@ -16,11 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import experiment
-import tsae
 from tsae_lab.data import language_model, store, stream, texts
-from tsae_lab.jobs import feeding, plan, training
+from tsae_lab.jobs import feeding, plan, schedules, training
 
-ALONE = tsae.Phases(pretrain=12, settle=0, introduce=0, refine=0)
+ALONE = schedules.Phases(pretrain=12, settle=0, introduce=0, refine=0)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tsae
-from tsae import Dials, Phases, Static
-from tsae_lab.jobs import bench, checkpoint, training
+from tsae import Dials, Static
+from tsae_lab.jobs import bench, checkpoint, schedules, training
+from tsae_lab.jobs.schedules import Phases
 from tsae_lab.jobs.training import Recipe
 
 ALONE = Phases(pretrain=10**6, settle=0, introduce=0, refine=0)
@@ -242,10 +243,10 @@ def test_the_dials_of_a_step_follow_the_schedules_and_end_at_the_recipe():
 @settings(deadline=None, max_examples=40)
 def test_rates_are_those_of_the_schedule_and_the_temporal_parts_warm_up_again(step, decay):
     recipe = replace(Recipe(), decay=decay)
-    phases = tsae.phase_steps(300, pretrain=0.4, settle=0.1, introduce=0.2)
+    phases = schedules.phase_steps(300, pretrain=0.4, settle=0.1, introduce=0.2)
     rate = training.rates(step, recipe, phases)
     assert set(rate) == {*training.STATIC, *training.TEMPORAL} - {"scale"}
-    base = recipe.lr * training.rate_at(step, total=300, warmup=recipe.warmup, decay=decay)
+    base = recipe.lr * schedules.rate_at(step, total=300, warmup=recipe.warmup, decay=decay)
     assert 0 < base <= recipe.lr
     assert all(rate[name] == base for name in training.STATIC)
     into = min(1, (step - phases.pretrain + 1) / recipe.warmup)

@@ -8,11 +8,12 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from strategies import cases, cut, eighths, grid, sizes, tensors
+from torch.utils._pytree import tree_leaves
 from toys import random_model
 
 import tsae
 from tsae import Codes, Dials
-from tsae_lab.jobs import training
+from tsae_lab.jobs import schedules
 
 quick = settings(deadline=None, max_examples=25)
 loose: Any = {"rtol": 1e-4, "atol": 1e-4}
@@ -279,8 +280,9 @@ def test_selection_is_the_k_largest_of_pre_plus_what_the_bridge_adds(case, data)
     bridge, scale = temporal.bridge, temporal.scale
     seen = tsae.see(case.params, case.x, dials, tsae.start_state(case.params, case.batch, dials))
     pre, held = tsae.pre_acts(case.x, case.params.static), seen.static
-    assert torch.equal(seen.pre, pre)
-    idx, added = tsae.select(seen, held, memory, temporal, dials)
+    _, chosen = tsae.select(case.params, seen.centred, dials, memory, held=held)
+    idx, added = chosen.idx, chosen.added
+    assert torch.equal(chosen.pre, pre.gather(-1, idx))
     top = pre.topk(dials.k).values
     assert torch.equal(pre.gather(-1, held.idx).sort(-1, descending=True).values, top)
     assert torch.equal(held.vals, pre.gather(-1, held.idx).relu())
@@ -315,6 +317,38 @@ def test_codes_with_reads_what_is_held_in_place_of_the_static_codes(case):
     forgetful = tsae.codes_with(params, seen, nothing, start.memory, dials)
     local, _ = tsae.encode(params, case.x, replace(dials, beta=0.0))
     assert torch.equal(forgetful.vals.sort(-1).values, local.vals.sort(-1).values)
+
+
+@quick
+@given(cases(), st.data(), st.integers(1, 60), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_spans_of_tokens_give_what_all_at_once_give(case, data, most, low):
+    dials, batch, seq = replace(case.dials, low=low), case.batch, case.seq
+    starts = data.draw(
+        st.none() | st.lists(st.booleans(), min_size=batch * seq, max_size=batch * seq)
+    )
+    starts = None if starts is None else torch.tensor(starts).view(batch, seq)
+    before = data.draw(codes_of(batch, data.draw(st.integers(0, 6)), 1, case.d_sae))
+    state = tsae.start_state(case.params, batch, dials)
+    state = replace(state, memory=tsae.push(state.memory, before))
+    named = {name: t.requires_grad_() for name, t in tsae.tensors(case.params).items()}
+    threshold = torch.full((case.d_sae,), 0.25)
+
+    def everything(values: int) -> list[torch.Tensor]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tsae, "PRE_VALUES", values)
+            params = tsae.params_from(named)
+            x_hat, codes, after = tsae.forward(params, case.x, dials, state, starts)
+            static = tsae.encode_static(case.x, params.static, dials.k, low)
+            jump = tsae.Thresholded(**vars(params.static), threshold=threshold)
+            dense = tsae.dense(tsae.encode_static(case.x, jump, 1, low), case.d_sae)
+            loss = x_hat.square().sum() + static.vals.sum() + dense.square().sum()
+        learned = [t for name, t in named.items() if name != "scale"]
+        grads = torch.autograd.grad(loss, learned, allow_unused=True)
+        leaves = tree_leaves((x_hat, codes, after, static, dense, grads))
+        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    for whole, part in zip(everything(10**9), everything(most), strict=True):
+        assert torch.equal(whole, part)
 
 
 @quick
@@ -355,25 +389,26 @@ ends = st.floats(-1e6, 1e6)
 @given(ends, ends, st.integers(1, 60), st.sampled_from(["linear", "cosine"]))
 def test_a_ramp_is_exact_at_both_ends_monotone_and_never_outside(start, end, steps, shape):
     values = [
-        tsae.ramp(s, start=start, end=end, steps=steps, shape=shape) for s in range(-2, steps + 3)
+        schedules.ramp(s, start=start, end=end, steps=steps, shape=shape)
+        for s in range(-2, steps + 3)
     ]
     assert values[:3] == [start] * 3
     assert values[-3:] == [end] * 3
     rising = sorted(values) if start <= end else sorted(values, reverse=True)
     assert values == rising
-    middle = tsae.ramp(steps / 2, start=start, end=end, steps=steps, shape=shape)
+    middle = schedules.ramp(steps / 2, start=start, end=end, steps=steps, shape=shape)
     assert middle == pytest.approx((start + end) / 2, rel=1e-9, abs=1e-6)
 
 
 def test_a_cosine_ramp_leaves_slowly_and_a_ramp_of_no_steps_is_at_its_end():
     early = {
-        shape: tsae.ramp(1, start=0.0, end=1.0, steps=10, shape=shape)
+        shape: schedules.ramp(1, start=0.0, end=1.0, steps=10, shape=shape)
         for shape in ("linear", "cosine")
     }
     assert 0 < early["cosine"] < early["linear"] == 0.1
-    assert tsae.ramp(0, start=3.0, end=5.0, steps=0) == 5.0
+    assert schedules.ramp(0, start=3.0, end=5.0, steps=0) == 5.0
     with pytest.raises(ValueError, match="got 'square'"):
-        tsae.ramp(1, start=0, end=1, steps=2, shape="square")
+        schedules.ramp(1, start=0, end=1, steps=2, shape="square")
 
 
 @quick
@@ -382,23 +417,23 @@ def test_a_cosine_ramp_leaves_slowly_and_a_ramp_of_no_steps_is_at_its_end():
 def test_phases_share_out_all_steps(total, parts):
     whole = max(1.0, sum(parts))
     a, b, c = (part / whole for part in parts)
-    phases = tsae.phase_steps(total, pretrain=a, settle=b, introduce=c)
+    phases = schedules.phase_steps(total, pretrain=a, settle=b, introduce=c)
     assert min(vars(phases).values()) >= 0
     assert phases.total == total
     assert abs(phases.pretrain - total * a) <= 0.5
-    names = [tsae.phase_at(step, phases) for step in range(total)]
+    names = [schedules.phase_at(step, phases) for step in range(total)]
     assert {name: names.count(name) for name in vars(phases)} == vars(phases)
     assert names == sorted(names, key=list(vars(phases)).index)
-    assert tsae.phase_at(total, phases) == "refine"
+    assert schedules.phase_at(total, phases) == "refine"
 
 
 @quick
 @given(st.integers(0, 30), shares, shares, shares, st.integers(1, 40), st.floats(1, 4))
 def test_memory_and_k_follow_the_phases(total, a, b, c, k, multiple):
     whole = max(1.0, a + b + c)
-    phases = tsae.phase_steps(total, pretrain=a / whole, settle=b / whole, introduce=c / whole)
-    seen = [(tsae.phase_at(s, phases), training.memory_at(s, phases)) for s in range(total)]
-    ks = [training.k_at(s, phases, k=k, multiple=multiple) for s in range(total)]
+    phases = schedules.phase_steps(total, pretrain=a / whole, settle=b / whole, introduce=c / whole)
+    seen = [(schedules.phase_at(s, phases), schedules.memory_at(s, phases)) for s in range(total)]
+    ks = [schedules.k_at(s, phases, k=k, multiple=multiple) for s in range(total)]
     for (phase, mix), now in zip(seen, ks, strict=True):
         assert mix == {"pretrain": 0, "settle": 0, "refine": 1}.get(phase, mix)
         assert 0 <= mix <= 1
@@ -409,15 +444,15 @@ def test_memory_and_k_follow_the_phases(total, a, b, c, k, multiple):
     mixes = [mix for _, mix in seen]
     assert mixes == sorted(mixes)
     assert (
-        training.memory_at(total, phases),
-        training.k_at(total, phases, k=k, multiple=multiple),
+        schedules.memory_at(total, phases),
+        schedules.k_at(total, phases, k=k, multiple=multiple),
     ) == (1, k)
 
 
 @quick
 @given(st.integers(0, 60), st.floats(0, 1), st.integers(1, 9))
 def test_pretraining_takes_whole_groups_of_steps(total, share, group):
-    phases = tsae.phase_steps(total, pretrain=share, settle=0.0, introduce=0.0, group=group)
+    phases = schedules.phase_steps(total, pretrain=share, settle=0.0, introduce=0.0, group=group)
     assert phases.total == total
     assert phases.pretrain % group == 0 or phases.pretrain == total
     assert abs(phases.pretrain - total * share) <= max(group / 2, 0.5)
@@ -426,17 +461,19 @@ def test_pretraining_takes_whole_groups_of_steps(total, share, group):
 @pytest.mark.parametrize("bad", [(-0.1, 0.1, 0.1), (0.5, 0.4, 0.2)])
 def test_phase_shares_outside_one_whole_are_refused(bad):
     with pytest.raises(ValueError, match="shares need to be >= 0 and sum to at most 1; got"):
-        tsae.phase_steps(10, **dict(zip(("pretrain", "settle", "introduce"), bad, strict=True)))
+        schedules.phase_steps(
+            10, **dict(zip(("pretrain", "settle", "introduce"), bad, strict=True))
+        )
 
 
 @quick
 @given(st.integers(1, 100), st.integers(0, 30), st.floats(1e-9, 1))
 def test_the_rate_warms_up_stays_and_falls(total, warmup, decay):
     values = [
-        training.rate_at(step, total=total, warmup=warmup, decay=decay) for step in range(total)
+        schedules.rate_at(step, total=total, warmup=warmup, decay=decay) for step in range(total)
     ]
     assert all(0 < value <= 1 for value in values)
-    assert training.rate_at(total, total=total, warmup=warmup, decay=decay) == 0
+    assert schedules.rate_at(total, total=total, warmup=warmup, decay=decay) == 0
     top = values.index(max(values))
     assert values[: top + 1] == sorted(values[: top + 1])
     assert values[top:] == sorted(values[top:], reverse=True)

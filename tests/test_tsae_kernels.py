@@ -170,7 +170,7 @@ def test_kept_values_equal_relu_of_the_dense_encoder_at_the_features_and_its_gra
     upstream, idx = data.draw(codes(n["tokens"], n["d_sae"]))
     W, b, x = leaf(W), leaf(b), leaf(x)
     pre = x @ W + b
-    out = tsae_kernels.kept_values(pre, idx, x, W, b)
+    out = tsae_kernels.kept_values(pre.gather(1, idx), idx, x, W, b)
     expected = pre.relu().gather(1, idx)
     assert torch.equal(out, expected)
     got = torch.autograd.grad(out, (x, W, b), upstream)
@@ -181,7 +181,7 @@ def test_kept_values_equal_relu_of_the_dense_encoder_at_the_features_and_its_gra
 def test_a_frozen_encoder_or_decoder_gets_no_gradient():
     x, W, idx = torch.ones(2, 3), torch.ones(3, 4), torch.tensor([[0], [2]])
     b = leaf(torch.zeros(4))
-    tsae_kernels.kept_values(x @ W + b, idx, x, W, b).sum().backward()
+    tsae_kernels.kept_values((x @ W + b).gather(1, idx), idx, x, W, b).sum().backward()
     assert b.grad.tolist() == [1.0, 0.0, 1.0, 0.0]
     vals = leaf(torch.ones(2, 1))
     tsae_kernels.decode_codes(vals, idx, W.t().contiguous()).sum().backward()

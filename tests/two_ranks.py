@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 import tsae
-from tsae import Phases
 from tsae_lab.jobs import ranks, training
+from tsae_lab.jobs.schedules import Phases
 from tsae_lab.jobs.training import Recipe, Trainer
 
 RECIPE = Recipe(k=3, d_sae=64, window=2, hidden_enc=3, hidden_dec=4, dead_after=12, k_aux=4,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import tsae
 from tsae_lab.data.language_model import fast_dtype
-from tsae_lab.jobs import checkpoint, sharing, training
+from tsae_lab.jobs import checkpoint, schedules, sharing, training
 from tsae_lab.jobs.training import Recipe, Trainer
 
 NOT_TRAINED = "scale"  # the unit of the LSTMs; a buffer
@@ -212,7 +212,7 @@ class CustomTrainer:
             warmup=warmup_steps, k_aux=min(Recipe.k_aux, dict_size),
         )  # fmt: skip
         shares = {n: getattr(self.recipe, n) for n in ("pretrain", "settle", "introduce")}
-        self._phases = tsae.phase_steps(steps, **shares)
+        self._phases = schedules.phase_steps(steps, **shares)
         self._device, self._seed, self._next = torch.device(device), seed, 0
         self._trainer: Trainer | None = None
         hook = submodule_name or (f"blocks.{layer}.hook_resid_post" if layer is not None else "")

@@ -21,13 +21,13 @@ import tsae
 import tsae_kernels
 from tsae_lab import devices
 from tsae_lab.data import language_model
-from tsae_lab.jobs import training
+from tsae_lab.jobs import schedules, training
 from tsae_lab.jobs.training import Recipe, final_dials
 from tsae_lab.measures.evaluation import wait_for
 from tsae_lab.terminal import cell, cpu_threads, fast_memory, one_line_errors, print_table
 
-ALONE = tsae.Phases(pretrain=10**6, settle=0, introduce=0, refine=0)
-REFINE = tsae.Phases(pretrain=0, settle=0, introduce=0, refine=10**6)
+ALONE = schedules.Phases(pretrain=10**6, settle=0, introduce=0, refine=0)
+REFINE = schedules.Phases(pretrain=0, settle=0, introduce=0, refine=10**6)
 STEP = 10_000  # in the middle of either: no warm-up, no decay
 DENSE = "plain dense SAE, fp32"
 Arms = dict[str, Callable[[], object]]
@@ -175,10 +175,10 @@ def _parts_of(job: Job) -> Arms:
     static, t = params.static, params.temporal
     dials, k = training.final_dials(recipe, job.low), recipe.k
     state = tsae.start_state(params, len(job.x), dials)
-    seen = tsae.see(params, job.x, dials, state)
-    flat_x, flat_pre = job.x.flatten(0, 1), seen.pre.flatten(0, 1)
+    flat_x, flat_pre = job.x.flatten(0, 1), tsae.pre_acts(job.x, static, job.low).flatten(0, 1)
     idx = tsae_kernels.topk_idx(flat_pre, k)
-    vals = flat_pre.gather(1, idx).float().relu()
+    chosen = flat_pre.gather(1, idx)
+    vals = chosen.float().relu()
     trainer = training.start_trainer(tsae.tensors(params), recipe)
     for tensor in trainer.named.values():
         tensor.grad = torch.full_like(tensor, 1e-3)
@@ -194,11 +194,8 @@ def _parts_of(job: Job) -> Arms:
     return {
         "encoder product": lambda: tsae.pre_acts(job.x, static, job.low),
         "top-k, twice": lambda: [tsae_kernels.topk_idx(flat_pre, k) for _ in range(2)],
-        "selection (memory and top-k)": lambda: (
-            tsae_kernels.topk_idx(flat_pre, k),
-            tsae.select(seen, seen.static, state.memory, t, dials),
-        ),
-        "kept values": _through(tsae_kernels.kept_values, flat_pre, idx, flat_x, *encoder),
+        "selection": lambda: tsae.select(params, job.x - static.b_dec, dials, state.memory),
+        "kept values": _through(tsae_kernels.kept_values, chosen, idx, flat_x, *encoder),
         "encoder LSTM": _lstm_part(job, t.enc_W_x, t.enc_W_h, t.enc_b),
         "gates": _through(
             tsae_kernels.gate_values, _leaf(hs), _leaf(t.W_gate), _leaf(t.b_gate), idx
@@ -285,8 +282,8 @@ def _show_steps(seconds: dict[str, float], job: Job, peaks: dict[str, float | No
 def _show_parts(seconds: dict[str, float], whole: float) -> None:
     """What takes the time in a TSAE's step."""
     shown = dict(seconds)
-    both = shown.pop("selection (memory and top-k)")
-    shown["memory"] = max(both - shown["top-k, twice"], 0.0)
+    selection = shown.pop("selection")
+    shown["memory"] = max(selection - shown["top-k, twice"] - shown["encoder product"], 0.0)
     # each alone may take more than in its place: what is left is not below 0
     shown["everything else"] = max(whole - sum(shown.values()), 0.0)
     slowest_first = sorted(shown.items(), key=lambda item: -item[1])

@@ -1,7 +1,7 @@
 """How much memory a step of training needs, and what to lower where it is too much."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from operator import itemgetter
@@ -24,9 +24,10 @@ ADAM = 3  # numbers per weight beside its gradient: itself and two moments, of 4
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of tensors on the `meta` device: those alive, and the most at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        """What is `known` is not counted, nor are views of it."""
         super().__init__()
-        self.alive: dict[Any, int] = {}
+        self.alive: dict[Any, int] = {weakref.ref(t.untyped_storage()): 0 for t in known}
         self.now = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -53,7 +54,8 @@ def _on_meta(recipe: Recipe, d_in: int) -> dict[str, Tensor]:
     shapes |= {"dec_W_x": (d_in, 4 * own), "dec_W_h": (own, 4 * own), "dec_b": (4 * own,)}
     shapes |= {"W_gate": (d_sae, units), "b_gate": (d_sae,), "bridge": (d_sae,)}
     shapes |= {"W_out": (own, d_in), "scale": ()}
-    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    named = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    return training.start_trainer(named, recipe).named
 
 
 def step_gb(recipe: Recipe, d_in: int, batch: int, seq: int, low: torch.dtype) -> float:
@@ -66,9 +68,12 @@ def step_gb(recipe: Recipe, d_in: int, batch: int, seq: int, low: torch.dtype) -
     leaves = {n: tensor.requires_grad_(n != "scale") for n, tensor in named.items()}
     x = torch.empty(batch, seq, d_in, device="meta")
     dials, weight = training.final_dials(recipe, low), x.new_empty(batch, seq)
-    with LiveBytes() as live:
-        loss, *_ = training.tsae_loss(tsae.params_from(leaves), x, weight, dials, recipe.coupling)
+    with LiveBytes([*leaves.values(), x, weight]) as live:
+        params = tsae.params_from(leaves)
+        loss, _x_hat, *_ = training.tsae_loss(params, x, weight, dials, recipe.coupling)
         loss.backward()
+        with torch.no_grad():
+            training.tangent(params.static.W_dec, params.static.W_dec)
     n_weights = sum(tensor.numel() for tensor in named.values())
     return (4 * (ADAM * n_weights + x.numel()) + live.peak) / GB
 

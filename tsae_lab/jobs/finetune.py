@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-import tsae
 from tsae_lab.data.language_model import Above, LanguageModel, layers_above, residual
 from tsae_lab.data.store import Store
-from tsae_lab.jobs import plan
+from tsae_lab.jobs import plan, schedules
 from tsae_lab.jobs.plan import Unit
 from tsae_lab.jobs.training import Trainer
 
@@ -35,7 +34,7 @@ def trained(
     as many tokens per step in whole sequences; the seconds its own steps took.
     """
     config, phases = unit.config, plan.phases_of(unit.config)
-    alone = tsae.Phases(pretrain=phases.total, settle=0, introduce=0, refine=0)
+    alone = schedules.Phases(pretrain=phases.total, settle=0, introduce=0, refine=0)
     own, last = phases if temporal else alone, phases.total
     cut = last - max(1, round(KL_SHARE * last))
     trainer, before = fit(unit, f"{name}_before", start, range(phases.pretrain, cut), own)

@@ -20,7 +20,7 @@ from tsae_lab.data.language_model import EMBEDDED, LanguageModel, check_hook, fa
 from tsae_lab.data.store import Store
 from tsae_lab.data.stream import Stream
 from tsae_lab.data.texts import Tokens
-from tsae_lab.jobs import checkpoint, identity, ranks, training
+from tsae_lab.jobs import checkpoint, identity, ranks, schedules, training
 from tsae_lab.jobs.config import SCALES, Config
 from tsae_lab.jobs.identity import Identity
 from tsae_lab.terminal import console, require_memory
@@ -266,9 +266,9 @@ def _options(saved: dict[str, Any]) -> dict[str, Any]:
 # ------------------------------------------------------------------- what follows from a config
 
 
-def phases_of(config: Config) -> tsae.Phases:
+def phases_of(config: Config) -> schedules.Phases:
     """Steps of each phase."""
-    return tsae.phase_steps(
+    return schedules.phase_steps(
         config.steps,
         pretrain=config.pretrain,
         settle=config.settle,

@@ -16,8 +16,9 @@ from torch import Tensor
 
 import tsae
 import tsae_kernels
-from tsae import Codes, Dials, Lifecycle, Memory, Params, Phases, Starts, State, Static
-from tsae_lab.jobs import ranks, warmstart
+from tsae import Codes, Dials, Lifecycle, Memory, Params, Starts, State, Static
+from tsae_lab.jobs import ranks, schedules, warmstart
+from tsae_lab.jobs.schedules import Phases
 from tsae_lab.rivals.system import BUFFERS, Explained, System, in_windows, squared_error
 
 
@@ -224,31 +225,13 @@ def dead_frac(trainer: Trainer, epoch_tokens: int) -> float:
     return (trainer.life.idle >= tokens).double().mean().item()
 
 
-def memory_at(step: int, phases: Phases) -> float:
-    """The memory's share of its strength: 0 until the introduction, which ramps it to 1."""
-    return tsae.ramp(
-        step - phases.pretrain - phases.settle, start=0.0, end=1.0, steps=phases.introduce
-    )
-
-
-def k_at(step: int, phases: Phases, *, k: int, multiple: float) -> int:
-    """`multiple * k` when phase (a) starts, `k` from the introduction's end on; a cosine."""
-    span = {"steps": phases.settle + phases.introduce, "shape": "cosine"}
-    return round(tsae.ramp(step - phases.pretrain, start=multiple * k, end=float(k), **span))
-
-
-def rate_at(step: int, *, total: int, warmup: int, decay: float) -> float:
-    """Share of the peak learning rate: warm-up, 1, then to 0 over the last `decay` of the steps."""
-    return min(1.0, (step + 1) / max(warmup, 1), (total - step) / max(decay * total, 1))
-
-
 SHARED = ("window", "tau", "cap", "beta", "gate", "recur")  # dials that no schedule changes
 
 
 def dials_at(step: int, recipe: Recipe, phases: Phases, low: torch.dtype) -> Dials:
     """Dials of a TSAE at a step counted from the start of its static SAE's pretraining."""
-    k = k_at(step, phases, k=recipe.k, multiple=recipe.k_multiple)
-    beta = recipe.beta * memory_at(step, phases)
+    k = schedules.k_at(step, phases, k=recipe.k, multiple=recipe.k_multiple)
+    beta = recipe.beta * schedules.memory_at(step, phases)
     return replace(final_dials(recipe, low), k=k, beta=beta)
 
 
@@ -268,8 +251,8 @@ def trained_at(phase: str, recipe: Recipe) -> frozenset[str]:
 def rates(step: int, recipe: Recipe, phases: Phases) -> dict[str, float]:
     """Learning rate of every tensor at a step; the temporal ones warm up from their start on."""
     schedule = {"total": phases.total, "warmup": recipe.warmup}
-    base = recipe.lr * rate_at(step, decay=recipe.decay, **schedule)
-    into = rate_at(step - phases.pretrain, decay=1e-9, **schedule)
+    base = recipe.lr * schedules.rate_at(step, decay=recipe.decay, **schedule)
+    into = schedules.rate_at(step - phases.pretrain, decay=1e-9, **schedule)
     temporal = dict.fromkeys(TEMPORAL, base * max(into, 0.0))
     del temporal["scale"]
     return dict.fromkeys(STATIC, base) | temporal
@@ -295,7 +278,7 @@ def train_step(
     revives them. Else the last step's list holds, as far as its features are still dead: what died
     since is revived after the next list.
     """
-    phase = tsae.phase_at(step, phases)
+    phase = schedules.phase_at(step, phases)
     _learning(trainer, trained_at(phase, recipe))
     dials = dials_at(step, recipe, phases, low)
     static = Static(**{name: trainer.named[name] for name in STATIC})
@@ -326,7 +309,7 @@ def rival_step(
     """
     _learning(trainer, frozenset(trainer.named) - frozenset(FIXED))
     schedule = {"total": total, "warmup": recipe.warmup, "decay": recipe.decay}
-    rate = dict.fromkeys(trainer.named, recipe.lr * rate_at(step, **schedule))
+    rate = dict.fromkeys(trainer.named, recipe.lr * schedules.rate_at(step, **schedule))
     own = recipe if system.revive else replace(recipe, aux=0.0)
     explained = system.explain(trainer.named, x, weight, step / total)
     after, info = _learn(trainer, explained, x, weight, rate, own, low, system.window, wait=wait)
@@ -459,8 +442,28 @@ def tsae_loss(
     can foretell leaves the code as far as `coupling` lets it.
     """
     own, added, codes, state = explain(params, x, dials, state, starts)
-    loss = squared_error(x - coupling * added.detach(), own, weight)
-    return loss + squared_error(x - own.detach(), added, weight), own + added, codes, state
+    loss = _mean_square(x - coupling * added.detach() - own, weight)
+    loss = loss + _mean_square(x - own.detach() - added, weight)
+    return loss, own + added, codes, state
+
+
+class _Squares(torch.autograd.Function):
+    """Sums of squares; one array for the gradient, where `square` takes three."""
+
+    @staticmethod
+    def forward(ctx: Any, missed: Tensor) -> Tensor:
+        ctx.save_for_backward(missed)
+        return missed.square().sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (missed,) = ctx.saved_tensors
+        return (2 * missed).mul_(grads[0][..., None])
+
+
+def _mean_square(missed: Tensor, weight: Tensor) -> Tensor:
+    """`squared_error` of what is missed."""
+    return (_Squares.apply(missed) * weight).sum() / weight.sum().clamp(min=1)
 
 
 def explain(
@@ -480,7 +483,7 @@ def explain(
     state = tsae.start_state(params, len(x), dials) if state is None else state
     seen = tsae.see(frozen, x, dials, state, starts)
     ungated = replace(seen, hs=None)
-    codes = tsae.codes_with(params, ungated, seen.static, state.memory, dials)
+    codes = tsae.selected_codes(params, ungated, seen.selected)
     own = tsae.decode_static(codes, params.static)
     codes = Codes(codes.vals.detach(), codes.idx)
     if seen.hs is not None:

@@ -118,13 +118,12 @@ def anatomy(sae: Sae, x: Float[Tensor, "batch seq d_in"]) -> Anatomy:
     params, dials = sae.params, sae.dials
     state = tsae.start_state(params, len(x), dials)
     seen = tsae.see(params, x, dials, state)
-    idx, added = tsae.select(seen, seen.static, state.memory, params.temporal, dials)
-    codes = tsae.codes_with(params, seen, seen.static, state.memory, dials)
+    codes = tsae.selected_codes(params, seen, seen.selected)
     gate = torch.ones_like(codes.vals)
     if seen.hs is not None:
-        t, flat = params.temporal, idx.flatten(0, 1)
+        t, flat = params.temporal, codes.idx.flatten(0, 1)
         gate = kernels.gate_values(seen.hs.flatten(0, 1), t.W_gate, t.b_gate, flat).view_as(gate)
-    parts = {"vals": codes.vals, "idx": idx, "pre": seen.pre.gather(2, idx), "added": added}
+    parts = {"vals": codes.vals, **vars(seen.selected)}
     return Anatomy(**{name: part.cpu() for name, part in (parts | {"gate": gate}).items()})
 
 
