@@ -312,7 +312,7 @@ def _by_span(
         del pre  # before the next
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
     """Spans side by side, filled up with 0 to the widest code."""
     k = max(part.shape[2] for part in parts)
     return torch.cat([_widen(part, k) for part in parts], 1) if len(parts) > 1 else parts[0]
@@ -332,7 +332,7 @@ def encode_static(
     for _, pre, idx in _by_span(centred, static, k, low):
         spans.append((pre.gather(2, idx), idx))
         del pre
-    pre, idx = (_joined(parts) for parts in zip(*spans, strict=True))
+    pre, idx = (_side_by_side(parts) for parts in zip(*spans, strict=True))
     return Codes(_kept(pre, idx, centred, static), idx)
 
 
@@ -394,7 +394,7 @@ def select(
         spans.append((vals, idx, best, pre.gather(2, best), added))
         memory = push(memory, now, begun)
         del pre
-    vals, idx, best, pre, added = (_joined(parts) for parts in zip(*spans, strict=True))
+    vals, idx, best, pre, added = (_side_by_side(parts) for parts in zip(*spans, strict=True))
     return Codes(vals, idx), Selected(best, pre, added)
 
 

@@ -10,7 +10,7 @@ from strategies import cases, grid, sizes, tensors
 from toys import random_model
 
 import tsae
-from tsae_lab.jobs import training
+from tsae_lab.jobs import losses, training
 
 quick = settings(deadline=None, max_examples=25)
 
@@ -32,6 +32,17 @@ def test_the_squared_error_is_summed_over_d_in_and_averaged_over_tokens_that_cou
 
 
 @quick
+@given(st.data(), sizes("batch", "d_in"))
+def test_squares_and_their_gradients_are_those_of_square(data, n):
+    drawn = [data.draw(tensors(n["batch"], n["d_in"])) for _ in range(2)]
+    x, upstream = drawn[0].requires_grad_(), drawn[1]
+    got, expected = losses.squares(x), x.square()
+    assert torch.equal(got, expected)
+    both = [torch.autograd.grad(out, x, upstream)[0] for out in (got, expected)]
+    assert torch.equal(*both)
+
+
+@quick
 @given(cases(), st.data())
 def test_the_auxiliary_loss_is_what_dead_features_leave_of_the_error(case, data):
     static = tsae.Static(
@@ -40,7 +51,7 @@ def test_the_auxiliary_loss_is_what_dead_features_leave_of_the_error(case, data)
     dead = sorted(data.draw(st.sets(st.integers(0, case.d_sae - 1)), label="dead"))
     k_aux = data.draw(st.integers(1, 9))
     error = data.draw(tensors(case.batch, case.seq, case.d_in, elements=grid))
-    loss = training.auxiliary_loss(
+    loss = losses.auxiliary_loss(
         error, case.x, static, torch.tensor(dead, dtype=torch.int64), k_aux
     )
     flat = error.flatten(0, 1)
@@ -67,14 +78,14 @@ def test_a_step_down_the_auxiliary_gradient_lets_dead_features_explain_more():
     params, g = random_model().static, torch.Generator().manual_seed(3)
     static = tsae.Static(**{name: t.clone().requires_grad_() for name, t in vars(params).items()})
     x, dead = torch.randn(4, 5, 12, generator=g), torch.tensor([3, 50, 90])
-    loss = training.auxiliary_loss(x - 1, x, static, dead, 2)
+    loss = losses.auxiliary_loss(x - 1, x, static, dead, 2)
     loss.backward()
     assert static.W_enc.grad[:, dead].norm(dim=0).min() > 0
     with torch.no_grad():
         moved = {
             name: t - 1e-3 * t.grad if t.grad is not None else t for name, t in vars(static).items()
         }
-    assert training.auxiliary_loss(x - 1, x, tsae.Static(**moved), dead, 2) < loss
+    assert losses.auxiliary_loss(x - 1, x, tsae.Static(**moved), dead, 2) < loss
 
 
 @pytest.mark.parametrize(
@@ -84,7 +95,7 @@ def test_the_auxiliary_loss_of_an_error_that_does_not_vary_is_zero_with_finite_g
     g = torch.Generator().manual_seed(0)
     static = tsae.init_static(torch.ones(4), 6, generator=g)
     static = tsae.Static(**{name: t.requires_grad_() for name, t in vars(static).items()})
-    loss = training.auxiliary_loss(error, torch.ones_like(error), static, torch.tensor([0, 4]), 2)
+    loss = losses.auxiliary_loss(error, torch.ones_like(error), static, torch.tensor([0, 4]), 2)
     assert loss.item() == 0
     (loss + 0 * static.W_enc.sum()).backward()
     assert all(t.grad is None or t.grad.isfinite().all() for t in vars(static).values())

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import experiment
 import tsae
-from tsae_lab.jobs import journal, schedules, training
+from tsae_lab.jobs import journal, losses, schedules, training
 from tsae_lab.jobs.training import Recipe, Trainer
 
 RECIPE = Recipe(
@@ -121,9 +121,9 @@ def test_a_feature_that_fired_since_it_was_listed_is_not_revived():
     x, weight, _ = batch()
     still = trainer.silent[trainer.dead] >= RECIPE.patience
     shared = {"k_aux": RECIPE.d_sae, "weight": weight > 0}
-    loss = training.auxiliary_loss(x - 1, x, static, trainer.dead, **shared, still=still)
+    loss = losses.auxiliary_loss(x - 1, x, static, trainer.dead, **shared, still=still)
     torch.testing.assert_close(
-        loss, training.auxiliary_loss(x - 1, x, static, others, **shared), rtol=1e-5, atol=0
+        loss, losses.auxiliary_loss(x - 1, x, static, others, **shared), rtol=1e-5, atol=0
     )
     loss.backward()
     assert static.W_dec.grad is not None
@@ -141,8 +141,8 @@ def test_dead_features_that_do_not_fit_at_once_are_searched_part_by_part(n_dead,
     for most in (10**9, values * 24):
         static = tsae.Static(**{n: t.clone().requires_grad_() for n, t in vars(params).items()})
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training, "DEAD_VALUES", most)
-            loss = training.auxiliary_loss(x - 1, x, static, dead, k_aux)
+            patch.setattr(losses, "DEAD_VALUES", most)
+            loss = losses.auxiliary_loss(x - 1, x, static, dead, k_aux)
         loss.backward()
         results.append((loss, static.W_enc.grad, static.b_enc.grad, static.W_dec.grad))
     for whole, parts in zip(*results, strict=True):

@@ -17,7 +17,7 @@ from torch import Tensor
 import tsae
 import tsae_kernels
 from tsae import Codes, Dials, Lifecycle, Memory, Params, Starts, State, Static
-from tsae_lab.jobs import ranks, schedules, warmstart
+from tsae_lab.jobs import losses, ranks, schedules, warmstart
 from tsae_lab.jobs.schedules import Phases
 from tsae_lab.rivals.system import BUFFERS, Explained, System, in_windows, squared_error
 
@@ -354,8 +354,9 @@ def _learn(
     trainer = replace(trainer, dead=dead_features(trainer, recipe)) if wait else trainer
     if len(trainer.dead) and trainer.named["W_enc"].requires_grad and recipe.aux > 0:
         whole = in_windows(weight[..., None], window).amin(-1) > 0
-        slabs, error = in_windows(x, window), in_windows(x - x_hat, window)
-        revival = _revival(trainer, slabs, error, whole, recipe, low, wait=wait)
+        slabs = in_windows(x, window), in_windows(x - x_hat.detach(), window)
+        revival = _revival(trainer, *slabs, whole, recipe, low, wait=wait)
+        del slabs
         loss = loss + recipe.aux * spread * revival
     loss.backward()
     ranks.sum_gradients(trainer.named)
@@ -403,9 +404,11 @@ def _revival(
     static, dead = Static(**{name: trainer.named[name] for name in STATIC}), trainer.dead
     if wait:  # what is left out need not be computed
         error, x = error[whole][None], x[whole][None]
-        return auxiliary_loss(error, x, static, dead, recipe.k_aux, low)
+        return losses.auxiliary_loss(error, x, static, dead, recipe.k_aux, low)
     still = trainer.silent[dead] >= recipe.patience
-    return auxiliary_loss(error, x, static, dead, recipe.k_aux, low, weight=whole, still=still)
+    return losses.auxiliary_loss(
+        error, x, static, dead, recipe.k_aux, low, weight=whole, still=still
+    )
 
 
 def _detached(state: State | None) -> State | None:
@@ -447,23 +450,9 @@ def tsae_loss(
     return loss, own + added, codes, state
 
 
-class _Squares(torch.autograd.Function):
-    """Sums of squares; one array for the gradient, where `square` takes three."""
-
-    @staticmethod
-    def forward(ctx: Any, missed: Tensor) -> Tensor:
-        ctx.save_for_backward(missed)
-        return missed.square().sum(-1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (missed,) = ctx.saved_tensors
-        return (2 * missed).mul_(grads[0][..., None])
-
-
 def _mean_square(missed: Tensor, weight: Tensor) -> Tensor:
     """`squared_error` of what is missed."""
-    return (_Squares.apply(missed) * weight).sum() / weight.sum().clamp(min=1)
+    return (losses.squares(missed).sum(-1) * weight).sum() / weight.sum().clamp(min=1)
 
 
 def explain(
@@ -494,63 +483,6 @@ def explain(
     memory = tsae.push(state.memory, seen.static, starts)
     after = replace(after, memory=memory, enc_h=seen.enc_h, enc_c=seen.enc_c)
     return own, x_hat - own.detach(), codes, after
-
-
-def auxiliary_loss(
-    error: Float[Tensor, "batch seq d_in"],
-    x: Float[Tensor, "batch seq d_in"],
-    static: Static,
-    dead: Int[Tensor, " dead"],
-    k_aux: int,
-    low: torch.dtype = torch.float32,
-    *,
-    weight: Bool[Tensor, "batch seq"] | None = None,
-    still: Bool[Tensor, " dead"] | None = None,
-) -> Float[Tensor, ""]:
-    """`||error - error_hat||^2 / ||error - mean||^2` of the dead features alone (Gao et al. A.2).
-
-    `error` is a constant; the `k_aux` largest of the dead count, of those that are `still`. 0 where
-    nothing is dead or `error` does not vary (one token, say); `weight` leaves out padding.
-    """
-    if len(dead) == 0:
-        return error.new_zeros(())
-    flat_x, target = (x - static.b_dec).detach().flatten(0, 1), error.detach().flatten(0, 1)
-    real = None if weight is None else weight.flatten()[:, None]
-    if real is None:
-        mean = ranks.mean(target)
-    else:
-        target = target * real
-        mean = ranks.total(target.sum(0)) / ranks.total(real.sum()).clamp(min=1) * real
-    spread = ranks.total((target - mean).square().sum())
-    vals, idx = _dead_codes(flat_x, static, dead, still, k_aux, low)
-    error_hat = tsae_kernels.decode_codes(vals, idx, static.W_dec[dead])
-    error_hat = error_hat if real is None else error_hat * real
-    varies = spread > 1e-10 * ranks.total(target.square().sum())  # less is rounding
-    missed = (target - error_hat).square().sum() / torch.where(varies, spread, 1)
-    return torch.where(varies, missed, 0)
-
-
-DEAD_VALUES = 2**26  # pre-activations of dead features that are held at a time
-
-
-def _dead_codes(
-    x: Tensor, static: Static, dead: Tensor, still: Tensor | None, k: int, low: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Values and places in `dead` of the `k` largest; as many features at a time as fit."""
-    width, vals, idx = max(DEAD_VALUES // max(len(x), 1), k), [], []
-    for begin in range(0, len(dead), width):
-        features = dead[begin : begin + width]
-        pre = tsae_kernels.product(x, static.W_enc[:, features], low) + static.b_enc[features]
-        if still is not None:
-            pre = pre.masked_fill(~still[begin : begin + width], -torch.inf)
-        best = tsae_kernels.topk_idx(pre.detach(), min(k, len(features)))
-        vals.append(pre.gather(1, best))
-        idx.append(best + begin)
-    if len(vals) == 1:
-        return vals[0].relu(), idx[0]
-    every, place = torch.cat(vals, 1), torch.cat(idx, 1)
-    best = tsae_kernels.topk_idx(every.detach(), min(k, len(dead)))
-    return every.gather(1, best).relu(), place.gather(1, best)
 
 
 def tangent(
