@@ -312,6 +312,7 @@ def test_codes_with_reads_what_is_held_in_place_of_the_static_codes(case):
     seen = tsae.see(params, case.x, dials, start)
     whole, _ = tsae.encode(params, case.x, dials)
     again = tsae.codes_with(params, seen, seen.static, start.memory, dials)
+    assert torch.equal(again.vals, tsae.selected_codes(params, seen, seen.selected).vals)
     assert torch.equal(tsae.dense(again, case.d_sae), tsae.dense(whole, case.d_sae))
     nothing = replace(seen.static, vals=torch.zeros_like(seen.static.vals))
     forgetful = tsae.codes_with(params, seen, nothing, start.memory, dials)
