@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,8 @@ import experiment
 import metrics
 import tsae
 from tsae_lab.data import store
-from tsae_lab.jobs import entries
-from tsae_lab.jobs.plan import Config
+from tsae_lab.jobs import entries, search
+from tsae_lab.jobs.plan import Config, Data
 from tsae_lab.measures import usage
 from tsae_lab.sections import context, rival_table
 
@@ -328,18 +329,65 @@ def test_a_killed_run_4_goes_on_by_system_to_the_same_numbers_and_more_may_be_as
             assert ours[key] == (None if value is None else pytest.approx(value, rel=1e-9))
 
 
-def test_the_search_trains_a_rival_at_three_rates_and_coefficients_and_reads_what_is_done(compared):
+def test_the_search_trains_every_system_at_three_rates_or_more_and_reads_what_is_done(compared):
     before = (compared / "final_info.json").read_bytes()
     for _ in range(2):
-        options = call(compared, "--systems=static,matryoshka", "--tune")[2:]
+        options = call(compared, "--systems=static,matryoshka,shuffled", "--tune")[2:]
         done = CliRunner().invoke(experiment.app, options)
         assert done.exit_code == 0, done.output
+    assert "0 are left" in done.output
     with (compared / "tuning.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [float(row["lr"]) for row in rows] == [0.0025, 0.005, 0.01]
-    assert {row["system"] for row in rows} == {"matryoshka"}
-    assert len({row["fve"] for row in rows}) == 3
+    assert {row["system"] for row in rows} == {"static", "matryoshka"}
+    for name in ("static", "matryoshka"):
+        mine = {float(row["rate"]): row for row in rows if row["system"] == name}
+        assert {0.5, 1.0, 2.0} <= mine.keys()
+        assert len(mine) <= 3 + search.BEYOND
+        assert len({row["fve"] for row in mine.values()}) == len(mine)
+        best = max(mine, key=lambda rate: float(mine[rate]["fve"]))
+        assert [rate for rate, row in mine.items() if row["chosen"] == "True"] == [best]
+        assert len(mine) == 3 + search.BEYOND or min(mine) < best < max(mine)
+        assert all(float(row["lr"]) == 0.005 * rate for rate, row in mine.items())
     assert (compared / "final_info.json").read_bytes() == before
+
+
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {"fve": st.floats(0, 1), "tss": st.none() | st.floats(0, 1), "l0": st.floats(0, 100)}
+    ),
+    min_size=1,
+    max_size=9,
+)
+
+
+@given(ROWS, st.sampled_from(["fve", "tss", "l0"]), st.integers(1, 64))
+def test_what_the_search_chooses_is_what_the_coefficient_buys(rows, buys, k):
+    best = search.best_arm(entries.Entry(about="", buys=buys), k, rows)
+    assert best in rows
+    near = [row for row in rows if k / search.L0_NEAR <= row["l0"] <= k * search.L0_NEAR]
+    if buys == "fve":
+        assert best["fve"] == max(row["fve"] for row in rows)
+    elif buys == "tss":
+        assert best["fve"] >= max(row["fve"] for row in rows) - search.FVE_GIVEN
+        assert not any(
+            (row["tss"] or 0) > (best["tss"] or 0) and row["fve"] >= best["fve"] for row in rows
+        )
+    elif near:
+        assert best["fve"] >= max(row["fve"] for row in near) - 1e-9
+
+
+def test_the_search_holds_out_whole_documents_at_the_end_of_the_training_text():
+    x = torch.randn(40, 6, 8, generator=generator())
+    whole = store.in_memory(x, "blocks.0.hook_resid_post")
+    document = torch.arange(40, dtype=torch.int32) // 6
+    whole = replace(whole, tokens=replace(whole.tokens, document=document))
+    inner = search._held_out(Data(name="x", train=whole, val=whole), seq=6)
+    first, last = inner.stored.tokens.document, inner.val.tokens.document
+    assert set(first.tolist()).isdisjoint(last.tolist())
+    assert len(first) + len(last) == 40
+    assert 0 < len(last) <= 6
+    both = torch.cat([inner.stored.x(slice(None)), inner.val.x(slice(None))])
+    assert torch.equal(both, whole.x(slice(None)))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import experiment
 from tsae_lab import checksums, files
-from tsae_lab.jobs import comparison
+from tsae_lab.jobs import making, training
 from tsae_lab.jobs.plan import Config
 from tsae_lab.sections import rival_table
 
@@ -21,7 +21,7 @@ def short():
     """Without probes and order-only tasks, which are of no interest here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rival_table, "probed", lambda *_: {})
-        patch.setattr(comparison, "ORDER_TASKS", {})
+        patch.setattr(making, "ORDER_TASKS", {})
         yield
 
 
@@ -67,7 +67,7 @@ def whole(config, tmp_path_factory) -> Path:
 def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(config, whole, tmp_path, monkeypatch):
     """In the second seed's last training; what is done of either seed stays as it is."""
     out, steps = tmp_path / "run_4", []
-    rival_step = comparison.training.rival_step
+    rival_step = training.rival_step
 
     def interrupted(*args, **options):
         steps.append(1)
@@ -76,7 +76,7 @@ def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(config, whole, tmp
         return rival_step(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(comparison.training, "rival_step", interrupted)
+        patch.setattr(training, "rival_step", interrupted)
         stopped = call(out, config)
     assert stopped.exit_code == 130
     assert stopped.output.count("stopped; the same command continues") == 1

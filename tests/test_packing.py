@@ -15,7 +15,7 @@ import tsae
 import tsae_kernels
 from tsae import Dials
 from tsae_lab.data import texts
-from tsae_lab.jobs import comparison, feeding, plan, schedules, training, warmstart
+from tsae_lab.jobs import feeding, making, plan, schedules, training, warmstart
 from tsae_lab.jobs.plan import Config
 from tsae_lab.rivals.system import own_rows
 
@@ -251,7 +251,7 @@ def test_a_fit_on_packed_documents_that_was_stopped_goes_on_to_the_same_bits(uni
     start = lambda: experiment.start_tsae(unit, experiment.start_static(unit))  # noqa: E731
     system = None
     if model != "tsae":
-        system = comparison._system(comparison.entry_of(model), unit, lambda n: n)
+        system = making._system(making.entry_of(model), unit, lambda n: n)
         x, weight = experiment.batch_at(unit, 0)
         named = system.start(x[weight > 0], torch.Generator().manual_seed(0))
         start = lambda: training.start_trainer(named, unit.config)  # noqa: E731

@@ -345,3 +345,17 @@ def _stopped_in_order() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class Countdown:
+    """Says after each of `n` parts of a long work what is left, and for how long at the pace."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.done, self.began = n, 0, time.perf_counter()
+
+    def tick(self, label: str) -> None:
+        """A part is done."""
+        self.done += 1
+        pace = (time.perf_counter() - self.began) / self.done
+        left = f"{self.n - self.done} left, about {pace * (self.n - self.done) / 60:.0f} minutes"
+        console.print(f"{label}: done ({self.done}/{self.n}, {left})", highlight=False)

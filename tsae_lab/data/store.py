@@ -190,6 +190,22 @@ def in_memory(x: Float[Tensor, "n_seq seq d_in"], hook: str) -> Store:
     return without(Path("memory"), hook, tokens, data, torch.zeros_like(tokens.valid))
 
 
+def of_rows(store: Store, rows: slice) -> Store:
+    """The store of some of its sequences, a view of the same data."""
+    row, place = _source(store)
+    parts = {
+        name: replace(tokens, **{key: value[rows] for key, value in vars(tokens).items()})
+        for name, tokens in (("tokens", store.tokens), ("text", store.text))
+    }
+    return replace(store, **parts, read=store.read[rows], source=(row[rows], place[rows]))
+
+
+def _source(store: Store) -> tuple[np.ndarray, np.ndarray]:
+    """Where the store's tokens lie in its data: sequences, and places in them."""
+    n, width = store.tokens.valid.shape
+    return store.source or (np.arange(n), np.arange(width)[None].repeat(n, 0))
+
+
 def shuffled(store: Store, generator: torch.Generator) -> Store:
     """The store with the tokens of each sequence in random order, a view of the same data.
 
@@ -200,10 +216,7 @@ def shuffled(store: Store, generator: torch.Generator) -> Store:
     chance = torch.rand(store.tokens.valid.shape, generator=generator)
     last = torch.arange(width) >= n_valid[:, None]  # padding stays where it is
     order = torch.where(last, 1 + torch.arange(width), chance).argsort(dim=1)
-    row, place = store.source or (
-        np.arange(len(store)),
-        np.arange(width)[None].repeat(len(store), 0),
-    )
+    row, place = _source(store)
     ids = store.tokens.ids.clone()
     ids[:, -width:] = ids[:, -width:].gather(1, order)
     source = row, np.take_along_axis(place, order.numpy().astype(place.dtype), 1)

@@ -44,13 +44,19 @@ class Entry:
     about: str
     kind: Kind = "ours"
     recipe: Mapping[str, Any] = field(default_factory=dict)  # changes to the run's recipe
+    rate: float = 1.0  # its learning rate, in units of the run's
     make: Make | None = None  # of a rival: of the config, the surroundings and `own`
     own: Mapping[str, float] = field(default_factory=dict)  # its coefficients
     search: tuple[str, tuple[float, ...]] = ("", ())  # the coefficient that is tuned, its values
+    buys: Literal["fve", "tss", "l0"] = "fve"  # what that coefficient is there for
     of: str = ""  # the trained system that a derived one is made of
     shuffled: bool = False  # trained on sequences whose tokens are permuted
     random: bool = False  # from a random static SAE in place of the pretrained one
     finetune: bool = False  # whether the last tenth of the steps has the KL in its loss
+
+    def applied(self, config: Config) -> Config:
+        """The run's configuration as this system has it."""
+        return replace(config, **{"lr": self.rate * config.lr, **self.recipe})
 
 
 def _core(config: Config, around: Surroundings) -> dict[str, Any]:
@@ -87,7 +93,8 @@ def _bypass(config: Config, around: Surroundings) -> System:
 def _t_sae(about: str, alpha: float = 0.1, **fixed: Any) -> Entry:
     own = {"alpha": alpha}
     make = _contrast(**fixed)
-    return Entry(about=about, kind="rival", make=make, own=own, search=("alpha", (0.03, 0.1, 0.3)))
+    search = "alpha", (0.03, 0.1, 0.3)
+    return Entry(about=about, kind="rival", make=make, own=own, search=search, buys="tss")
 
 
 RIVALS = {
@@ -99,7 +106,7 @@ RIVALS = {
     ),
     "relu": Entry(
         about="ReLU + L1 with resampling", kind="rival", make=_relu,
-        own={"l1": 0.02, "warmup_share": 0.1}, search=("l1", (0.01, 0.02, 0.04)),
+        own={"l1": 0.02, "warmup_share": 0.1}, search=("l1", (0.01, 0.02, 0.04)), buys="l0",
     ),
     "matryoshka": Entry(
         about="Matryoshka batch top-k, fractions .2 and .8", kind="rival", make=_nested(*FRACTIONS)
@@ -119,7 +126,7 @@ RIVALS = {
     ),
     "persistent": Entry(
         about="Persistent SAE", kind="rival", make=_as_is(persistent_system),
-        own={"retention": 0.3}, search=("retention", (0.1, 0.3, 0.6)),
+        own={"retention": 0.3}, search=("retention", (0.1, 0.3, 0.6)), buys="tss",
     ),
     "crosscoder": Entry(about="temporal crosscoder, T = 4", kind="rival", make=_crosscoder),
 }  # fmt: skip

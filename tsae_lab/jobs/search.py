@@ -1,0 +1,176 @@
+"""run_4's search: the learning rate and the coefficient of every system, at equal budgets.
+
+Each SAE is trained on the first text's training sequences less the last `HELD` of them, on which it
+is then measured, with a seed that no table has; what is done is not made again. Nothing is taken
+over from it: `entries` holds the values.
+"""
+
+import math
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tsae_lab import checksums, files
+from tsae_lab.data import store, texts
+from tsae_lab.jobs.entries import Entry, entry_of
+from tsae_lab.jobs.making import Contest, trained_system
+from tsae_lab.jobs.plan import Data
+from tsae_lab.measures import evaluation
+from tsae_lab.terminal import Countdown, cell, console, print_table
+
+FACTORS = (0.5, 1.0, 2.0)  # of the run's learning rate
+BEYOND = 2  # further rates, at most, where the best one is the first or the last
+HELD = 0.07  # of the training sequences, from the beginning of a document
+SEARCH_SEED = 100  # of no table
+SEARCH_SHARE = 1 / 3  # of the steps, that each SAE is trained for
+TRIAL_STEPS = 8  # from which the search's time is told
+FVE_GIVEN = 0.005  # that a system may give for the stability its coefficient is there for
+L0_NEAR = 1.25  # times k, or k over it: an L0 that counts as k
+OURS = ("static", "tsae")  # the systems that are no rivals and are searched, too
+
+ArmRow = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One SAE of the search: a system, its rate in units of the run's, its coefficient's value."""
+
+    name: str
+    factor: float
+    value: float | None
+
+    @property
+    def label(self) -> str:
+        own = "" if self.value is None else f", {entry_of(self.name).search[0]} {self.value:g}"
+        return f"{self.name}, rate times {self.factor:g}{own}"
+
+
+def searched(contest: Contest, names: Sequence[str]) -> dict[str, Any]:
+    """Trains every system asked for at three rates, more where the best is at an end, and three
+    values of its coefficient; writes and prints tuning.csv with what `best_arm` takes.
+    """
+    out_dir = contest.unit.log.parent
+    inner = _inner(contest)
+    inner.unit.folder.mkdir(parents=True, exist_ok=True)
+    systems = [name for name in names if name in OURS or entry_of(name).kind == "rival"]
+    arms = [
+        Arm(name=name, factor=factor, value=value)
+        for name in systems
+        for factor in FACTORS
+        for value in entry_of(name).search[1] or (None,)
+    ]
+    left = [arm for arm in arms if not _arm_place(inner, arm).exists()]
+    steps = inner.unit.config.steps
+    line = f"the search trains {len(arms)} SAEs for {steps} steps each, {len(left)} are left"
+    console.print(f"{line}{_trial(inner, left)}", highlight=False, markup=False, soft_wrap=True)
+    clock = Countdown(len(left))
+    for arm in left:
+        _measure(inner, arm)
+        clock.tick(arm.label)
+    rows = []
+    for name in systems:
+        rows += _with_beyond(inner, [arm for arm in arms if arm.name == name])
+    files.write_csv(out_dir / "tuning.csv", rows)
+    columns = ("system", "rate", "value", "fve", "l0", "tss", "alive_frac")
+    body = [
+        [row["system"], *(cell(row[key], ".4g") for key in columns[1:])]
+        for row in rows
+        if row["chosen"]
+    ]
+    print_table("what the search chose", columns, body, caption="all of it in tuning.csv")
+    return {"tuning": rows}
+
+
+def best_arm(entry: Entry, k: int, rows: Sequence[ArmRow]) -> ArmRow:
+    """The best of a system's arms, by what its coefficient buys.
+
+    "fve": the largest FVE. "tss": the largest lag-1 TSS of those within `FVE_GIVEN` of the largest
+    FVE. "l0": the largest FVE of those with an L0 near k, or the nearest L0 where none is.
+    """
+    best = max(row["fve"] for row in rows)
+    if entry.buys == "tss":
+        faithful = [row for row in rows if row["fve"] >= best - FVE_GIVEN]
+        return max(faithful, key=lambda row: (row["tss"] or 0.0, row["fve"]))
+    if entry.buys == "l0":
+        away = {row["fve"]: abs(math.log(max(row["l0"], 1e-9) / k)) for row in rows}
+        most = max(math.log(L0_NEAR), min(away.values()))
+        rows = [row for row in rows if away[row["fve"]] <= most]
+    return max(rows, key=lambda row: row["fve"])
+
+
+def _inner(contest: Contest) -> Contest:
+    """The contest on training documents alone, those at the end held out."""
+    unit = contest.unit
+    steps = max(round(SEARCH_SHARE * unit.config.steps), TRIAL_STEPS)
+    config = replace(unit.config, steps=steps)
+    data, folder, log = _held_out(unit.data, config.seq), "tuning", unit.log.parent / "tuning.jsonl"
+    own = {"config": config, "data": data, "seed": SEARCH_SEED, "log": log}
+    return replace(contest, unit=replace(unit, folder=unit.folder.with_name(folder), **own))
+
+
+def _held_out(data: Data, seq: int) -> Data:
+    """The training sequences, those at the end as validation."""
+    whole = data.stored
+    document = whole.tokens.document
+    begins = (document[1:] != document[:-1]).nonzero()[:, 0] + 1
+    at = round((1 - HELD) * len(whole))
+    later = begins[begins >= at]
+    cut = int(later[0]) if len(later) else at
+    train, val = (store.of_rows(whole, rows) for rows in (slice(cut), slice(cut, None)))
+    packed = texts.pack_rows(train.tokens.valid.sum(1), seq) if data.packed is not None else None
+    return Data(name=data.name, train=train, val=val, packed=packed)
+
+
+def _with_beyond(contest: Contest, arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """The rows of a system's arms, and of further rates while the best is the least or the most."""
+    entry, arms = entry_of(arms[0].name), list(arms)
+    k, n_grid = contest.unit.config.k, len(arms)
+    while True:
+        rows = [checksums.read_sealed(_arm_place(contest, arm)) for arm in arms]
+        best, rates = best_arm(entry, k, rows), [arm.factor for arm in arms]
+        ends = {min(rates): 0.5, max(rates): 2.0}
+        if best["rate"] not in ends or len(arms) == n_grid + BEYOND:
+            return [row | {"chosen": row is best} for row in rows]
+        factor = best["rate"] * ends[best["rate"]]
+        arms.append(Arm(name=arms[0].name, factor=factor, value=best["value"]))
+        if not _arm_place(contest, arms[-1]).exists():
+            _measure(contest, arms[-1])
+            console.print(f"{arms[-1].label}: done, since the best rate was at an end")
+
+
+def _trial(contest: Contest, arms: Sequence[Arm]) -> str:
+    """How long the arms will take, from a few steps of each system."""
+    per_step = {}
+    with tempfile.TemporaryDirectory() as folder:
+        scratch, config = Path(folder), replace(contest.unit.config, steps=TRIAL_STEPS)
+        unit = replace(contest.unit, config=config, folder=scratch, log=scratch / "log.jsonl")
+        for name in dict.fromkeys(arm.name for arm in arms):
+            system = trained_system(replace(contest, unit=unit), entry_of(name), name)
+            per_step[name] = (system.seconds or 0.0) / TRIAL_STEPS
+    minutes = sum(per_step[arm.name] for arm in arms) * contest.unit.config.steps / 60
+    said = ", ".join(f"{name} {seconds:.2f}" for name, seconds in per_step.items())
+    return f": about {minutes:.0f} minutes (seconds per step: {said})" if arms else ""
+
+
+def _arm_place(contest: Contest, arm: Arm) -> Path:
+    return contest.unit.folder / f"{arm.name}_{arm.factor:g}_{arm.value}.json"
+
+
+def _measure(contest: Contest, arm: Arm) -> None:
+    """Train an arm and write its measures; its folder of checkpoints is gone then."""
+    entry, place = entry_of(arm.name), _arm_place(contest, arm)
+    own = {entry.search[0]: arm.value} if arm.value is not None else {}
+    changed = replace(entry, own={**entry.own, **own}, rate=1.0)
+    config = replace(contest.unit.config, lr=arm.factor * contest.unit.config.lr)
+    unit = replace(contest.unit, config=config, folder=place.with_suffix(""))
+    unit.folder.mkdir(exist_ok=True)
+    system = trained_system(replace(contest, unit=unit), changed, arm.name)
+    measured = evaluation.measure_run(system.run, len(system.dec_norm), unit.data.val, unit.device)
+    numbers = evaluation.code_measures(measured, system.dec_norm[:, None])
+    said = {"system": arm.name, "rate": arm.factor, "lr": config.lr, "steps": config.steps}
+    said |= {"coefficient": entry.search[0], "value": arm.value}
+    checksums.write_sealed(place, said | numbers)
+    shutil.rmtree(unit.folder)
