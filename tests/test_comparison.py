@@ -27,8 +27,8 @@ import experiment
 import metrics
 import tsae
 from tsae_lab.data import store
-from tsae_lab.jobs import entries, search
-from tsae_lab.jobs.plan import Config, Data
+from tsae_lab.jobs import entries, making, search
+from tsae_lab.jobs.plan import Config, Data, Unit
 from tsae_lab.measures import usage
 from tsae_lab.sections import context, rival_table
 
@@ -330,25 +330,45 @@ def test_a_killed_run_4_goes_on_by_system_to_the_same_numbers_and_more_may_be_as
 
 
 def test_the_search_trains_every_system_at_three_rates_or_more_and_reads_what_is_done(compared):
+    """`search.searched`, of what `making.trained_system` trains."""
     before = (compared / "final_info.json").read_bytes()
     for _ in range(2):
-        options = call(compared, "--systems=static,matryoshka,shuffled", "--tune")[2:]
+        options = call(compared, "--systems=static,persistent,shuffled", "--tune")[2:]
         done = CliRunner().invoke(experiment.app, options)
         assert done.exit_code == 0, done.output
     assert "0 are left" in done.output
     with (compared / "tuning.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {row["system"] for row in rows} == {"static", "matryoshka"}
-    for name in ("static", "matryoshka"):
-        mine = {float(row["rate"]): row for row in rows if row["system"] == name}
-        assert {0.5, 1.0, 2.0} <= mine.keys()
-        assert len(mine) <= 3 + search.BEYOND
-        assert len({row["fve"] for row in mine.values()}) == len(mine)
-        best = max(mine, key=lambda rate: float(mine[rate]["fve"]))
-        assert [rate for rate, row in mine.items() if row["chosen"] == "True"] == [best]
-        assert len(mine) == 3 + search.BEYOND or min(mine) < best < max(mine)
-        assert all(float(row["lr"]) == 0.005 * rate for rate, row in mine.items())
+    assert {row["system"] for row in rows} == {"static", "persistent"}
+    for name in ("static", "persistent"):
+        mine = [row for row in rows if row["system"] == name]
+        rates = {float(row["rate"]): row for row in mine if row["value"] in ("", "0.3")}
+        assert {0.5, 1.0, 2.0} <= rates.keys()
+        assert len(rates) <= 3 + search.BEYOND
+        best = max(rates, key=lambda rate: float(rates[rate]["fve"]))
+        assert len(rates) == 3 + search.BEYOND or min(rates) < best < max(rates)
+        assert all(float(row["lr"]) == 0.005 * rate for rate, row in rates.items())
+        at_best = {row["value"] for row in mine if float(row["rate"]) == best}
+        assert at_best == ({""} if name == "static" else {"0.1", "0.3", "0.6"})
+        assert [float(row["rate"]) for row in mine if row["chosen"] == "True"] == [best]
+        assert len({row["fve"] for row in mine}) == len(mine)
     assert (compared / "final_info.json").read_bytes() == before
+
+
+def test_a_systems_rate_is_in_units_of_the_runs_and_part_of_its_identity(tmp_path):
+    """`making.made` trains with what `own_unit` says."""
+    config = Config(lr=0.01, d_sae=64, k=4)
+    x = torch.randn(8, 6, 8, generator=generator())
+    data = Data(name="x", **dict.fromkeys(("train", "val"), store.in_memory(x, "blocks.0.hook")))
+    place = {"folder": tmp_path, "log": tmp_path / "log.jsonl", "device": torch.device("cpu")}
+    unit = Unit(config=config, data=data, seed=0, low=torch.float32, **place)
+    contest = making.Contest(loop=experiment.LOOP, unit=unit, lm=None)
+    as_it_is, twice = (entries.Entry(about="", kind="rival", rate=rate) for rate in (1.0, 2.0))
+    assert making.own_unit(contest, as_it_is).config == config
+    assert making.own_unit(contest, twice).config == replace(config, lr=0.02)
+    first, second = (making.own_identity(contest, entry) for entry in (as_it_is, twice))
+    assert first != second
+    assert first == making.own_identity(contest, replace(as_it_is, about="another word"))
 
 
 ROWS = st.lists(

@@ -289,6 +289,21 @@ def planted(lm, sinks: Sequence[int]) -> language_model.LanguageModel:
     return replace(lm, model=model, identity=f"planted {sinks}")
 
 
+def test_some_rows_of_a_store_are_its_sequences(lm, tokens, tmp_path):
+    """With sinks left out and without; `of_rows` of `of_rows`, too."""
+    whole = make_store(lm, tokens, tmp_path)
+    dropped = torch.zeros_like(whole.tokens.valid)
+    dropped[:, 2] = whole.tokens.valid[:, 2]
+    for held in (whole, store.without(Path(), HOOK, whole.tokens, whole.data, dropped)):
+        part = store.of_rows(store.of_rows(held, slice(1, None)), slice(1, 4))
+        assert torch.equal(part.x(slice(None)), held.x(slice(2, 5)))
+        assert torch.equal(part.x([2, 0], slice(1, 3)), held.x([4, 2], slice(1, 3)))
+        for name in ("tokens", "text"):
+            for key, value in vars(getattr(part, name)).items():
+                assert torch.equal(value, getattr(getattr(held, name), key)[2:5])
+        assert torch.equal(part.read, held.read[2:5])
+
+
 @pytest.mark.parametrize("words", [(" fox",), (" fox", " quick")])
 def test_attention_sinks_are_said_and_dropped_or_kept_from_one_store(lm, tmp_path, capsys, words):
     sinks = [language_model.token_ids(lm, word)[0] for word in words]

@@ -21,7 +21,7 @@ from tsae_lab.jobs.plan import Data
 from tsae_lab.measures import evaluation
 from tsae_lab.terminal import Countdown, cell, console, print_table
 
-FACTORS = (0.5, 1.0, 2.0)  # of the run's learning rate
+FACTORS = (0.5, 1.0, 2.0)  # of the run's learning rate, at the system's own coefficient
 BEYOND = 2  # further rates, at most, where the best one is the first or the last
 HELD = 0.07  # of the training sequences, from the beginning of a document
 SEARCH_SEED = 100  # of no table
@@ -49,30 +49,21 @@ class Arm:
 
 
 def searched(contest: Contest, names: Sequence[str]) -> dict[str, Any]:
-    """Trains every system asked for at three rates, more where the best is at an end, and three
-    values of its coefficient; writes and prints tuning.csv with what `best_arm` takes.
+    """Searches the rate and the coefficient of every system asked for; writes tuning.csv, and
+    prints what it chose.
     """
-    out_dir = contest.unit.log.parent
-    inner = _inner(contest)
+    out_dir, inner = contest.unit.log.parent, _inner(contest)
     inner.unit.folder.mkdir(parents=True, exist_ok=True)
     systems = [name for name in names if name in OURS or entry_of(name).kind == "rival"]
-    arms = [
-        Arm(name=name, factor=factor, value=value)
-        for name in systems
-        for factor in FACTORS
-        for value in entry_of(name).search[1] or (None,)
-    ]
-    left = [arm for arm in arms if not _arm_place(inner, arm).exists()]
+    planned = [arm for name in systems for arm in _rates(name)]
+    planned += [arm for name in systems for arm in _coefficients(name, 1.0)]
+    left = [arm for arm in planned if not _arm_place(inner, arm).exists()]
     steps = inner.unit.config.steps
-    line = f"the search trains {len(arms)} SAEs for {steps} steps each, {len(left)} are left"
-    console.print(f"{line}{_trial(inner, left)}", highlight=False, markup=False, soft_wrap=True)
+    line = f"the search trains {len(planned)} SAEs or more for {steps} steps each"
+    line += f", {len(left)} are left{_trial(inner, left)}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
     clock = Countdown(len(left))
-    for arm in left:
-        _measure(inner, arm)
-        clock.tick(arm.label)
-    rows = []
-    for name in systems:
-        rows += _with_beyond(inner, [arm for arm in arms if arm.name == name])
+    rows = [row for name in systems for row in _of_system(inner, name, clock)]
     files.write_csv(out_dir / "tuning.csv", rows)
     columns = ("system", "rate", "value", "fve", "l0", "tss", "alive_frac")
     body = [
@@ -84,8 +75,49 @@ def searched(contest: Contest, names: Sequence[str]) -> dict[str, Any]:
     return {"tuning": rows}
 
 
+def _rates(name: str) -> list[Arm]:
+    entry = entry_of(name)
+    value = entry.own.get(entry.search[0])
+    return [Arm(name=name, factor=factor, value=value) for factor in FACTORS]
+
+
+def _coefficients(name: str, factor: float) -> list[Arm]:
+    """The values of the coefficient that are not the system's own."""
+    coefficient, values = entry_of(name).search
+    others = [value for value in values if value != entry_of(name).own[coefficient]]
+    return [Arm(name=name, factor=factor, value=value) for value in others]
+
+
+def _of_system(contest: Contest, name: str, clock: Countdown) -> list[dict[str, Any]]:
+    """The rows of a system: rates, with further ones while the best is the least or the most of
+    them, then the other values of its coefficient at the best rate.
+    """
+    entry, k = entry_of(name), contest.unit.config.k
+    of_rates = entry if entry.buys == "l0" else replace(entry, buys="fve")
+    arms, n = _rates(name), len(FACTORS) + BEYOND
+    rows = [_row(contest, arm, clock) for arm in arms]
+    while (best := best_arm(of_rates, k, rows)) and len(rows) < n:
+        rates = [row["rate"] for row in rows]
+        if min(rates) < best["rate"] < max(rates):
+            break
+        factor = best["rate"] * (2.0 if best["rate"] == max(rates) else 0.5)
+        rows.append(_row(contest, replace(arms[0], factor=factor), clock))
+    rows += [_row(contest, arm, clock) for arm in _coefficients(name, best["rate"])]
+    taken = best_arm(entry, k, [row for row in rows if row["rate"] == best["rate"]])
+    return [row | {"chosen": row is taken} for row in rows]
+
+
+def _row(contest: Contest, arm: Arm, clock: Countdown) -> dict[str, Any]:
+    """An arm's measures, trained and measured unless they are there."""
+    place = _arm_place(contest, arm)
+    if not place.exists():
+        _measure(contest, arm)
+        clock.tick(arm.label)
+    return checksums.read_sealed(place)
+
+
 def best_arm(entry: Entry, k: int, rows: Sequence[ArmRow]) -> ArmRow:
-    """The best of a system's arms, by what its coefficient buys.
+    """The best of some arms of a system, by what its coefficient buys.
 
     "fve": the largest FVE. "tss": the largest lag-1 TSS of those within `FVE_GIVEN` of the largest
     FVE. "l0": the largest FVE of those with an L0 near k, or the nearest L0 where none is.
@@ -95,9 +127,9 @@ def best_arm(entry: Entry, k: int, rows: Sequence[ArmRow]) -> ArmRow:
         faithful = [row for row in rows if row["fve"] >= best - FVE_GIVEN]
         return max(faithful, key=lambda row: (row["tss"] or 0.0, row["fve"]))
     if entry.buys == "l0":
-        away = {row["fve"]: abs(math.log(max(row["l0"], 1e-9) / k)) for row in rows}
-        most = max(math.log(L0_NEAR), min(away.values()))
-        rows = [row for row in rows if away[row["fve"]] <= most]
+        away = [abs(math.log(max(row["l0"], 1e-9) / k)) for row in rows]
+        most = max(math.log(L0_NEAR), min(away))
+        rows = [row for row, far in zip(rows, away, strict=True) if far <= most]
     return max(rows, key=lambda row: row["fve"])
 
 
@@ -112,33 +144,17 @@ def _inner(contest: Contest) -> Contest:
 
 
 def _held_out(data: Data, seq: int) -> Data:
-    """The training sequences, those at the end as validation."""
+    """The training sequences, those at the end as validation: of the first document that begins
+    there, or of the last that begins not much before.
+    """
     whole = data.stored
-    document = whole.tokens.document
-    begins = (document[1:] != document[:-1]).nonzero()[:, 0] + 1
-    at = round((1 - HELD) * len(whole))
-    later = begins[begins >= at]
-    cut = int(later[0]) if len(later) else at
+    at, document = round((1 - HELD) * len(whole)), whole.tokens.document
+    begins = ((document[1:] != document[:-1]).nonzero()[:, 0] + 1).tolist()
+    before = [begin for begin in begins if at - HELD * len(whole) <= begin < at]
+    cut = next((begin for begin in begins if begin >= at), before[-1] if before else at)
     train, val = (store.of_rows(whole, rows) for rows in (slice(cut), slice(cut, None)))
     packed = texts.pack_rows(train.tokens.valid.sum(1), seq) if data.packed is not None else None
     return Data(name=data.name, train=train, val=val, packed=packed)
-
-
-def _with_beyond(contest: Contest, arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    """The rows of a system's arms, and of further rates while the best is the least or the most."""
-    entry, arms = entry_of(arms[0].name), list(arms)
-    k, n_grid = contest.unit.config.k, len(arms)
-    while True:
-        rows = [checksums.read_sealed(_arm_place(contest, arm)) for arm in arms]
-        best, rates = best_arm(entry, k, rows), [arm.factor for arm in arms]
-        ends = {min(rates): 0.5, max(rates): 2.0}
-        if best["rate"] not in ends or len(arms) == n_grid + BEYOND:
-            return [row | {"chosen": row is best} for row in rows]
-        factor = best["rate"] * ends[best["rate"]]
-        arms.append(Arm(name=arms[0].name, factor=factor, value=best["value"]))
-        if not _arm_place(contest, arms[-1]).exists():
-            _measure(contest, arms[-1])
-            console.print(f"{arms[-1].label}: done, since the best rate was at an end")
 
 
 def _trial(contest: Contest, arms: Sequence[Arm]) -> str:
