@@ -373,24 +373,25 @@ def test_a_systems_rate_is_in_units_of_the_runs_and_part_of_its_identity(tmp_pat
 
 ROWS = st.lists(
     st.fixed_dictionaries(
-        {"fve": st.floats(0, 1), "tss": st.none() | st.floats(0, 1), "l0": st.floats(0, 100)}
+        {"fve": st.floats(0, 1), "jaccard": st.none() | st.floats(0, 1), "l0": st.floats(0, 100)}
     ),
     min_size=1,
     max_size=9,
 )
 
 
-@given(ROWS, st.sampled_from(["fve", "tss", "l0"]), st.integers(1, 64))
+@given(ROWS, st.sampled_from(["fve", "jaccard", "l0"]), st.integers(1, 64))
 def test_what_the_search_chooses_is_what_the_coefficient_buys(rows, buys, k):
     best = search.best_arm(entries.Entry(about="", buys=buys), k, rows)
     assert best in rows
     near = [row for row in rows if k / search.L0_NEAR <= row["l0"] <= k * search.L0_NEAR]
     if buys == "fve":
         assert best["fve"] == max(row["fve"] for row in rows)
-    elif buys == "tss":
+    elif buys == "jaccard":
         assert best["fve"] >= max(row["fve"] for row in rows) - search.FVE_GIVEN
         assert not any(
-            (row["tss"] or 0) > (best["tss"] or 0) and row["fve"] >= best["fve"] for row in rows
+            (row["jaccard"] or 0) > (best["jaccard"] or 0) and row["fve"] >= best["fve"]
+            for row in rows
         )
     elif near:
         assert best["fve"] >= max(row["fve"] for row in near) - 1e-9

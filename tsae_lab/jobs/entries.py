@@ -48,7 +48,7 @@ class Entry:
     make: Make | None = None  # of a rival: of the config, the surroundings and `own`
     own: Mapping[str, float] = field(default_factory=dict)  # its coefficients
     search: tuple[str, tuple[float, ...]] = ("", ())  # the coefficient that is tuned, its values
-    buys: Literal["fve", "tss", "l0"] = "fve"  # what that coefficient is there for
+    buys: Literal["fve", "jaccard", "l0"] = "fve"  # what that coefficient is there for
     of: str = ""  # the trained system that a derived one is made of
     shuffled: bool = False  # trained on sequences whose tokens are permuted
     random: bool = False  # from a random static SAE in place of the pretrained one
@@ -94,7 +94,7 @@ def _t_sae(about: str, alpha: float = 0.1, **fixed: Any) -> Entry:
     own = {"alpha": alpha}
     make = _contrast(**fixed)
     search = "alpha", (0.03, 0.1, 0.3)
-    return Entry(about=about, kind="rival", make=make, own=own, search=search, buys="tss")
+    return Entry(about=about, kind="rival", make=make, own=own, search=search, buys="jaccard")
 
 
 RIVALS = {
@@ -126,7 +126,7 @@ RIVALS = {
     ),
     "persistent": Entry(
         about="Persistent SAE", kind="rival", make=_as_is(persistent_system),
-        own={"retention": 0.3}, search=("retention", (0.1, 0.3, 0.6)), buys="tss",
+        own={"retention": 0.3}, search=("retention", (0.1, 0.3, 0.6)), buys="jaccard",
     ),
     "crosscoder": Entry(about="temporal crosscoder, T = 4", kind="rival", make=_crosscoder),
 }  # fmt: skip

@@ -27,7 +27,7 @@ HELD = 0.07  # of the training sequences, from the beginning of a document
 SEARCH_SEED = 100  # of no table
 SEARCH_SHARE = 1 / 3  # of the steps, that each SAE is trained for
 TRIAL_STEPS = 8  # from which the search's time is told
-FVE_GIVEN = 0.005  # that a system may give for the stability its coefficient is there for
+FVE_GIVEN = 0.005  # that a system may give for the stability that its coefficient is there for
 L0_NEAR = 1.25  # times k, or k over it: an L0 that counts as k
 OURS = ("static", "tsae")  # the systems that are no rivals and are searched, too
 
@@ -65,7 +65,7 @@ def searched(contest: Contest, names: Sequence[str]) -> dict[str, Any]:
     clock = Countdown(len(left))
     rows = [row for name in systems for row in _of_system(inner, name, clock)]
     files.write_csv(out_dir / "tuning.csv", rows)
-    columns = ("system", "rate", "value", "fve", "l0", "tss", "alive_frac")
+    columns = ("system", "rate", "value", "fve", "l0", "jaccard", "alive_frac")
     body = [
         [row["system"], *(cell(row[key], ".4g") for key in columns[1:])]
         for row in rows
@@ -119,13 +119,13 @@ def _row(contest: Contest, arm: Arm, clock: Countdown) -> dict[str, Any]:
 def best_arm(entry: Entry, k: int, rows: Sequence[ArmRow]) -> ArmRow:
     """The best of some arms of a system, by what its coefficient buys.
 
-    "fve": the largest FVE. "tss": the largest lag-1 TSS of those within `FVE_GIVEN` of the largest
+    "fve": the largest FVE. "jaccard": the largest overlap of neighbouring codes of those within `FVE_GIVEN` of the largest
     FVE. "l0": the largest FVE of those with an L0 near k, or the nearest L0 where none is.
     """
     best = max(row["fve"] for row in rows)
-    if entry.buys == "tss":
+    if entry.buys == "jaccard":
         faithful = [row for row in rows if row["fve"] >= best - FVE_GIVEN]
-        return max(faithful, key=lambda row: (row["tss"] or 0.0, row["fve"]))
+        return max(faithful, key=lambda row: (row["jaccard"] or 0.0, row["fve"]))
     if entry.buys == "l0":
         away = [abs(math.log(max(row["l0"], 1e-9) / k)) for row in rows]
         most = max(math.log(L0_NEAR), min(away))
