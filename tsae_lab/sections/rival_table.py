@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tsae_lab.data.store import Store
 from tsae_lab.measures import evaluation, lifetimes, readout, splices, usage
 from tsae_lab.measures.readout import Reading
 from tsae_lab.rivals.system import Run
-from tsae_lab.sections.context import N_BOOT, Numbers
+from tsae_lab.sections.context import N_BOOT, Numbers, summary
 from tsae_lab.sections.figures import save_figure
 from tsae_lab.sections.pareto import PLANES, pareto_figure, pareto_front
 from tsae_lab.sections.stability import spliced_codes
@@ -42,6 +42,10 @@ COLUMNS = (
     "probe_agreement_attractor", "probe_coreference", "probe_disambiguation",
     "order_signed_motion", "order_since_switch", "order_self_exciting",
     "train_tokens_per_second", "n_params", "memory_mib",
+)  # fmt: skip
+PAIRED = (
+    "fve", "tss_mean", "delta_ce", "kl", "births", "probe_agreement_attractor_k5",
+    "probe_coreference_k5", "probe_disambiguation_k5",
 )  # fmt: skip
 PRINTED = ("fve", "l0", "births", "delta_ce", "kl", "tss_mean", "persistence_lift", "utilisation")
 
@@ -287,6 +291,49 @@ def table_page(rows: Sequence[Mapping[str, Any]], title: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def paired(by_seed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """TSAE minus every other system in the `PAIRED` measures, over the seeds that have both.
+
+    With the 95 % t-interval of the mean of the n differences; None where n is 1.
+    """
+    rows = []
+    for name in dict.fromkeys(name for systems in by_seed for name in systems if name != "tsae"):
+        for key in PAIRED:
+            pairs = [
+                [systems[of]["numbers"].get(key) for of in ("tsae", name)]
+                for systems in by_seed
+                if {"tsae", name} <= systems.keys()
+            ]
+            whole = [own - other for own, other in pairs if None not in (own, other)]
+            if whole:
+                of_key = f"difference_{key}"
+                told = summary([{of_key: difference} for difference in whole])
+                low, high = told["seed_intervals"][of_key] or (None, None)
+                row = {"system": name, "measure": key, "n": len(whole)}
+                rows.append(
+                    row | {"value": told["means"][f"{of_key}_mean"], "low": low, "high": high}
+                )
+    return rows
+
+
+def paired_page(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of `paired` with an interval as a table: difference (interval), in bold where 0 lies
+    outside of it; "" where no system has one.
+    """
+    cells: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if row["low"] is not None:
+            said = f"{row['value']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
+            clear = row["low"] > 0 or row["high"] < 0
+            cells.setdefault(row["system"], {})[row["measure"]] = f"**{said}**" if clear else said
+    if not cells:
+        return ""
+    head = ["TSAE minus", *(definitions.label(key) for key in PAIRED)]
+    body = [[f"`{name}`", *(of.get(key, "-") for key in PAIRED)] for name, of in cells.items()]
+    said = "Paired over seeds, with the 95 % t-interval; in bold where that leaves 0 out."
+    return f"\n{said}\n\n{markdown_table(head, body)}"
+
+
 def shown_cell(row: Mapping[str, Any], key: str) -> str:
     """Mean ± standard error (n seeds)."""
     value, error, n = row[key], row[f"{key}_stderr"], row[f"{key}_n"]
@@ -305,39 +352,48 @@ def write_tables(
     choice: str,
     window: int,
 ) -> None:
-    """table.md, table.csv, intervals.csv and the figures; prints the main columns.
+    """table.md, table.csv, differences.csv, intervals.csv and the figures; prints the main columns.
 
     `choice` says what was compared, `window` what the TSAE's memory holds.
     """
-    pages, rows_of_all = [], []
+    pages, rows_of_all, differences = [], [], []
     for text, numbers in info.items():
         rows, n = table_rows(numbers, about), len(results[text])
         title = f"{text}: {len(rows)} systems, {n} seed{'s' * (n > 1)}"
         shares = [share_line(share, key) for key, share in numbers["temporal_share"].items()]
         pages.append(table_page(rows, title) + "".join(f"\n{line}\n" for line in shares))
+        pairs = paired(results[text])
+        pages[-1] += paired_page(pairs)
         if "window_explains" in numbers:
             pages[-1] += window_page(numbers["window_explains"], rows, window)
         rows_of_all += [{"dataset": text} | row for row in rows]
+        differences += [{"dataset": text} | pair for pair in pairs]
         _print_main(rows, title, shares)
-        for name, (x, y) in PLANES.items():
-            drawn = pareto_figure(rows, x, y, f"{text}: {definitions.label(y)}")
-            if drawn is not None:
-                save_figure(drawn, folders[text] / f"pareto_{name}")
+        _draw(rows, text, folders[text])
     head = f"{choice}.\n\nMean ± standard error (n seeds). {TUNING}{_ceilings(info)}"
     page = f"# run_4\n\n{head}\n\n" + "\n".join(pages)
     files.write_atomic(out_dir / "table.md", lambda path: path.write_text(page))
     files.write_csv(out_dir / "table.csv", rows_of_all)
+    files.write_csv(out_dir / "differences.csv", differences)
+    files.write_csv(out_dir / "intervals.csv", list(_over_documents(results)))
+
+
+def _draw(rows: Sequence[Mapping[str, Any]], text: str, folder: Path) -> None:
+    """The figures of a text."""
+    for name, (x, y) in PLANES.items():
+        drawn = pareto_figure(rows, x, y, f"{text}: {definitions.label(y)}")
+        if drawn is not None:
+            save_figure(drawn, folder / f"pareto_{name}")
+
+
+def _over_documents(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """The intervals over documents, a row each."""
     names = ("dataset", "seed", "system", "measure", "value", "low", "high")
-    files.write_csv(
-        out_dir / "intervals.csv",
-        [
-            dict(zip(names, (text, seed, name, key, *bounds), strict=True))
-            for text, by_seed in results.items()
-            for seed, systems in enumerate(by_seed)
-            for name, result in systems.items()
-            for key, bounds in result["intervals"].items()
-        ],
-    )
+    for text, by_seed in results.items():
+        for seed, systems in enumerate(by_seed):
+            for name, result in systems.items():
+                for key, bounds in result["intervals"].items():
+                    yield dict(zip(names, (text, seed, name, key, *bounds), strict=True))
 
 
 def _ceilings(info: Mapping[str, Any]) -> str:
