@@ -345,12 +345,13 @@ def test_the_search_trains_every_system_at_three_rates_or_more_and_reads_what_is
         rates = {float(row["rate"]): row for row in mine if row["value"] in ("", "0.3")}
         assert {0.5, 1.0, 2.0} <= rates.keys()
         assert len(rates) <= 3 + search.BEYOND
-        best = max(rates, key=lambda rate: float(rates[rate]["fve"]))
+        (best,) = {float(row["rate"]) for row in mine if row["chosen"] == "True"}
+        most = max(float(row["fve"]) for row in rates.values())
+        assert float(rates[best]["fve"]) >= most - search.FVE_EQUAL
         assert len(rates) == 3 + search.BEYOND or min(rates) < best < max(rates)
         assert all(float(row["lr"]) == 0.005 * rate for rate, row in rates.items())
         at_best = {row["value"] for row in mine if float(row["rate"]) == best}
         assert at_best == ({""} if name == "static" else {"0.1", "0.3", "0.6"})
-        assert [float(row["rate"]) for row in mine if row["chosen"] == "True"] == [best]
         assert len({row["fve"] for row in mine}) == len(mine)
     assert (compared / "final_info.json").read_bytes() == before
 
@@ -408,16 +409,20 @@ def test_what_the_search_chooses_is_what_the_coefficient_buys(rows, buys, k):
     best = search.best_arm(entries.Entry(about="", buys=buys), k, rows)
     assert best in rows
     near = [row for row in rows if k / search.L0_NEAR <= row["l0"] <= k * search.L0_NEAR]
+    most = max(row["fve"] for row in rows)
     if buys == "fve":
-        assert best["fve"] == max(row["fve"] for row in rows)
+        assert best["fve"] >= most - search.FVE_EQUAL
+        if best["fve"] < most:
+            first = max(rows, key=lambda row: row["fve"])
+            assert abs(np.log(max(best["l0"], 1e-9) / k)) <= abs(np.log(max(first["l0"], 1e-9) / k))
     elif buys == "jaccard":
-        assert best["fve"] >= max(row["fve"] for row in rows) - search.FVE_GIVEN
+        assert best["fve"] >= most - search.FVE_GIVEN
         assert not any(
             (row["jaccard"] or 0) > (best["jaccard"] or 0) and row["fve"] >= best["fve"]
             for row in rows
         )
     elif near:
-        assert best["fve"] >= max(row["fve"] for row in near) - 1e-9
+        assert best["fve"] >= max(row["fve"] for row in near) - search.FVE_EQUAL - 1e-9
 
 
 def test_the_search_holds_out_whole_documents_at_the_end_of_the_training_text():

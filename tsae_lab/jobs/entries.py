@@ -91,10 +91,11 @@ def _bypass(config: Config, around: Surroundings) -> System:
 
 
 def _t_sae(about: str, alpha: float = 0.1, **fixed: Any) -> Entry:
-    own = {"alpha": alpha}
-    make = _contrast(**fixed)
+    own, make = {"alpha": alpha}, _contrast(**fixed)
     search = "alpha", (0.03, 0.1, 0.3)
-    return Entry(about=about, kind="rival", make=make, own=own, search=search, buys="jaccard")
+    return Entry(
+        about=about, kind="rival", make=make, own=own, rate=2.0, search=search, buys="jaccard"
+    )
 
 
 RIVALS = {

@@ -28,6 +28,7 @@ SEARCH_SEED = 100  # of no table
 SEARCH_SHARE = 1 / 3  # of the steps, that each SAE is trained for
 TRIAL_STEPS = 8  # from which the search's time is told
 FVE_GIVEN = 0.005  # that a system may give for the stability that its coefficient is there for
+FVE_EQUAL = 0.001  # a difference that counts as none
 L0_NEAR = 1.25  # times k, or k over it: an L0 that counts as k
 OURS = ("static", "tsae")  # the systems that are no rivals and are searched, too
 
@@ -118,19 +119,20 @@ def _row(contest: Contest, arm: Arm, clock: Countdown) -> dict[str, Any]:
 def best_arm(entry: Entry, k: int, rows: Sequence[ArmRow]) -> ArmRow:
     """The best of some arms of a system, by what its coefficient buys.
 
-    "fve": the largest FVE. "jaccard": the largest overlap of neighbouring codes of those within
-    `FVE_GIVEN` of the largest FVE. "l0": the largest FVE of those with an L0 near k, or the nearest
-    L0 where none is.
+    "fve": the largest FVE, of equal ones (within `FVE_EQUAL`) that with the L0 nearest to k.
+    "jaccard": the largest overlap of neighbouring codes of those within `FVE_GIVEN` of the largest
+    FVE. "l0": as "fve", of those with an L0 near k, or the nearest L0 where none is.
     """
+    away = {id(row): abs(math.log(max(row["l0"], 1e-9) / k)) for row in rows}
+    if entry.buys == "l0":
+        most = max(math.log(L0_NEAR), min(away.values()))
+        rows = [row for row in rows if away[id(row)] <= most]
     best = max(row["fve"] for row in rows)
     if entry.buys == "jaccard":
         faithful = [row for row in rows if row["fve"] >= best - FVE_GIVEN]
         return max(faithful, key=lambda row: (row["jaccard"] or 0.0, row["fve"]))
-    if entry.buys == "l0":
-        away = [abs(math.log(max(row["l0"], 1e-9) / k)) for row in rows]
-        most = max(math.log(L0_NEAR), min(away))
-        rows = [row for row, far in zip(rows, away, strict=True) if far <= most]
-    return max(rows, key=lambda row: row["fve"])
+    equal = [row for row in rows if row["fve"] >= best - FVE_EQUAL]
+    return min(equal, key=lambda row: (away[id(row)], -row["fve"]))
 
 
 def _inner(contest: Contest) -> Contest:

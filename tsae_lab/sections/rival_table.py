@@ -410,8 +410,9 @@ def _ceilings(info: Mapping[str, Any]) -> str:
 
 
 TUNING = (
-    "All systems share the run's recipe; none was tuned by a search of its own here, ours was "
-    "tuned on these texts (docs/RIVALS.md)."
+    "Tuning of a system: 3 to 5 learning rates and, where it has a coefficient, 3 values of it, "
+    "one seed, a third of the steps, on held-out training documents (docs/RIVALS.md); the TSAE's "
+    "memory and coupling had more trials (docs/RESULTS.md, section 9)."
 )
 
 
