@@ -20,7 +20,17 @@ from tsae_lab.jobs import entries, training
 from tsae_lab.jobs.entries import Surroundings
 from tsae_lab.jobs.plan import Config
 from tsae_lab.measures import evaluation, readout
-from tsae_lab.rivals import batch_topk, bypass, crosscoder, persistent, posthoc, relu, system, tfa
+from tsae_lab.rivals import (
+    batch_topk,
+    bypass,
+    crosscoder,
+    persistent,
+    posthoc,
+    ragged,
+    relu,
+    system,
+    tfa,
+)
 from tsae_lab.rivals.t_sae import FRACTIONS, contrastive_loss, t_sae_system
 
 FP32 = torch.float32
@@ -184,10 +194,14 @@ def test_nested_reconstructions_are_those_of_the_first_features_alone():
     assert ends[-1] == D_SAE
     assert ends == sorted(ends)
     acts = torch.rand(2, 3, D_SAE, generator=generator())
-    for end, x_hat in zip(ends, batch_topk.nested_decode(named, acts, ends, FP32), strict=True):
-        alone = acts.clone()
+    flat = acts.flatten(0, 1)
+    on = ragged.entries_where(flat > 0.5)
+    nested = batch_topk.nested_decode(named, flat[on.token, on.feature], on, ends)
+    for end, x_hat in zip(ends, nested, strict=True):
+        alone = acts * (acts > 0.5)
         alone[..., end:] = 0
-        torch.testing.assert_close(x_hat, system.dense_decode(named, alone, FP32))
+        expected = system.dense_decode(named, alone, FP32).flatten(0, 1)
+        torch.testing.assert_close(x_hat, expected)
     with pytest.raises(ValueError, match="sum to 1"):
         batch_topk.group_ends(8, (0.5, 0.4))
 
@@ -309,6 +323,54 @@ def test_the_penalty_of_relu_warms_up_and_resampling_touches_the_dead_alone():
     alive = named["W_enc"][:, ~dead].norm(dim=0).mean()
     torch.testing.assert_close(fresh["W_enc"][:, dead].norm(dim=0), 0.2 * alive.expand(2))
     assert relu.resampled(named, x, none.x_hat, ~dead & dead, generator()) == {}
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_batch_topk_and_t_sae_have_the_loss_and_gradients_of_dense_codes(alpha):
+    made = t_sae_system(k=K, d_sae=D_SAE, low=FP32, alpha=alpha)
+    named = {name: t.double().requires_grad_() for name, t in started(made).items()}
+    x, weight = some_x(5, 8).double(), torch.ones(5, 8)
+    weight[1, 5:] = 0
+    x = x * weight[..., None]
+    explained = made.explain(named, x, weight, 0.0)
+    pre = (x - named["b_dec"].detach()) @ named["W_enc"] + named["b_enc"]
+    acts = batch_topk.batch_selected(pre.relu(), weight > 0, K)
+    high = batch_topk.group_ends(D_SAE, FRACTIONS)[0]
+    parts = [acts[..., :high] @ named["W_dec"][:high]]
+    parts.append(parts[0] + acts[..., high:] @ named["W_dec"][high:])
+    losses = [system.squared_error(x, part + named["b_dec"], weight) for part in parts]
+    expected = (losses[0] + losses[1]) / 2
+    if alpha:
+        z = acts[..., :high] / named["unit"].sqrt()
+        expected = expected + alpha * named["unit"] * contrastive_loss(z, weight, 1, "cosine")
+    torch.testing.assert_close(explained.loss, expected)
+    learned = [named[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")]
+    for ours, dense in zip(
+        torch.autograd.grad(explained.loss, learned), torch.autograd.grad(expected, learned),
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(ours, dense)
+    assert torch.equal(tsae.dense(explained.codes, D_SAE) > 0, acts > 0)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 4), st.integers(1, 7), st.floats(0, 1), st.integers(0, 99))
+def test_ragged_codes_are_the_dense_ones(n_tokens, d_sae, share, seed):
+    """`ragged_values`, `ragged_decode`, `ragged_dense` and `padded_codes`; tokens may have none."""
+    draw = torch.Generator().manual_seed(seed)
+    make = lambda *shape: torch.randn(*shape, generator=draw).double().requires_grad_()  # noqa: E731
+    x, W_enc, b_enc, W_dec = make(n_tokens, 3), make(3, d_sae), make(d_sae), make(d_sae, 3)
+    pre = x @ W_enc + b_enc
+    on = torch.rand(n_tokens, d_sae, generator=draw) < share
+    where = ragged.entries_where(on)
+    vals = ragged.ragged_values(pre, where, x, W_enc, b_enc)
+    acts = (x.detach() @ W_enc + b_enc) * on
+    torch.testing.assert_close(ragged.ragged_dense(vals, where, d_sae), acts)
+    torch.testing.assert_close(ragged.ragged_decode(vals, where, W_dec), acts @ W_dec)
+    codes = system.padded_codes(vals, where, (n_tokens, 1))
+    torch.testing.assert_close(tsae.dense(codes, d_sae)[:, 0], acts.detach())
+    few, some = where.within(1, 3)
+    torch.testing.assert_close(ragged.ragged_dense(vals[some], few, d_sae)[:, 1:3], acts[:, 1:3])
 
 
 def test_packed_codes_are_the_dense_ones():

@@ -16,6 +16,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tsae import Codes
+from tsae_lab.rivals.ragged import (
+    Entries,
+    entries_where,
+    ragged_decode,
+    ragged_dense,
+    ragged_values,
+)
 from tsae_lab.rivals.system import (
     KEEP,
     Explained,
@@ -24,14 +31,15 @@ from tsae_lab.rivals.system import (
     active_codes,
     dense_decode,
     dense_pre,
+    padded_codes,
     real_tokens,
     squared_error,
     start_tensors,
 )
 
 SAMPLED = 61  # one value in so many is looked at first
-Penalty = Callable[[Named, Float[Tensor, "batch seq d_sae"], Tensor], Tensor]
-"""Something added to the loss, of named tensors, dense codes and weight."""
+Penalty = Callable[[Named, Float[Tensor, "batch seq first"], Tensor], Tensor]
+"""Something added to the loss, of named tensors, dense codes of the first fraction, and weight."""
 
 
 def batch_topk_system(
@@ -49,15 +57,22 @@ def batch_topk_system(
     ends = group_ends(d_sae, fractions)
 
     def explain(named: Named, x: Tensor, weight: Tensor, share: float) -> Explained:  # noqa: ARG001
-        acts = batch_selected(dense_pre(named, x, low).relu(), weight > 0, k)
-        nested = nested_decode(named, acts, ends, low)
+        flat, real = (x - named["b_dec"].detach()).flatten(0, 1), weight.flatten() > 0
+        with torch.no_grad():
+            pre = dense_pre(named, x, low).flatten(0, 1)
+            on = (pre > 0) & (pre >= least_selected(pre, real, k)) & real[:, None]
+        entries = entries_where(on)
+        vals = ragged_values(pre, entries, flat, named["W_enc"], named["b_enc"])
+        nested = [x_hat.view_as(x) for x_hat in nested_decode(named, vals, entries, ends)]
         loss = torch.stack([squared_error(x, x_hat, weight) for x_hat in nested]).mean()
-        loss = loss if penalty is None else loss + penalty(named, acts, weight)
-        real = acts.detach()[weight > 0]
-        least = real[real > 0].min() if (real > 0).any() else named["threshold"]
-        before = named["threshold"]
+        if penalty is not None:
+            high, some = entries.within(0, ends[0])
+            acts = ragged_dense(vals[some], high, ends[0]).unflatten(0, x.shape[:2])
+            loss = loss + penalty(named, acts, weight)
+        before, held = named["threshold"], vals.detach()
+        least = held.min() if len(held) else before
         threshold = torch.where(before < 0, least, KEEP * before + (1 - KEEP) * least)
-        codes, buffers = active_codes(acts), {"threshold": threshold}
+        codes, buffers = padded_codes(held, entries, x.shape[:2]), {"threshold": threshold}
         return Explained(loss=loss, x_hat=nested[-1], codes=codes, buffers=buffers)
 
     def run(named: Named, x: Tensor) -> tuple[Tensor, Codes]:
@@ -89,27 +104,34 @@ def batch_selected(
     acts: Float[Tensor, "batch seq d_sae"], real: Bool[Tensor, "batch seq"], k: int
 ) -> Float[Tensor, "batch seq d_sae"]:
     """`acts` (>= 0) where among the `k * n` largest of the n real tokens; equal ones all stay."""
-    values = acts.detach()[real].flatten()
+    least = least_selected(acts.detach().flatten(0, 1), real.flatten(), k)
+    return acts * ((acts >= least) & real[..., None])
+
+
+def least_selected(
+    pre: Float[Tensor, "tokens d_sae"], real: Bool[Tensor, " tokens"], k: int
+) -> Float[Tensor, ""]:
+    """The least of the `k * n` largest values of the n real tokens; infinity without one."""
+    values = (pre if bool(real.all()) else pre[real]).flatten()
     n = min(k * int(real.sum()), len(values))
     if n == 0:
-        return acts * 0
+        return pre.new_tensor(torch.inf)
     # a sample says above which value to look; the search itself is exact
     sample = values[::SAMPLED]
     near = sample.topk(min(len(sample), 2 * n // SAMPLED + 8)).values.min()
     high = values[values >= near]
     high = high if len(high) >= n else values
-    least = high.kthvalue(len(high) - n + 1).values
-    return acts * ((acts >= least) & real[..., None])
+    return high.kthvalue(len(high) - n + 1).values
 
 
 def nested_decode(
-    named: Named, acts: Float[Tensor, "batch seq d_sae"], ends: Sequence[int], low: torch.dtype
-) -> list[Float[Tensor, "batch seq d_in"]]:
+    named: Named, vals: Float[Tensor, " entries"], entries: Entries, ends: Sequence[int]
+) -> list[Float[Tensor, "tokens d_in"]]:
     """Reconstructions from the features before each of `ends`; the last is the whole one."""
     out, begin, x_hat = [], 0, named["b_dec"]
     for end in ends:
-        group = {"W_dec": named["W_dec"][begin:end], "b_dec": x_hat}
-        x_hat = dense_decode(group, acts[..., begin:end], low)
+        group, some = entries.within(begin, end) if len(ends) > 1 else (entries, slice(None))
+        x_hat = x_hat + ragged_decode(vals[some], group, named["W_dec"])
         out.append(x_hat)
         begin = end
     return out

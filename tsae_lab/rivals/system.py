@@ -4,7 +4,7 @@ Named tensors are those of a static SAE (`W_enc`, `b_enc`, `W_dec`, `b_dec`; row
 norm) and what a system has beside them. `x` is 0 at padding, which lies at a sequence's end.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 import tsae
 import tsae_kernels
 from tsae import Codes
+from tsae_lab.rivals.ragged import Entries, entries_where
 
 Named = Mapping[str, Tensor]
 Run = Callable[[Float[Tensor, "batch seq d_in"]], tuple[Float[Tensor, "batch seq d_in"], Codes]]
@@ -123,10 +124,16 @@ def dense_decode(
 def active_codes(acts: Float[Tensor, "batch seq d_sae"]) -> Codes:
     """The active features of dense codes, as wide as the token with the most of them; detached."""
     flat = acts.detach().flatten(0, 1)
-    token, feature = (flat > 0).nonzero(as_tuple=True)
-    count = token.bincount(minlength=len(flat))
-    slot = torch.arange(len(token), device=token.device) - (count.cumsum(0) - count)[token]
-    shape = (len(flat), max(int(count.max()), 1))
-    vals, idx = flat.new_zeros(shape), feature.new_zeros(shape)
-    vals[token, slot], idx[token, slot] = flat[token, feature], feature
-    return Codes(vals.unflatten(0, acts.shape[:2]), idx.unflatten(0, acts.shape[:2]))
+    entries = entries_where(flat > 0)
+    return padded_codes(flat[entries.token, entries.feature], entries, acts.shape[:2])
+
+
+def padded_codes(vals: Float[Tensor, " entries"], entries: Entries, shape: Sequence[int]) -> Codes:
+    """Codes of (batch, seq) tokens, 0 behind the features of a token; detached."""
+    token, n = entries.token, entries.n_tokens
+    count, first = token.bincount(minlength=n), entries.begin
+    slot = torch.arange(len(token), device=token.device) - first[token]
+    wide = max(int(count.max()), 1) if n else 1
+    flat, idx = vals.new_zeros(n, wide), token.new_zeros(n, wide)
+    flat[token, slot], idx[token, slot] = vals.detach(), entries.feature
+    return Codes(flat.unflatten(0, tuple(shape)), idx.unflatten(0, tuple(shape)))

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from tsae_lab.rivals.batch_topk import batch_topk_system, group_ends
+from tsae_lab.rivals.batch_topk import batch_topk_system
 from tsae_lab.rivals.system import Named, System
 
 FRACTIONS = (0.2, 0.8)  # high-level and low-level features
@@ -40,10 +40,9 @@ def t_sae_system(
     similarity: Similarity = "cosine",
 ) -> System:
     """T-SAE with contrast of strength `alpha` between tokens `lag` apart."""
-    high = group_ends(d_sae, FRACTIONS)[0]
 
     def penalty(named: Named, acts: Tensor, weight: Tensor) -> Tensor:
-        z = acts[..., :high] / named["unit"].sqrt()
+        z = acts / named["unit"].sqrt()
         return alpha * named["unit"] * contrastive_loss(z, weight, lag, similarity)
 
     shared = {"k": k, "d_sae": d_sae, "low": low, "fractions": FRACTIONS}
