@@ -5,7 +5,6 @@ compute, and its gradients, is what a dense code does, at the cost of the entrie
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,15 +77,15 @@ def _codes_t_product(vals: Tensor, entries: Entries, x: Tensor, d_sae: int) -> T
 
 class _Values(Function):
     @staticmethod
-    def forward(ctx: Any, vals: Tensor, entries: Any, x: Tensor, W: Tensor, b: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(ctx, vals, entries, x, W_enc, b_enc):  # noqa: ARG004
         ctx.save_for_backward(x)
-        ctx.entries, ctx.d_sae = entries, len(b)
+        ctx.entries, ctx.d_sae = entries, len(b_enc)
         return vals.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
+    def backward(ctx, *grads):
+        (x,), (grad,) = ctx.saved_tensors, grads
         d_W = _codes_t_product(grad, ctx.entries, x, ctx.d_sae).t()
         d_b = grad.new_zeros(ctx.d_sae).index_add_(0, ctx.entries.feature, grad)
         return None, None, None, d_W, d_b
@@ -94,7 +93,7 @@ class _Values(Function):
 
 class _Decoded(Function):
     @staticmethod
-    def forward(ctx: Any, vals: Tensor, entries: Entries, W_dec: Tensor) -> Tensor:
+    def forward(ctx, vals, entries, W_dec):
         ctx.save_for_backward(vals, W_dec)
         ctx.entries = entries
         begin = entries.begin
@@ -102,8 +101,8 @@ class _Decoded(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (vals, W_dec), entries, grad = ctx.saved_tensors, ctx.entries, grad.contiguous()
+    def backward(ctx, *grads):
+        (vals, W_dec), entries, grad = ctx.saved_tensors, ctx.entries, grads[0].contiguous()
         d_vals = torch.ops.aten._embedding_bag_per_sample_weights_backward(
             grad, W_dec, entries.feature, entries.begin, entries.token, 0, -1
         )
