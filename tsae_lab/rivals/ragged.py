@@ -84,7 +84,7 @@ class _Values(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads):
+    def backward(ctx, *grads):  # pyright: ignore[reportIncompatibleMethodOverride]
         (x,), (grad,) = ctx.saved_tensors, grads
         d_W = _codes_t_product(grad, ctx.entries, x, ctx.d_sae).t()
         d_b = grad.new_zeros(ctx.d_sae).index_add_(0, ctx.entries.feature, grad)
@@ -101,7 +101,7 @@ class _Decoded(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads):
+    def backward(ctx, *grads):  # pyright: ignore[reportIncompatibleMethodOverride]
         (vals, W_dec), entries, grad = ctx.saved_tensors, ctx.entries, grads[0].contiguous()
         d_vals = torch.ops.aten._embedding_bag_per_sample_weights_backward(
             grad, W_dec, entries.feature, entries.begin, entries.token, 0, -1
