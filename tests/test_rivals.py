@@ -147,6 +147,7 @@ def test_batch_topk_keeps_the_largest_of_the_batch_and_of_one_token_is_topk(data
     least = flat[k * 10 - 1]
     expected = torch.where((acts >= least) & real[..., None], acts, 0)
     assert torch.equal(chosen, expected)
+    assert batch_topk.least_selected(acts.flatten(0, 1), real.flatten(), k) == least
     one = torch.rand(1, 1, 9, generator=generator(k))
     alone = batch_topk.batch_selected(one, torch.ones(1, 1, dtype=torch.bool), k)
     assert torch.equal(
