@@ -29,9 +29,7 @@ def test_threads_are_those_wanted_then_those_of_the_environment_then_all(
 
 
 MEMORY = """
-import experiment
-from tsae_lab import definitions, terminal
-from tsae_lab.jobs import commands
+from tsae_lab import terminal
 def megabytes():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
 terminal.fast_memory()
