@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -280,13 +281,32 @@ def store_place(
     return root / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20], key
 
 
+@dataclass(frozen=True, eq=False)
+class TokenMaps:
+    """The files that tokens are memory maps of, and the `tokens_digest` of what is in them."""
+
+    digest: str
+    arrays: Sequence[np.ndarray]
+
+
+token_maps: WeakKeyDictionary[Tokens, TokenMaps] = WeakKeyDictionary()  # of the tokens in files
+
+
 @functools.lru_cache(maxsize=8)
 def tokens_digest(tokens: Tokens) -> str:
     """sha256 over the ids and where they come from, in hexadecimal."""
+    if tokens in token_maps:
+        return token_maps[tokens].digest
     digest = hashlib.sha256()
     for array in _token_arrays(tokens).values():
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def forget_tokens(tokens: Tokens) -> None:
+    """What was read of tokens in files need not stay in this process."""
+    for array in token_maps[tokens].arrays if tokens in token_maps else ():
+        forget(array)
 
 
 def _token_arrays(tokens: Tokens) -> dict[str, np.ndarray]:

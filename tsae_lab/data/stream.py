@@ -61,6 +61,7 @@ class Stream:
     def raw(self, picked: Int[Tensor, " rows"]) -> np.ndarray:
         """The sequences with their attention sinks, as the store has them on disk: bf16 bits."""
         tokens = Tokens(**{name: value[picked] for name, value in vars(self.tokens).items()})
+        store.forget_tokens(self.tokens)
         return block_of(self.lm, tokens, self.hook, slice(0, len(picked)))
 
 

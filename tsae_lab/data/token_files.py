@@ -26,6 +26,7 @@ from tsae_lab.terminal import console
 TOKENS_FORMAT = 1
 TOKENS_ABOUT = "tokens.json"
 VAL_FRAC = 0.1  # of the documents of a large text
+BLOCK_BYTES = 1 << 20  # of a file that are read at a time
 AT_ONCE = 256  # documents that are packed together
 ARRAYS = {"ids": np.int32, "valid": np.bool_, "document": np.int32, "start": np.int32,
           "chars": np.int32}  # fmt: skip
@@ -153,19 +154,29 @@ def mapped_tokens(folder: Path) -> dict[str, Tokens]:
     """The sequences that `write_tokens` wrote, memory-mapped; ValueError where they are damaged."""
     splits = {}
     for split, fields in checksums.read_sealed(folder / TOKENS_ABOUT).items():
-        tensors = {}
+        arrays, every = {}, hashlib.sha256()
         for name, dtype in ARRAYS.items():
             (shape, digest), path = fields[name], folder / f"{split}.{name}"
             if path.stat().st_size != math.prod(shape) * np.dtype(dtype).itemsize:
                 raise ValueError(f"{path.name} has another size")
-            # copy on write: what nobody writes to stays in the file
-            array = np.memmap(path, dtype=dtype, mode="c", shape=tuple(shape))
-            if hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest() != digest:
+            if _file_digest(path, every) != digest:
                 raise ValueError(f"{path.name} has another content")
-            store.forget(array)  # which was read to its end
-            tensors[name] = torch.from_numpy(array)
-        splits[split] = Tokens(**tensors)
+            # copy on write: what nobody writes to stays in the file
+            arrays[name] = np.memmap(path, dtype=dtype, mode="c", shape=tuple(shape))
+        tokens = Tokens(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+        store.token_maps[tokens] = store.TokenMaps(every.hexdigest(), list(arrays.values()))
+        splits[split] = tokens
     return splits
+
+
+def _file_digest(path: Path, every: Any) -> str:
+    """sha256 of a file, which `every` reads too: block by block, none of it stays in memory."""
+    own = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            own.update(block)
+            every.update(block)
+    return own.hexdigest()
 
 
 # ---------------------------------------------------------------------------------- large texts
