@@ -21,7 +21,7 @@ import tsae
 import tsae_kernels
 from tsae_lab import devices
 from tsae_lab.data import language_model
-from tsae_lab.jobs import schedules, training
+from tsae_lab.jobs import peer_steps, peers, schedules, training
 from tsae_lab.jobs.training import Recipe, final_dials
 from tsae_lab.measures.evaluation import wait_for
 from tsae_lab.terminal import cell, cpu_threads, fast_memory, one_line_errors, print_table
@@ -313,6 +313,9 @@ def bench_command(
     profile: Annotated[
         bool, typer.Option("--profile", help="show the operations of one TSAE step too")
     ] = False,
+    peers_python: Annotated[
+        str, typer.Option("--peers", metavar="PYTHON", help=f"with {', '.join(peer_steps.PEERS)}")
+    ] = "",
 ) -> None:
     """Tokens per second of training: dense fp32 SAE, static SAE, TSAE; and what takes the time."""
     recipe = Recipe(
@@ -326,10 +329,25 @@ def bench_command(
     with one_line_errors():
         tsae.check_dials(final_dials(recipe), d_sae=d_sae)
         place = devices.check_device(device)
+        other = peers_python and peers.interpreter(peers_python)
         fast_memory()
         devices.same_sums()
         torch.set_num_threads(cpu_threads(threads))
         _bench(recipe, (batch, seq, d_in), place, repeats, profile=profile)
+        if other:
+            _beside_peers(other, job_of(recipe, (batch, seq, d_in), place), repeats)
+
+
+def _beside_peers(python: str, job: Job, repeats: int) -> None:
+    """Our static step, with float32 products too, beside those of other libraries."""
+    recipe = job.recipe
+    about = {"shape": list(job.x.shape), "d_sae": recipe.d_sae, "k": recipe.k, "lr": recipe.lr}
+    about |= {"device": str(job.device), "threads": torch.get_num_threads(), "repeats": repeats}
+    arms = {
+        f"ours, {_name_of(low)}": our_step(replace(job, low=low), temporal=False)
+        for low in dict.fromkeys((job.low, torch.float32))
+    }
+    peers.show_peers(python, about, arms)
 
 
 def job_of(recipe: Recipe, shape: tuple[int, int, int], device: torch.device) -> Job:
