@@ -107,7 +107,7 @@ RIVALS = {
     ),
     "relu": Entry(
         about="ReLU + L1 with resampling", kind="rival", make=_relu,
-        own={"l1": 0.02, "warmup_share": 0.1}, search=("l1", (0.01, 0.02, 0.04)), buys="l0",
+        own={"l1": 0.2, "warmup_share": 0.1}, search=("l1", (0.1, 0.2, 0.4)), buys="l0",
     ),
     "matryoshka": Entry(
         about="Matryoshka batch top-k, fractions .2 and .8", kind="rival", make=_nested(*FRACTIONS)

@@ -21,8 +21,8 @@ from tsae_lab.jobs.plan import Data
 from tsae_lab.measures import evaluation
 from tsae_lab.terminal import Countdown, cell, console, print_table
 
-FACTORS = (0.5, 1.0, 2.0)  # of the run's learning rate, at the system's own coefficient
-BEYOND = 2  # further rates, at most, where the best one is the first or the last
+FACTORS = (0.5, 1.0, 2.0)  # of the run's learning rate
+BEYOND = 2  # further ones, at most, where the best is the first or the last
 HELD = 0.07  # of the training sequences, from the beginning of a document
 SEARCH_SEED = 100  # of no table
 SEARCH_SHARE = 1 / 3  # of the steps, that each SAE is trained for
@@ -56,7 +56,7 @@ def searched(contest: Contest, names: Sequence[str]) -> dict[str, Any]:
     out_dir, inner = contest.unit.log.parent, _inner(contest)
     inner.unit.folder.mkdir(parents=True, exist_ok=True)
     systems = [name for name in names if name in OURS or entry_of(name).kind == "rival"]
-    planned = [arm for name in systems for arm in (*_rates(name), *_coefficients(name, 1.0))]
+    planned = [arm for name in systems for arm in _planned(name)]
     left = [arm for arm in planned if not _is_there(inner, arm)]
     steps = inner.unit.config.steps
     line = f"the search trains {len(planned)} SAEs or more for {steps} steps each"
@@ -75,36 +75,44 @@ def searched(contest: Contest, names: Sequence[str]) -> dict[str, Any]:
     return {"tuning": rows}
 
 
-def _rates(name: str) -> list[Arm]:
+def _grid(name: str) -> list[tuple[str, tuple[float, ...]]]:
+    """What is searched, in this order, and where: the rate, then the coefficient; that on which the
+    L0 depends before the rate.
+    """
     entry = entry_of(name)
-    value = entry.own.get(entry.search[0])
-    return [Arm(name=name, factor=factor, value=value) for factor in FACTORS]
+    axes = [("factor", FACTORS), ("value", entry.search[1])]
+    return [axis for axis in (axes[::-1] if entry.buys == "l0" else axes) if axis[1]]
 
 
-def _coefficients(name: str, factor: float) -> list[Arm]:
-    """The values of the coefficient that are not the system's own."""
-    coefficient, values = entry_of(name).search
-    others = [value for value in values if value != entry_of(name).own[coefficient]]
-    return [Arm(name=name, factor=factor, value=value) for value in others]
+def _planned(name: str) -> list[Arm]:
+    """The arms of a system, as if its own values were the best."""
+    start = _start(name)
+    arms = [replace(start, **{axis: v}) for axis, values in _grid(name) for v in values]
+    return list(dict.fromkeys(arms))
+
+
+def _start(name: str) -> Arm:
+    return Arm(name=name, factor=1.0, value=entry_of(name).own.get(entry_of(name).search[0]))
 
 
 def _of_system(contest: Contest, name: str, clock: Countdown) -> list[dict[str, Any]]:
-    """The rows of a system: rates, with further ones while the best is the least or the most of
-    them, then the other values of its coefficient at the best rate.
-    """
-    entry, k = entry_of(name), contest.unit.config.k
-    of_rates = entry if entry.buys == "l0" else replace(entry, buys="fve")
-    arms, n = _rates(name), len(FACTORS) + BEYOND
-    rows = [_row(contest, arm, clock) for arm in arms]
-    while (best := best_arm(of_rates, k, rows)) and len(rows) < n:
-        rates = [row["rate"] for row in rows]
-        if min(rates) < best["rate"] < max(rates):
-            break
-        factor = best["rate"] * (2.0 if best["rate"] == max(rates) else 0.5)
-        rows.append(_row(contest, replace(arms[0], factor=factor), clock))
-    rows += [_row(contest, arm, clock) for arm in _coefficients(name, best["rate"])]
-    taken = best_arm(entry, k, [row for row in rows if row["rate"] == best["rate"]])
-    return [row | {"chosen": row is taken} for row in rows]
+    """The rows of a system: one axis after the other, each at the best of those before."""
+    entry, best, rows = entry_of(name), _start(name), {}
+    for axis, values in _grid(name):
+        by = entry if axis == "value" or entry.buys == "l0" else replace(entry, buys="fve")
+        wide = axis == "factor" or entry.buys == "l0"
+        arms = [replace(best, **{axis: value}) for value in values]
+        while True:
+            rows |= {arm: _row(contest, arm, clock) for arm in arms}
+            taken = best_arm(by, contest.unit.config.k, [rows[arm] for arm in arms])
+            best = next(arm for arm in arms if rows[arm] is taken)
+            tried = [getattr(arm, axis) for arm in arms]
+            value = getattr(best, axis)
+            inside = min(tried) < value < max(tried)
+            if inside or not wide or len(arms) == len(values) + BEYOND:
+                break
+            arms.append(replace(best, **{axis: value * (2 if value == max(tried) else 0.5)}))
+    return [row | {"chosen": arm == best} for arm, row in rows.items()]
 
 
 def _row(contest: Contest, arm: Arm, clock: Countdown) -> dict[str, Any]:
@@ -178,10 +186,12 @@ def _arm_place(contest: Contest, arm: Arm) -> Path:
 
 
 def _is_there(contest: Contest, arm: Arm) -> bool:
-    """Whether an arm is done; one with a coefficient of the grid at whatever rate was the best."""
-    own = arm.value == entry_of(arm.name).own.get(entry_of(arm.name).search[0])
-    rate = f"{arm.factor:g}" if own else "*"
-    return any(contest.unit.folder.glob(f"{arm.name}_{rate}_{arm.value}.json"))
+    """Whether an arm is done; one of a later axis at whatever was the best of the one before."""
+    axes, start = [axis for axis, _ in _grid(arm.name)], _start(arm.name)
+    free = len(axes) > 1 and getattr(arm, axes[1]) != getattr(start, axes[1])
+    factor = "*" if free and axes[1] == "value" else f"{arm.factor:g}"
+    value = "*" if free and axes[1] == "factor" else arm.value
+    return any(contest.unit.folder.glob(f"{arm.name}_{factor}_{value}.json"))
 
 
 def _measure(contest: Contest, arm: Arm) -> None:
