@@ -110,26 +110,29 @@ RIVALS = {
         own={"l1": 0.2, "warmup_share": 0.1}, search=("l1", (0.1, 0.2, 0.4)), buys="l0",
     ),
     "matryoshka": Entry(
-        about="Matryoshka batch top-k, fractions .2 and .8", kind="rival", make=_nested(*FRACTIONS)
+        about="Matryoshka batch top-k, fractions .2 and .8", kind="rival", make=_nested(*FRACTIONS),
+        rate=2.0,
     ),
     "matryoshka_5": Entry(
-        about="Matryoshka batch top-k, five nested", kind="rival", make=_nested(*NESTED)
+        about="Matryoshka batch top-k, five nested", kind="rival", make=_nested(*NESTED), rate=2.0
     ),
     "t_sae": _t_sae("T-SAE, cosine, lag 1, alpha .1"),
     "t_sae_inner": _t_sae("T-SAE, inner product", similarity="inner"),
     "t_sae_lag_2": _t_sae("T-SAE, lag 2", lag=2),
     "t_sae_lag_4": _t_sae("T-SAE, lag 4", lag=4),
     "t_sae_alpha_1": _t_sae("T-SAE, alpha 1", alpha=1.0),
-    "tfa": Entry(about="TFA", kind="rival", make=_as_is(tfa_system)),
+    "tfa": Entry(about="TFA", kind="rival", make=_as_is(tfa_system), rate=2.0),
     "tfa_shuffled": Entry(
         about="TFA, trained on shuffled sequences", kind="rival", make=_as_is(tfa_system),
-        shuffled=True,
+        rate=2.0, shuffled=True,
     ),
     "persistent": Entry(
         about="Persistent SAE", kind="rival", make=_as_is(persistent_system),
-        own={"retention": 0.3}, search=("retention", (0.1, 0.3, 0.6)), buys="jaccard",
+        rate=2.0, own={"retention": 0.3}, search=("retention", (0.1, 0.3, 0.6)), buys="jaccard",
     ),
-    "crosscoder": Entry(about="temporal crosscoder, T = 4", kind="rival", make=_crosscoder),
+    "crosscoder": Entry(
+        about="temporal crosscoder, T = 4", kind="rival", make=_crosscoder, rate=0.5
+    ),
 }  # fmt: skip
 
 CONTROLS = {
