@@ -93,9 +93,7 @@ def _bypass(config: Config, around: Surroundings) -> System:
 def _t_sae(about: str, alpha: float = 0.1, **fixed: Any) -> Entry:
     own, make = {"alpha": alpha}, _contrast(**fixed)
     search = "alpha", (0.03, 0.1, 0.3)
-    return Entry(
-        about=about, kind="rival", make=make, own=own, rate=2.0, search=search, buys="jaccard"
-    )
+    return Entry(about=about, kind="rival", make=make, own=own, search=search, buys="jaccard")
 
 
 RIVALS = {
@@ -110,28 +108,27 @@ RIVALS = {
         own={"l1": 0.2, "warmup_share": 0.1}, search=("l1", (0.1, 0.2, 0.4)), buys="l0",
     ),
     "matryoshka": Entry(
-        about="Matryoshka batch top-k, fractions .2 and .8", kind="rival", make=_nested(*FRACTIONS),
-        rate=2.0,
+        about="Matryoshka batch top-k, fractions .2 and .8", kind="rival", make=_nested(*FRACTIONS)
     ),
     "matryoshka_5": Entry(
-        about="Matryoshka batch top-k, five nested", kind="rival", make=_nested(*NESTED), rate=2.0
+        about="Matryoshka batch top-k, five nested", kind="rival", make=_nested(*NESTED)
     ),
     "t_sae": _t_sae("T-SAE, cosine, lag 1, alpha .1"),
     "t_sae_inner": _t_sae("T-SAE, inner product", similarity="inner"),
     "t_sae_lag_2": _t_sae("T-SAE, lag 2", lag=2),
     "t_sae_lag_4": _t_sae("T-SAE, lag 4", lag=4),
     "t_sae_alpha_1": _t_sae("T-SAE, alpha 1", alpha=1.0),
-    "tfa": Entry(about="TFA", kind="rival", make=_as_is(tfa_system), rate=2.0),
+    "tfa": Entry(about="TFA", kind="rival", make=_as_is(tfa_system)),
     "tfa_shuffled": Entry(
         about="TFA, trained on shuffled sequences", kind="rival", make=_as_is(tfa_system),
-        rate=2.0, shuffled=True,
+        shuffled=True,
     ),
     "persistent": Entry(
         about="Persistent SAE", kind="rival", make=_as_is(persistent_system),
-        rate=2.0, own={"retention": 0.3}, search=("retention", (0.1, 0.3, 0.6)), buys="jaccard",
+        own={"retention": 0.3}, search=("retention", (0.1, 0.3, 0.6)), buys="jaccard",
     ),
     "crosscoder": Entry(
-        about="temporal crosscoder, T = 4", kind="rival", make=_crosscoder, rate=0.5
+        about="temporal crosscoder, T = 4", kind="rival", make=_crosscoder
     ),
 }  # fmt: skip
 

@@ -1,8 +1,8 @@
 """run_4's search: the learning rate and the coefficient of every system, at equal budgets.
 
 Each SAE is trained on the first text's training sequences less the last `HELD` of them, on which it
-is then measured, with a seed that no table has; what is done is not made again. Nothing is taken
-over from it: `entries` holds the values.
+is then measured, for all of the run's steps and with a seed that no table has; what is done is not
+made again. Nothing is taken over from it: `entries` holds the values.
 """
 
 import math
@@ -25,7 +25,6 @@ FACTORS = (0.5, 1.0, 2.0)  # of the run's learning rate
 BEYOND = 2  # further ones, at most, where the best is the first or the last
 HELD = 0.07  # of the training sequences, from the beginning of a document
 SEARCH_SEED = 100  # of no table
-SEARCH_SHARE = 1 / 3  # of the steps, that each SAE is trained for
 TRIAL_STEPS = 8  # from which the search's time is told
 FVE_GIVEN = 0.005  # that a system may give for the stability that its coefficient is there for
 FVE_EQUAL = 0.001  # a difference that counts as none
@@ -127,9 +126,9 @@ def _row(contest: Contest, arm: Arm, clock: Countdown) -> dict[str, Any]:
 def best_arm(entry: Entry, k: int, rows: Sequence[ArmRow]) -> ArmRow:
     """The best of some arms of a system, by what its coefficient buys.
 
-    "fve": the largest FVE, of equal ones (within `FVE_EQUAL`) that with the L0 nearest to k.
-    "jaccard": the largest overlap of neighbouring codes of those within `FVE_GIVEN` of the largest
-    FVE. "l0": as "fve", of those with an L0 near k, or the nearest L0 where none is.
+    "fve": the largest FVE, of equal ones (within `FVE_EQUAL`) that with the L0 nearest to k, then
+    the least rate. "jaccard": the largest overlap of neighbouring codes of those within `FVE_GIVEN`
+    of the largest FVE. "l0": as "fve", of those with an L0 near k, or the nearest L0 where none is.
     """
     away = {id(row): abs(math.log(max(row["l0"], 1e-9) / k)) for row in rows}
     if entry.buys == "l0":
@@ -140,16 +139,18 @@ def best_arm(entry: Entry, k: int, rows: Sequence[ArmRow]) -> ArmRow:
         faithful = [row for row in rows if row["fve"] >= best - FVE_GIVEN]
         return max(faithful, key=lambda row: (row["jaccard"] or 0.0, row["fve"]))
     equal = [row for row in rows if row["fve"] >= best - FVE_EQUAL]
-    return min(equal, key=lambda row: (away[id(row)], -row["fve"]))
+    return min(equal, key=lambda row: (round(away[id(row)], 2), row["rate"], -row["fve"]))
 
 
 def _inner(contest: Contest) -> Contest:
     """The contest on training documents alone, those at the end held out."""
     unit = contest.unit
-    steps = max(round(SEARCH_SHARE * unit.config.steps), TRIAL_STEPS)
-    config = replace(unit.config, steps=steps)
-    data, folder, log = _held_out(unit.data, config.seq), "tuning", unit.log.parent / "tuning.jsonl"
-    own = {"config": config, "data": data, "seed": SEARCH_SEED, "log": log}
+    data, folder, log = (
+        _held_out(unit.data, unit.config.seq),
+        "tuning",
+        unit.log.parent / "tuning.jsonl",
+    )
+    own = {"data": data, "seed": SEARCH_SEED, "log": log}
     return replace(contest, unit=replace(unit, folder=unit.folder.with_name(folder), **own))
 
 

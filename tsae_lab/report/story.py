@@ -307,6 +307,6 @@ def _ablations(rows: Sequence[Mapping[str, Any]]) -> str:
         return "Not measured: there is no run_4 among these runs."
     return (
         f"run_4 measured {len(others)} systems on the same text and tokens; what differs between "
-        "two of them is one part that was taken away or one rival's rule; rates and coefficients "
-        "were searched alike (docs/RIVALS.md)."
+        "two of them is one part that was taken away or one rival's rule; docs/RIVALS.md says how "
+        "each was tuned."
     )

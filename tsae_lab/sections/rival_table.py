@@ -410,9 +410,8 @@ def _ceilings(info: Mapping[str, Any]) -> str:
 
 
 TUNING = (
-    "Tuning of a system: 3 to 5 learning rates and, where it has a coefficient, 3 values of it, "
-    "one seed, a third of the steps, on held-out training documents (docs/RIVALS.md); the TSAE's "
-    "memory and coupling had more trials (docs/RESULTS.md, section 9)."
+    "How rates and coefficients were searched: docs/RIVALS.md; the TSAE's memory and coupling had "
+    "more trials than any rival's (docs/RESULTS.md, section 9)."
 )
 
 
