@@ -28,9 +28,11 @@ import metrics
 import tsae
 from tsae_lab.data import store
 from tsae_lab.jobs import entries, making, search
+from tsae_lab.jobs.journal import Diverged
 from tsae_lab.jobs.plan import Config, Data, Unit
 from tsae_lab.measures import usage
 from tsae_lab.sections import context, rival_table
+from tsae_lab.terminal import Countdown
 
 OPTIONS = [*TINY, "--share=0.02"]
 
@@ -429,6 +431,49 @@ def test_what_the_search_chooses_is_what_the_coefficient_buys(rows, buys, k):
         )
     elif around:
         assert best["fve"] >= max(row["fve"] for row in around) - search.FVE_EQUAL - 1e-9
+
+
+def test_an_arm_that_diverges_is_a_row_without_an_fve_and_never_the_best(lm, tmp_path, monkeypatch):
+    def diverged(*_):
+        raise Diverged("the loss is nan")
+
+    monkeypatch.setattr(search, "trained_system", diverged)
+    x = torch.randn(8, 6, 8, generator=generator())
+    data = Data(name="x", **dict.fromkeys(("train", "val"), store.in_memory(x, "blocks.0.hook")))
+    place = {"folder": tmp_path, "log": tmp_path / "log.jsonl", "device": torch.device("cpu")}
+    unit = Unit(config=Config(), data=data, seed=0, low=torch.float32, **place)
+    contest = making.Contest(loop=experiment.LOOP, unit=unit, lm=lm)
+    row = search._row(contest, search.Arm(name="tfa", factor=4.0, value=None), Countdown(1))
+    assert (row["fve"], row["absent"], row["rate"]) == (None, "diverged", 4.0)
+    good = {"fve": -3.0, "l0": 900.0, "jaccard": None, "rate": 1.0}
+    for buys in ("fve", "jaccard", "l0"):
+        assert search.best_arm(entries.Entry(about="", buys=buys), 32, [row, good]) is good
+    with pytest.raises(ValueError, match="TFA: no rate of the search led to a finite loss"):
+        search.best_arm(entries.entry_of("tfa"), 32, [row])
+    assert [path.name for path in tmp_path.iterdir()] == ["tfa_4_None.json"]
+
+
+def test_an_arm_that_diverges_stays_in_the_table(lm, tmp_path, monkeypatch):
+    """Where others have more columns."""
+    monkeypatch.setattr(search, "_trial", lambda *_: "")
+    finite = {"fve": 0.5, "l0": 4.0, "jaccard": 0.1, "alive_frac": 1.0, "births": 2.0}
+    gone = dict.fromkeys(("fve", "l0", "jaccard", "alive_frac")) | {"absent": "diverged"}
+
+    def row(_, arm, __):
+        return {"system": arm.name, "rate": arm.factor, "value": arm.value} | (
+            finite if arm.factor <= 1 else gone
+        )
+
+    monkeypatch.setattr(search, "_row", row)
+    x = torch.randn(8, 6, 8, generator=generator())
+    data = Data(name="x", **dict.fromkeys(("train", "val"), store.in_memory(x, "blocks.0.hook")))
+    place = {"folder": tmp_path / "x", "log": tmp_path / "log.jsonl", "device": torch.device("cpu")}
+    unit = Unit(config=Config(), data=data, seed=0, low=torch.float32, **place)
+    search.searched(making.Contest(loop=experiment.LOOP, unit=unit, lm=lm), ["static"])
+    with (tmp_path / "tuning.csv").open() as file:
+        rows = {float(row["rate"]): row for row in csv.DictReader(file)}
+    assert (rows[2.0]["fve"], rows[2.0]["absent"], rows[2.0]["births"]) == ("", "diverged", "")
+    assert [rate for rate, row in rows.items() if row["chosen"] == "True"] == [min(rows)]
 
 
 def test_the_search_holds_out_whole_documents_at_the_end_of_the_training_text():

@@ -9,6 +9,10 @@ import torch
 EVERY = 50  # steps between two waits for a device
 
 
+class Diverged(ValueError):
+    """A training whose loss or gradient is not finite."""
+
+
 def wait_every(device: torch.device) -> int:
     """Steps after which a loop waits for the device; a CPU never runs ahead, so 1."""
     return 1 if device.type == "cpu" else EVERY
@@ -30,7 +34,7 @@ def note(number: Mapping[str, Any], seconds: float) -> str:
 
 
 def check_finite(line: Mapping[str, Any], label: str, lr: float) -> None:
-    """Raise ValueError where a step's loss or gradient is not finite.
+    """Raise Diverged where a step's loss or gradient is not finite.
 
     A run keeps one --lr: its SAEs are compared at the same rate.
     """
@@ -38,4 +42,4 @@ def check_finite(line: Mapping[str, Any], label: str, lr: float) -> None:
         return
     values = f"the loss is {line['loss']}, the gradient's norm {line['grad_norm']}"
     advice = f"give an --lr below {lr:g} and another --out_dir: this one would come here again"
-    raise ValueError(f"{label}: {values} at step {line['step']}; nothing of it was saved; {advice}")
+    raise Diverged(f"{label}: {values} at step {line['step']}; nothing of it was saved; {advice}")

@@ -16,6 +16,7 @@ from typing import Any
 from tsae_lab import checksums, files
 from tsae_lab.data import store, texts
 from tsae_lab.jobs.entries import Entry, entry_of
+from tsae_lab.jobs.journal import Diverged
 from tsae_lab.jobs.making import Contest, trained_system
 from tsae_lab.jobs.plan import Data
 from tsae_lab.measures import evaluation
@@ -63,7 +64,8 @@ def searched(contest: Contest, names: Sequence[str]) -> dict[str, Any]:
     console.print(line, highlight=False, markup=False, soft_wrap=True)
     clock = Countdown(len(left))
     rows = [row for name in systems for row in _of_system(inner, name, clock)]
-    files.write_csv(out_dir / "tuning.csv", rows)
+    keys = dict.fromkeys(key for row in rows for key in row)  # those that diverged have few
+    files.write_csv(out_dir / "tuning.csv", [{key: row.get(key) for key in keys} for row in rows])
     columns = ("system", "rate", "value", "fve", "l0", "jaccard", "alive_frac")
     body = [
         [row["system"], *(cell(row[key], ".4g") for key in columns[1:])]
@@ -129,7 +131,11 @@ def best_arm(entry: Entry, k: int, rows: Sequence[ArmRow]) -> ArmRow:
     "fve": the largest FVE, of equal ones (within `FVE_EQUAL`) that with the L0 nearest to k, then
     the least rate. "jaccard": the largest overlap of neighbouring codes of those within `FVE_GIVEN`
     of the largest FVE. "l0": as "fve", of those with an L0 near k, or the nearest L0 where none is.
+    Arms without an FVE are those that diverged; ValueError where all are.
     """
+    rows = [row for row in rows if row["fve"] is not None]
+    if not rows:
+        raise ValueError(f"{entry.about}: no rate of the search led to a finite loss")
     away = {id(row): abs(math.log(max(row["l0"], 1e-9) / k)) for row in rows}
     if entry.buys == "l0":
         most = max(math.log(L0_NEAR), min(away.values()))
@@ -145,13 +151,9 @@ def best_arm(entry: Entry, k: int, rows: Sequence[ArmRow]) -> ArmRow:
 def _inner(contest: Contest) -> Contest:
     """The contest on training documents alone, those at the end held out."""
     unit = contest.unit
-    data, folder, log = (
-        _held_out(unit.data, unit.config.seq),
-        "tuning",
-        unit.log.parent / "tuning.jsonl",
-    )
-    own = {"data": data, "seed": SEARCH_SEED, "log": log}
-    return replace(contest, unit=replace(unit, folder=unit.folder.with_name(folder), **own))
+    own = {"data": _held_out(unit.data, unit.config.seq), "seed": SEARCH_SEED}
+    places = {"folder": unit.folder.with_name("tuning"), "log": unit.log.parent / "tuning.jsonl"}
+    return replace(contest, unit=replace(unit, **own, **places))
 
 
 def _held_out(data: Data, seq: int) -> Data:
@@ -196,16 +198,21 @@ def _is_there(contest: Contest, arm: Arm) -> bool:
 
 
 def _measure(contest: Contest, arm: Arm) -> None:
-    """Train an arm and write its measures; its folder of checkpoints is gone then."""
+    """Train an arm and write its measures, None where it diverged; its folder is gone then."""
     entry, place = entry_of(arm.name), _arm_place(contest, arm)
     own = {entry.search[0]: arm.value} if arm.value is not None else {}
     changed = replace(entry, own={**entry.own, **own}, rate=1.0)
     config = replace(contest.unit.config, lr=arm.factor * contest.unit.config.lr)
     unit = replace(contest.unit, config=config, folder=place.with_suffix(""))
     unit.folder.mkdir(exist_ok=True)
-    system = trained_system(replace(contest, unit=unit), changed, arm.name)
-    measured = evaluation.measure_run(system.run, len(system.dec_norm), unit.data.val, unit.device)
-    numbers = evaluation.code_measures(measured, system.dec_norm[:, None])
+    try:
+        system = trained_system(replace(contest, unit=unit), changed, arm.name)
+        width = len(system.dec_norm)
+        measured = evaluation.measure_run(system.run, width, unit.data.val, unit.device)
+        numbers = evaluation.code_measures(measured, system.dec_norm[:, None])
+    except Diverged as error:
+        console.print(f"{arm.label}: {error}", highlight=False, markup=False, soft_wrap=True)
+        numbers = dict.fromkeys(("fve", "l0", "jaccard", "alive_frac")) | {"absent": "diverged"}
     said = {"system": arm.name, "rate": arm.factor, "lr": config.lr, "steps": config.steps}
     said |= {"coefficient": entry.search[0], "value": arm.value}
     checksums.write_sealed(place, said | numbers)
