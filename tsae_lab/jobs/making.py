@@ -76,6 +76,7 @@ def own_unit(contest: Contest, entry: Entry) -> Unit:
 
 
 def own_identity(contest: Contest, entry: Entry) -> identity.Identity:
+    """What a system is made of: text, seed, and the options as its entry has them."""
     options = plan.options_of(entry.applied(contest.unit.config)) | entries.own_options(entry)
     return identity.of_seed(contest.unit.identity, contest.unit.seed, options)
 
@@ -87,12 +88,14 @@ def _static_unit(contest: Contest, entry: Entry) -> Unit:
 
 
 def made(contest: Contest, entry: Entry, name: str) -> Trained:
+    """The system of an entry: derived from a trained one, or trained, from its checkpoint if any."""
     if entry.kind == "derived":
         return _derived(contest, entry, name)
     return trained_system(contest, entry, name)
 
 
 def trained_system(contest: Contest, entry: Entry, name: str) -> Trained:
+    """A system with training of its own, after all steps; its seconds include its pretraining's."""
     unit, base = own_unit(contest, entry), _static_unit(contest, entry)
     base.folder.mkdir(parents=True, exist_ok=True)
     if entry.kind == "rival":
