@@ -88,7 +88,7 @@ def _static_unit(contest: Contest, entry: Entry) -> Unit:
 
 
 def made(contest: Contest, entry: Entry, name: str) -> Trained:
-    """The system of an entry: derived from a trained one, or trained, from its checkpoint if any."""
+    """The system of an entry: derived from a trained one, or trained from its checkpoint if any."""
     if entry.kind == "derived":
         return _derived(contest, entry, name)
     return trained_system(contest, entry, name)
