@@ -386,8 +386,10 @@ def test_packed_codes_are_the_dense_ones():
 # ------------------------------------------------------------------------------------- controls
 
 
-def test_a_bypass_starts_as_the_static_sae_with_as_many_parameters_as_the_decoder_lstm():
-    made = bypass.bypass_system(k=K, d_sae=D_SAE, low=FP32, rank=bypass.lstm_rank(D_IN, 7))
+@pytest.mark.parametrize("make", [bypass.bypass_system, bypass.memoryless_system])
+def test_a_dense_path_starts_as_the_static_sae_with_as_many_parameters_as_the_decoder_lstm(make):
+    width = bypass.lstm_width(D_IN, 7)
+    made = make(k=K, d_sae=D_SAE, low=FP32, width=width)
     named, x = started(made), some_x(2, 5)
     expected = tsae.encode_static(x, static_of(named), K)
     torch.testing.assert_close(
@@ -396,9 +398,25 @@ def test_a_bypass_starts_as_the_static_sae_with_as_many_parameters_as_the_decode
     params = tsae.from_static(static_of(named), scale=1.0, hidden_dec=7, generator=generator())
     t = params.temporal
     lstm = sum(w.numel() for w in (t.dec_W_x, t.dec_W_h, t.dec_b, t.W_out))
-    rank = bypass.lstm_rank(D_IN, 7)
-    assert abs(2 * D_IN * rank - lstm) <= D_IN
-    assert named["W_down"].shape == (D_IN, rank)
+    own = named["W_down"].numel() + named["W_up"].numel()
+    assert abs(own - lstm) <= D_IN
+    assert named["W_down"].shape == (D_IN, width)
+
+
+def test_a_memoryless_path_is_a_function_of_the_code_of_its_token():
+    made = bypass.memoryless_system(k=K, d_sae=D_SAE, low=FP32, width=9)
+    named, x = started(made), some_x(2, 5)
+    named["W_up"] = torch.randn(9, D_IN, generator=generator())
+    named["b_down"] = torch.randn(9, generator=generator())
+    x_hat, codes = made.run(named, x)
+    own = (tsae.dense(codes, D_SAE).double() @ named["W_dec"].double()).float()
+    scale = (named["unit"] / D_IN).sqrt()
+    hidden = torch.relu(own / scale @ named["W_down"] + named["b_down"])
+    torch.testing.assert_close(
+        x_hat, own + named["b_dec"] + scale * hidden @ named["W_up"], rtol=1e-4, atol=1e-4
+    )
+    order = torch.randperm(5, generator=generator())
+    torch.testing.assert_close(made.run(named, x[:, order])[0], x_hat[:, order])
 
 
 @settings(max_examples=20)

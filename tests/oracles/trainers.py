@@ -18,6 +18,7 @@ the library's own times .5, 1 and 2 for sparsify. FVE is of the same validation 
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+sys.path[:0] = [str(Path(__file__).parents[2])]
 FACTORS = (0.5, 1.0, 0.2)  # of our rate
 OWN_FACTORS = (1.0, 0.5, 2.0)  # of sparsify's
 Arms = Iterator[tuple[str, float, Callable[[Tensor], Tensor]]]
@@ -117,7 +119,7 @@ def saelens(batches: list[Tensor], about: dict[str, Any]) -> Arms:
             settings = SAETrainerConfig(
                 total_training_samples=tokens, train_batch_size_samples=tokens // n,
                 lr=factor * about["lr"], lr_warm_up_steps=about["warmup"],
-                lr_decay_steps=round(n * about["decay"]),
+                lr_decay_steps=round(n * about["decay"]), lr_end=factor * about["lr"] / 10,
             )  # fmt: skip
             SAETrainer(settings, sae, iter(x.float() for x in batches)).fit()
             if kind == "batch_topk":  # saved and used as a JumpReLU SAE with its threshold
@@ -145,7 +147,7 @@ def sparsify(batches: list[Tensor], about: dict[str, Any]) -> Arms:
             sae=sizes, batch_size=1, lr=factor * own, hookpoints=["read"], log_to_wandb=False,
             save_every=10**9, auxk_alpha=1 / 32,
         )  # fmt: skip
-        rows = Dataset.from_dict({"input_ids": [[i] for i in range(len(batches))]})
+        rows = Dataset.from_dict({"input_ids": [[i] * len(x) for i, x in enumerate(batches)]})
         trainer = Trainer(settings, rows.with_format("torch"), _stand_in(batches))
         trainer.save = lambda *_: None  # nothing is written
         trainer.fit()

@@ -12,7 +12,7 @@ import torch
 
 from tsae_lab.jobs.plan import Config
 from tsae_lab.rivals.batch_topk import batch_topk_system
-from tsae_lab.rivals.bypass import bypass_system, lstm_rank
+from tsae_lab.rivals.bypass import bypass_system, lstm_width, memoryless_system
 from tsae_lab.rivals.crosscoder import crosscoder_system
 from tsae_lab.rivals.persistent import persistent_system
 from tsae_lab.rivals.relu import relu_system
@@ -85,9 +85,11 @@ def _crosscoder(config: Config, around: Surroundings) -> System:
     return crosscoder_system(k=k, d_sae=d_sae, low=around.low, window=WINDOW)
 
 
-def _bypass(config: Config, around: Surroundings) -> System:
-    rank = lstm_rank(around.d_in, config.hidden_dec)
-    return bypass_system(**_core(config, around), rank=rank)
+def _beside(make: Make) -> Make:
+    """With a dense path that has as many parameters as the decoder LSTM."""
+    return lambda config, around: make(
+        **_core(config, around), width=lstm_width(around.d_in, config.hidden_dec)
+    )
 
 
 def _t_sae(about: str, alpha: float = 0.1, **fixed: Any) -> Entry:
@@ -144,7 +146,12 @@ CONTROLS = {
         about="untrained twin: temporal parts at their start", kind="derived", of="static"
     ),
     "bypass": Entry(
-        about="static + low-rank dense bypass of x_t", kind="rival", make=_bypass
+        about="static + dense bypass of x_t, as large as the decoder LSTM", kind="rival",
+        make=_beside(bypass_system),
+    ),
+    "memoryless": Entry(
+        about="static + hidden layer that reads what the decoder LSTM reads, as large",
+        kind="rival", make=_beside(memoryless_system),
     ),
     "decoder": Entry(
         about="static + our decoder LSTM alone", recipe={"gate": False, "beta": 0.0}
@@ -196,7 +203,7 @@ ENTRIES: Mapping[str, Entry] = {
 CORE = ("static", "tsae", "shuffled", "batch_topk", "t_sae", "posthoc_ema")
 PLAIN = (
     *CORE, "batch_topk_batch", "relu", "matryoshka", "tfa", "persistent", "crosscoder",
-    "posthoc_window", "twin", "bypass", "decoder", "order",
+    "posthoc_window", "twin", "bypass", "memoryless", "decoder", "order",
 )  # fmt: skip
 """What a plain run_4 compares; what is not of the core, with the first seed of the first text."""
 SYSTEM_SETS: Mapping[str, tuple[str, ...]] = {

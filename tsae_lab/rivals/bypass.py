@@ -1,11 +1,14 @@
-"""Control (d): a static top-k SAE with a low-rank dense path from x_t past the code.
+"""Controls (d): a static top-k SAE with a dense path of as many parameters as the decoder LSTM.
 
-`x_hat = acts W_dec + b_dec + ((x - b_dec) W_down) W_up`, of as many parameters as the decoder LSTM
-has (compare arXiv 2606.14040): what a dense path without any memory is worth. W_up starts at 0: the
-start is the static SAE.
+`bypass`: `x_hat = own + ((x - b_dec) W_down) W_up`, where `own = acts W_dec + b_dec`, past the code
+(compare arXiv 2606.14040): low-rank only where the LSTM has less than d_in^2 of parameters.
+`memoryless`: `x_hat = own + s relu((own - b_dec) / s W_down + b_down) W_up`, of the code's
+reconstruction as the LSTM is, token by token (s is the activations' root mean square): what the
+LSTM's parameters are worth without a state. W_up starts at 0: the start is the static SAE.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
@@ -14,16 +17,46 @@ import tsae
 from tsae import Codes
 from tsae_lab.rivals.system import Explained, Named, System, squared_error, start_tensors
 
+Added = Callable[[Named, Tensor, Tensor], Tensor]
+"""What the dense path adds, of named tensors, x and the code's reconstruction."""
 
-def bypass_system(*, k: int, d_sae: int, low: torch.dtype, rank: int) -> System:
-    """Static top-k with a dense path of this rank."""
+
+def bypass_system(*, k: int, d_sae: int, low: torch.dtype, width: int) -> System:
+    """Static top-k with a dense path from x, of this rank."""
+
+    def added(named: Named, x: Tensor, own: Tensor) -> Tensor:  # noqa: ARG001
+        return (x - named["b_dec"].detach()) @ named["W_down"] @ named["W_up"]
+
+    return _beside(added, k=k, d_sae=d_sae, low=low, width=width, biased=False)
+
+
+def memoryless_system(*, k: int, d_sae: int, low: torch.dtype, width: int) -> System:
+    """Static top-k with a hidden layer of so many units that reads the code's reconstruction."""
+
+    def added(named: Named, x: Tensor, own: Tensor) -> Tensor:
+        scale = (named["unit"] / x.shape[-1]).sqrt()
+        read = (own - named["b_dec"]) / scale
+        return scale * ((read @ named["W_down"] + named["b_down"]).relu() @ named["W_up"])
+
+    return _beside(added, k=k, d_sae=d_sae, low=low, width=width, biased=True)
+
+
+def lstm_width(d_in: int, hidden: int) -> int:
+    """Units of a dense path with as many weights as a decoder LSTM of `hidden` units has."""
+    lstm = 4 * hidden * (d_in + hidden + 1) + hidden * d_in
+    return max(1, round(lstm / (2 * d_in)))
+
+
+def _beside(
+    added: Added, *, k: int, d_sae: int, low: torch.dtype, width: int, biased: bool
+) -> System:
+    """A static SAE with a dense path beside it."""
 
     def run(named: Named, x: Tensor) -> tuple[Tensor, Codes]:
         static = tsae.Static(**{n: named[n] for n in tsae.Static.__dataclass_fields__})
-        centred = x - named["b_dec"].detach()
-        dense = centred @ named["W_down"] @ named["W_up"]
         codes = tsae.encode_static(x, static, k, low)
-        return tsae.decode_static(codes, static) + dense, codes
+        own = tsae.decode_static(codes, static)
+        return own + added(named, x, own), codes
 
     def explain(named: Named, x: Tensor, weight: Tensor, share: float) -> Explained:  # noqa: ARG001
         x_hat, codes = run(dict(named), x)
@@ -32,13 +65,8 @@ def bypass_system(*, k: int, d_sae: int, low: torch.dtype, rank: int) -> System:
 
     def start(tokens: Tensor, generator: Generator) -> dict[str, Tensor]:
         named, d_in = start_tensors(tokens, d_sae, generator), tokens.shape[1]
-        down = torch.randn(d_in, rank, generator=generator) / math.sqrt(d_in)
-        return named | {"W_down": down.to(tokens), "W_up": tokens.new_zeros(rank, d_in)}
+        down = torch.randn(d_in, width, generator=generator) / math.sqrt(d_in)
+        named |= {"W_down": down.to(tokens), "W_up": tokens.new_zeros(width, d_in)}
+        return named | ({"b_down": tokens.new_zeros(width)} if biased else {})
 
     return System(start=start, explain=explain, run=run)
-
-
-def lstm_rank(d_in: int, hidden: int) -> int:
-    """Rank of the dense path with as many parameters as a decoder LSTM of `hidden` units has."""
-    lstm = 4 * hidden * (d_in + hidden + 1) + hidden * d_in
-    return max(1, round(lstm / (2 * d_in)))
