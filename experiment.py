@@ -505,9 +505,8 @@ def main(
         config = scaled_config(scale, options)
         torch.set_num_threads(cpu_threads(config.threads))
         fast_memory()
-        if plan.plan_of(out_dir) in ("run_3", "run_4"):
-            ranks.refuse_plan(out_dir.name)
         if plan.plan_of(out_dir) == "run_3":
+            ranks.refuse_plan(out_dir.name)
             study.run_study(out_dir, config, train=run)
         elif plan.plan_of(out_dir) == "run_4":
             comparison.run_comparison(out_dir, config, LOOP)

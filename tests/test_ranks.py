@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +144,15 @@ def test_too_few_sequences_or_units_and_runs_of_one_process_are_refused(monkeypa
     assert [ranks.own_share(6)] == [slice(1, 3)]
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ValueError, match="run_4 is made by one process: train run_2 with torchrun"):
-        ranks.refuse_plan("run_4")
+    with pytest.raises(ValueError, match="run_3 is made by one process: train run_2 with torchrun"):
+        ranks.refuse_plan("run_3")
+    with pytest.raises(ValueError, match="run_4 share texts and seeds, not batches: it needs"):
+        ranks.refuse_shared_batches("run_4", "sequences")
+    ranks.refuse_shared_batches("run_4", "units")
+    assert ranks.balanced([9, 3, 3, 3, 1, 1]) == [0, 1, 2, 3, 1, 2]
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit):
-        ranks.refuse_plan("run_4")
+        ranks.refuse_plan("run_3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert ranks.device_here("cuda") == torch.device("cuda", 1)
@@ -215,3 +219,28 @@ def test_two_processes_of_which_one_was_killed_come_to_the_run_of_one(config, al
     assert both[0].keys() == both[1].keys()
     for key in ("fve_mean", "static_fve_mean", "dead_frac_mean", "l0_mean"):
         assert both[1][key] == pytest.approx(both[0][key], rel=1e-4)
+
+
+def test_two_processes_search_and_compare_as_one_does(config, tmp_path):
+    """The search's systems, and the comparison's seeds, in equal shares."""
+    lm = toys.save_model(tmp_path / "lm", "llama", max_position_embeddings=128)
+    asked = replace(config, lm=str(lm), systems="static,batch_topk", seeds=2, steps=4, share=0.02)
+    infos = {}
+    for n in (1, 2):
+        out = tmp_path / str(n) / "run_4"
+        command = ["experiment.py", f"--out_dir={out}", *options(asked), "--spread=units"]
+        for more in (["--tune"], []):
+            results = ended(started([*command, *more], n=n))
+            assert [code for code, _ in results] == [0] * n, results
+        infos[n] = (
+            json.loads((out / "final_info.json").read_text()),
+            (out / "tuning.csv").read_text(),
+        )
+    logs = sorted(path.name for path in (tmp_path / "2" / "run_4").glob("*.jsonl"))
+    assert logs == ["log.jsonl", "log_1.jsonl", "tuning.jsonl", "tuning_1.jsonl"]
+    assert infos[1][1] == infos[2][1]
+    one, two = (next(iter(info.values()))["means"] for info, _ in (infos[1], infos[2]))
+    timed = ("time", "per_second", "memory")
+    assert one.keys() == two.keys()
+    for key in [key for key in one if not any(word in key for word in timed)]:
+        assert one[key] == two[key], key

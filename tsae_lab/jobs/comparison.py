@@ -6,6 +6,7 @@ is not made again. Systems are listed in `entries`; the loop that trains them is
 
 import itertools
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from tsae_lab import checksums, files
-from tsae_lab.jobs import checkpoint, entries, identity, plan, reporting, search
+from tsae_lab.jobs import checkpoint, entries, identity, plan, ranks, reporting, search
 from tsae_lab.jobs.entries import Entry, entry_of
 from tsae_lab.jobs.making import Contest, Loop, made, order_numbers, own_identity, own_unit
 from tsae_lab.jobs.plan import Config, Data, Unit
@@ -26,15 +27,27 @@ SPLICE_TOKENS = 10_000  # at most, on which a system's loss is measured: the sam
 
 
 def run_comparison(out_dir: Path, config: Config, loop: Loop) -> dict[str, Any]:
-    """The whole of run_4; returns what final_info.json holds."""
+    """The whole of run_4; returns what final_info.json holds ({} but on rank 0).
+
+    Several processes share the texts and seeds, and those of a search its systems.
+    """
     names = entries.chosen_systems(config)
-    with files.cache_at(config.cache_dir):
-        config = plan.checked(config)
-        for name in names:
-            _check_entry(config, entry_of(name))
-        plan.refuse_other(out_dir, config, "run_4")
-        with files.sole(out_dir):
-            return _compared(out_dir, config, names, loop)
+    with files.cache_at(config.cache_dir), ExitStack() as held:
+        held.enter_context(ranks.together(plan.device_of(config), spread=config.spread))
+        ranks.refuse_others("configuration", {"out_dir": str(out_dir)} | vars(config))
+        config = ranks.led(lambda: plan.checked(config))
+
+        def begin() -> None:
+            ranks.refuse_shared_batches("run_4", config.spread)
+            units = len(plan.names_of(config)) * config.seeds
+            ranks.refuse_few(config.batch, len(names) if config.tune else units, config.spread)
+            for name in names:
+                _check_entry(config, entry_of(name))
+            plan.refuse_other(out_dir, config, "run_4")
+            held.enter_context(files.sole(out_dir))
+
+        ranks.led(begin)
+        return _compared(out_dir, config, names, loop)
 
 
 def _check_entry(config: Config, entry: Entry) -> None:
@@ -46,12 +59,16 @@ def _check_entry(config: Config, entry: Entry) -> None:
 def _compared(out_dir: Path, config: Config, names: list[str], loop: Loop) -> dict[str, Any]:
     began = time.perf_counter()
     lm = plan.lm_of(config)
-    tokens = {name: plan.both_splits(config, lm, name) for name in plan.names_of(config)}
+    tokens = ranks.in_turn(
+        lambda: {name: plan.both_splits(config, lm, name) for name in plan.names_of(config)}
+    )
     now = plan.identity_now(config, lm, tokens)
-    plan.check_identity(out_dir, now)
+    ranks.led(lambda: plan.check_identity(out_dir, now))
     stored = replace(config, activations="store")  # what every system is trained on
-    texts = [plan.data_of(stored, lm, name, splits) for name, splits in tokens.items()]
-    plan.claim(out_dir, config, "run_4", now)
+    texts = ranks.in_turn(
+        lambda: [plan.data_of(stored, lm, name, splits) for name, splits in tokens.items()]
+    )
+    ranks.led(lambda: plan.claim(out_dir, config, "run_4", now))
     contests = [
         Contest(
             loop=loop,
@@ -67,13 +84,12 @@ def _compared(out_dir: Path, config: Config, names: list[str], loop: Loop) -> di
         return search.searched(contests[0], names)
     choice = _choice(contests, names)
     _say_plan(contests, names, choice)
+    by_contest = _made(contests, names)
+    if ranks.rank() > 0:
+        return {}
     results: dict[str, list[dict[str, Any]]] = {data.name: [] for data in texts}
-    clock = Countdown(sum(not _done(c, name) for c in contests for name in _due(c, names)))
-    for contest in contests:
-        asked = {name: _result(contest, name, clock) for name in _due(contest, names)}
+    for contest, asked in zip(contests, by_contest, strict=True):
         results[contest.unit.data.name].append(asked | _others_there(contest, names))
-        for path in contest.unit.folder.rglob("*.checkpoint.safetensors"):
-            path.unlink()
     folders = {data.name: out_dir / plan.folder_name(data.name) for data in texts}
     for text, by_seed in results.items():
         _match_seeds(folders[text], by_seed)
@@ -89,10 +105,31 @@ def _compared(out_dir: Path, config: Config, names: list[str], loop: Loop) -> di
     return info
 
 
+def _made(contests: list[Contest], names: list[str]) -> list[dict[str, Any]]:
+    """The results of every text and seed, by system; each rank makes those of its own."""
+    due = [_due(contest, names) for contest in contests]
+    owners = ranks.balanced([len(asked) for asked in due])
+    mine = [(c, asked) for c, asked, owner in zip(contests, due, owners, strict=True)
+            if owner == ranks.rank()]  # fmt: skip
+    clock = Countdown(sum(not _done(contest, name) for contest, asked in mine for name in asked))
+    with ranks.apart():
+        for contest, asked in mine:
+            for name in asked:
+                _result(contest, name, clock)
+            for path in contest.unit.folder.rglob("*.checkpoint.safetensors"):
+                path.unlink()
+    ranks.wait()
+    return [
+        {name: _result(contest, name, clock) for name in asked}  # which are there now, and read
+        for contest, asked in zip(contests, due, strict=True)
+    ]
+
+
 def _unit(out_dir: Path, config: Config, data: Data, seed: int, now: identity.Identity) -> Unit:
     own = identity.of_seed(identity.of_text(now, data.name), seed, plan.options_of(config))
+    log = f"log_{ranks.rank()}.jsonl" if ranks.rank() else "log.jsonl"
     return Unit(
-        config=config, data=data, seed=seed, log=out_dir / "log.jsonl",
+        config=config, data=data, seed=seed, log=out_dir / log,
         device=plan.device_of(config),
         folder=out_dir / plan.folder_name(data.name) / f"seed_{seed}",
         low=plan.products(config, plan.device_of(config)), identity=own,
@@ -212,11 +249,12 @@ def _result(contest: Contest, name: str, clock: Countdown) -> dict[str, Any]:
 
 
 def _memory(unit: Unit, model: str) -> float | None:
-    """The most that a model's training held at a step, as its log says."""
+    """The most that a model's training held at a step, as the logs say."""
     of_unit = {"dataset": unit.data.name, "seed": unit.seed, "model": model}
     mine = [
         line.get("memory_mib")
-        for line in checksums.log_lines(unit.log)
+        for log in sorted(unit.log.parent.glob("log*.jsonl"))
+        for line in checksums.log_lines(log)
         if of_unit.items() <= line.items()
     ]
     return max((held for held in mine if held is not None), default=None)

@@ -5,7 +5,7 @@ over units, each trains other texts and seeds. Rank 0 alone writes what they sha
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
@@ -131,6 +131,15 @@ def for_unit(number: int, spread: str) -> Iterator[bool]:
         yield mine
 
 
+def balanced(sizes: Sequence[int]) -> list[int]:
+    """The rank of each unit of work: one after the other to the rank with the least before it."""
+    held, owners = [0] * n_ranks(), []
+    for size in sizes:
+        owners.append(held.index(min(held)))
+        held[owners[-1]] += size
+    return owners
+
+
 def refuse_few(batch: int, n_units: int, spread: str) -> None:
     """ValueError where there are fewer sequences in a batch, or fewer units, than ranks."""
     n, what = (n_units, "units (texts times seeds)") if spread == "units" else (batch, "sequences")
@@ -138,6 +147,13 @@ def refuse_few(batch: int, n_units: int, spread: str) -> None:
         of_batch = "" if spread == "units" else " of a batch"
         said = f"{n} {what}{of_batch} for {n_ranks()} processes"
         raise ValueError(f"--spread={spread}: {said}: start no more processes than {n}")
+
+
+def refuse_shared_batches(name: str, spread: str) -> None:
+    """ValueError where several processes would share the batches of a run that cannot do so."""
+    if n_ranks() > 1 and spread != "units":
+        need = f"processes of {name} share texts and seeds, not batches"
+        raise ValueError(f"{need}: it needs --spread=units; got --spread={spread}")
 
 
 def refuse_plan(name: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from tsae_lab import checksums, files
 from tsae_lab.data import store, texts
+from tsae_lab.jobs import ranks
 from tsae_lab.jobs.entries import Entry, entry_of
 from tsae_lab.jobs.journal import Diverged
 from tsae_lab.jobs.making import Contest, trained_system
@@ -56,14 +57,22 @@ def searched(contest: Contest, names: Sequence[str]) -> dict[str, Any]:
     out_dir, inner = contest.unit.log.parent, _inner(contest)
     inner.unit.folder.mkdir(parents=True, exist_ok=True)
     systems = [name for name in names if name in OURS or entry_of(name).kind == "rival"]
-    planned = [arm for name in systems for arm in _planned(name)]
-    left = [arm for arm in planned if not _is_there(inner, arm)]
-    steps = inner.unit.config.steps
-    line = f"the search trains {len(planned)} SAEs or more for {steps} steps each"
-    line += f", {len(left)} are left{_trial(inner, left)}"
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
-    clock = Countdown(len(left))
-    rows = [row for name in systems for row in _of_system(inner, name, clock)]
+    planned = {name: _planned(name) for name in systems}
+    owners = ranks.balanced([len(arms) for arms in planned.values()])
+    mine = [name for name, owner in zip(systems, owners, strict=True) if owner == ranks.rank()]
+    arms = [arm for name in mine for arm in planned[name]]
+    with ranks.apart():
+        left = [arm for arm in arms if not _is_there(inner, arm)]
+        line = f"the search trains {len(arms)} SAEs or more for {inner.unit.config.steps} steps"
+        line += f" each, {len(left)} are left{_trial(inner, left)}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        clock = Countdown(len(left))
+        for name in mine:
+            _of_system(inner, name, clock)
+    ranks.wait()
+    if ranks.rank() > 0:
+        return {}
+    rows = [row for name in systems for row in _of_system(inner, name, clock)]  # all are there
     keys = dict.fromkeys(key for row in rows for key in row)  # those that diverged have few
     files.write_csv(out_dir / "tuning.csv", [{key: row.get(key) for key in keys} for row in rows])
     columns = ("system", "rate", "value", "fve", "l0", "jaccard", "alive_frac")
@@ -152,7 +161,8 @@ def _inner(contest: Contest) -> Contest:
     """The contest on training documents alone, those at the end held out."""
     unit = contest.unit
     own = {"data": _held_out(unit.data, unit.config.seq), "seed": SEARCH_SEED}
-    places = {"folder": unit.folder.with_name("tuning"), "log": unit.log.parent / "tuning.jsonl"}
+    log = unit.log.with_name(unit.log.name.replace("log", "tuning", 1))
+    places = {"folder": unit.folder.with_name("tuning"), "log": log}
     return replace(contest, unit=replace(unit, **own, **places))
 
 
