@@ -24,21 +24,21 @@ Added = Callable[[Named, Tensor, Tensor], Tensor]
 def bypass_system(*, k: int, d_sae: int, low: torch.dtype, width: int) -> System:
     """Static top-k with a dense path from x, of this rank."""
 
-    def added(named: Named, x: Tensor, own: Tensor) -> Tensor:  # noqa: ARG001
+    def of_x(named: Named, x: Tensor, own: Tensor) -> Tensor:  # noqa: ARG001
         return (x - named["b_dec"].detach()) @ named["W_down"] @ named["W_up"]
 
-    return _beside(added, k=k, d_sae=d_sae, low=low, width=width, biased=False)
+    return _beside(of_x, k=k, d_sae=d_sae, low=low, width=width, biased=False)
 
 
 def memoryless_system(*, k: int, d_sae: int, low: torch.dtype, width: int) -> System:
     """Static top-k with a hidden layer of so many units that reads the code's reconstruction."""
 
-    def added(named: Named, x: Tensor, own: Tensor) -> Tensor:
+    def of_own(named: Named, x: Tensor, own: Tensor) -> Tensor:
         scale = (named["unit"] / x.shape[-1]).sqrt()
         read = (own - named["b_dec"]) / scale
         return scale * ((read @ named["W_down"] + named["b_down"]).relu() @ named["W_up"])
 
-    return _beside(added, k=k, d_sae=d_sae, low=low, width=width, biased=True)
+    return _beside(of_own, k=k, d_sae=d_sae, low=low, width=width, biased=True)
 
 
 def lstm_width(d_in: int, hidden: int) -> int:
