@@ -85,7 +85,7 @@ def _crosscoder(config: Config, around: Surroundings) -> System:
     return crosscoder_system(k=k, d_sae=d_sae, low=around.low, window=WINDOW)
 
 
-def _beside(make: Make) -> Make:
+def _as_large(make: Make) -> Make:
     """With a dense path that has as many parameters as the decoder LSTM."""
     return lambda config, around: make(
         **_core(config, around), width=lstm_width(around.d_in, config.hidden_dec)
@@ -147,11 +147,11 @@ CONTROLS = {
     ),
     "bypass": Entry(
         about="static + dense bypass of x_t, as large as the decoder LSTM", kind="rival",
-        make=_beside(bypass_system),
+        make=_as_large(bypass_system),
     ),
     "memoryless": Entry(
         about="static + hidden layer that reads what the decoder LSTM reads, as large",
-        kind="rival", make=_beside(memoryless_system),
+        kind="rival", make=_as_large(memoryless_system),
     ),
     "decoder": Entry(
         about="static + our decoder LSTM alone", recipe={"gate": False, "beta": 0.0}

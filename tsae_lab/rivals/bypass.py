@@ -27,7 +27,7 @@ def bypass_system(*, k: int, d_sae: int, low: torch.dtype, width: int) -> System
     def of_x(named: Named, x: Tensor, own: Tensor) -> Tensor:  # noqa: ARG001
         return (x - named["b_dec"].detach()) @ named["W_down"] @ named["W_up"]
 
-    return _beside(of_x, k=k, d_sae=d_sae, low=low, width=width, biased=False)
+    return _with_path(of_x, k=k, d_sae=d_sae, low=low, width=width, biased=False)
 
 
 def memoryless_system(*, k: int, d_sae: int, low: torch.dtype, width: int) -> System:
@@ -38,7 +38,7 @@ def memoryless_system(*, k: int, d_sae: int, low: torch.dtype, width: int) -> Sy
         read = (own - named["b_dec"]) / scale
         return scale * ((read @ named["W_down"] + named["b_down"]).relu() @ named["W_up"])
 
-    return _beside(of_own, k=k, d_sae=d_sae, low=low, width=width, biased=True)
+    return _with_path(of_own, k=k, d_sae=d_sae, low=low, width=width, biased=True)
 
 
 def lstm_width(d_in: int, hidden: int) -> int:
@@ -47,7 +47,7 @@ def lstm_width(d_in: int, hidden: int) -> int:
     return max(1, round(lstm / (2 * d_in)))
 
 
-def _beside(
+def _with_path(
     added: Added, *, k: int, d_sae: int, low: torch.dtype, width: int, biased: bool
 ) -> System:
     """A static SAE with a dense path beside it."""
