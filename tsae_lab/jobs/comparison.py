@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from tsae_lab import checksums, files
+from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.jobs import checkpoint, entries, identity, plan, ranks, reporting, search
 from tsae_lab.jobs.entries import Entry, entry_of
 from tsae_lab.jobs.making import Contest, Loop, made, order_numbers, own_identity, own_unit
@@ -69,17 +70,7 @@ def _compared(out_dir: Path, config: Config, names: list[str], loop: Loop) -> di
         lambda: [plan.data_of(stored, lm, name, splits) for name, splits in tokens.items()]
     )
     ranks.led(lambda: plan.claim(out_dir, config, "run_4", now))
-    contests = [
-        Contest(
-            loop=loop,
-            lm=lm,
-            unit=_unit(out_dir, config, data, seed, now),
-            ordered=i == 0,
-            first=i == 0 and seed == 0,
-        )
-        for i, data in enumerate(texts)
-        for seed in range(config.seeds)
-    ]
+    contests = _contests(out_dir, config, texts, loop, lm, now)
     if config.tune:
         return search.searched(contests[0], names)
     choice = _choice(contests, names)
@@ -122,6 +113,24 @@ def _made(contests: list[Contest], names: list[str]) -> list[dict[str, Any]]:
     return [
         {name: _result(contest, name, clock) for name in asked}  # which are there now, and read
         for contest, asked in zip(contests, due, strict=True)
+    ]
+
+
+def _contests(
+    out_dir: Path, config: Config, texts: list[Data], loop: Loop, lm: LanguageModel,
+    now: identity.Identity,
+) -> list[Contest]:  # fmt: skip
+    """Every text with every seed; the first text's systems do the order-only tasks, too."""
+    return [
+        Contest(
+            loop=loop,
+            lm=lm,
+            unit=_unit(out_dir, config, data, seed, now),
+            ordered=i == 0,
+            first=i == 0 and seed == 0,
+        )
+        for i, data in enumerate(texts)
+        for seed in range(config.seeds)
     ]
 
 
