@@ -136,6 +136,14 @@ def test_fine_tuning_is_an_option_of_run_4_alone(config, tmp_path):
     assert "--finetune is an option of run_4" in toys.error_line(refused.output)
 
 
+def test_a_search_of_nothing_is_refused_before_any_work(config, tmp_path):
+    """By `search.searchable`."""
+    refused = call(tmp_path / "run_4", config, "--tune", "--systems=posthoc_ema,shuffled")
+    needle = "--tune needs a system that is searched, static, tsae or a rival; got posthoc_ema, shu"
+    assert needle in toys.error_line(refused.output)
+    assert not (tmp_path / "run_4" / "config.json").exists()
+
+
 def test_fine_tuned_systems_stand_beside_those_they_are_made_of(config, whole):
     done = call(whole, config, "--finetune=kl")
     assert done.exit_code == 0, done.output

@@ -133,7 +133,9 @@ def test_too_few_sequences_or_units_and_runs_of_one_process_are_refused(monkeypa
     monkeypatch.setattr(ranks, "n_ranks", lambda: 4)
     with pytest.raises(ValueError, match="3 sequences of a batch for 4 processes: start no more"):
         ranks.refuse_few(3, 9, "sequences")
-    with pytest.raises(ValueError, match=r"2 units \(texts times seeds\) for 4 processes"):
+    with pytest.raises(
+        ValueError, match=r"2 units \(texts times seeds, systems of a search\) for 4"
+    ):
         ranks.refuse_few(64, 2, "units")
     monkeypatch.setattr(ranks, "rank", lambda: 1)
     mine = []

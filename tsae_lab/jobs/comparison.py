@@ -41,7 +41,8 @@ def run_comparison(out_dir: Path, config: Config, loop: Loop) -> dict[str, Any]:
         def begin() -> None:
             ranks.refuse_shared_batches("run_4", config.spread)
             units = len(plan.names_of(config)) * config.seeds
-            ranks.refuse_few(config.batch, len(names) if config.tune else units, config.spread)
+            units = len(search.searchable(names)) if config.tune else units
+            ranks.refuse_few(config.batch, units, config.spread)
             for name in names:
                 _check_entry(config, entry_of(name))
             plan.refuse_other(out_dir, config, "run_4")

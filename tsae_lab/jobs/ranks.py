@@ -142,7 +142,11 @@ def balanced(sizes: Sequence[int]) -> list[int]:
 
 def refuse_few(batch: int, n_units: int, spread: str) -> None:
     """ValueError where there are fewer sequences in a batch, or fewer units, than ranks."""
-    n, what = (n_units, "units (texts times seeds)") if spread == "units" else (batch, "sequences")
+    n, what = (
+        (n_units, "units (texts times seeds, systems of a search)")
+        if spread == "units"
+        else (batch, "sequences")
+    )
     if n < n_ranks():
         of_batch = "" if spread == "units" else " of a batch"
         said = f"{n} {what}{of_batch} for {n_ranks()} processes"

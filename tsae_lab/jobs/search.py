@@ -56,7 +56,7 @@ def searched(contest: Contest, names: Sequence[str]) -> dict[str, Any]:
     """
     out_dir, inner = contest.unit.log.parent, _inner(contest)
     inner.unit.folder.mkdir(parents=True, exist_ok=True)
-    systems = [name for name in names if name in OURS or entry_of(name).kind == "rival"]
+    systems = searchable(names)
     planned = {name: _planned(name) for name in systems}
     owners = ranks.balanced([len(arms) for arms in planned.values()])
     mine = [name for name, owner in zip(systems, owners, strict=True) if owner == ranks.rank()]
@@ -83,6 +83,15 @@ def searched(contest: Contest, names: Sequence[str]) -> dict[str, Any]:
     ]
     print_table("what the search chose", columns, body, caption="all of it in tuning.csv")
     return {"tuning": rows}
+
+
+def searchable(names: Sequence[str]) -> list[str]:
+    """Those of the systems that have something to search; ValueError where none has."""
+    found = [name for name in names if name in OURS or entry_of(name).kind == "rival"]
+    if not found:
+        known = f"{', '.join(OURS)} or a rival"
+        raise ValueError(f"--tune needs a system that is searched, {known}; got {', '.join(names)}")
+    return found
 
 
 def _grid(name: str) -> list[tuple[str, tuple[float, ...]]]:
