@@ -57,22 +57,14 @@ def searched(contest: Contest, names: Sequence[str]) -> dict[str, Any]:
     out_dir, inner = contest.unit.log.parent, _inner(contest)
     inner.unit.folder.mkdir(parents=True, exist_ok=True)
     systems = searchable(names)
-    planned = {name: _planned(name) for name in systems}
-    owners = ranks.balanced([len(arms) for arms in planned.values()])
+    owners = ranks.balanced([len(_planned(name)) for name in systems])
     mine = [name for name, owner in zip(systems, owners, strict=True) if owner == ranks.rank()]
-    arms = [arm for name in mine for arm in planned[name]]
     with ranks.apart():
-        left = [arm for arm in arms if not _is_there(inner, arm)]
-        line = f"the search trains {len(arms)} SAEs or more for {inner.unit.config.steps} steps"
-        line += f" each, {len(left)} are left{_trial(inner, left)}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-        clock = Countdown(len(left))
-        for name in mine:
-            _of_system(inner, name, clock)
+        _train_arms(inner, mine)
     ranks.wait()
     if ranks.rank() > 0:
         return {}
-    rows = [row for name in systems for row in _of_system(inner, name, clock)]  # all are there
+    rows = [row for name in systems for row in _of_system(inner, name, Countdown(0))]
     keys = dict.fromkeys(key for row in rows for key in row)  # those that diverged have few
     files.write_csv(out_dir / "tuning.csv", [{key: row.get(key) for key in keys} for row in rows])
     columns = ("system", "rate", "value", "fve", "l0", "jaccard", "alive_frac")
@@ -83,6 +75,18 @@ def searched(contest: Contest, names: Sequence[str]) -> dict[str, Any]:
     ]
     print_table("what the search chose", columns, body, caption="all of it in tuning.csv")
     return {"tuning": rows}
+
+
+def _train_arms(inner: Contest, names: Sequence[str]) -> None:
+    """Train and measure the arms of these systems that are not there."""
+    arms = [arm for name in names for arm in _planned(name)]
+    left = [arm for arm in arms if not _is_there(inner, arm)]
+    line = f"the search trains {len(arms)} SAEs or more for {inner.unit.config.steps} steps each"
+    line += f", {len(left)} are left{_trial(inner, left)}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    clock = Countdown(len(left))
+    for name in names:
+        _of_system(inner, name, clock)
 
 
 def searchable(names: Sequence[str]) -> list[str]:
