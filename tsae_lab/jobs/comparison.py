@@ -101,11 +101,11 @@ def _made(contests: list[Contest], names: list[str]) -> list[dict[str, Any]]:
     """The results of every text and seed, by system; each rank makes those of its own."""
     due = [_due(contest, names) for contest in contests]
     owners = ranks.balanced([len(asked) for asked in due])
-    mine = [(c, asked) for c, asked, owner in zip(contests, due, owners, strict=True)
+    share = [(c, asked) for c, asked, owner in zip(contests, due, owners, strict=True)
             if owner == ranks.rank()]  # fmt: skip
-    clock = Countdown(sum(not _done(contest, name) for contest, asked in mine for name in asked))
+    clock = Countdown(sum(not _done(contest, name) for contest, asked in share for name in asked))
     with ranks.apart():
-        for contest, asked in mine:
+        for contest, asked in share:
             for name in asked:
                 _result(contest, name, clock)
             for path in contest.unit.folder.rglob("*.checkpoint.safetensors"):

@@ -58,9 +58,9 @@ def searched(contest: Contest, names: Sequence[str]) -> dict[str, Any]:
     inner.unit.folder.mkdir(parents=True, exist_ok=True)
     systems = searchable(names)
     owners = ranks.balanced([len(_planned(name)) for name in systems])
-    mine = [name for name, owner in zip(systems, owners, strict=True) if owner == ranks.rank()]
+    to_train = [name for name, owner in zip(systems, owners, strict=True) if owner == ranks.rank()]
     with ranks.apart():
-        _train_arms(inner, mine)
+        _train_arms(inner, to_train)
     ranks.wait()
     if ranks.rank() > 0:
         return {}
