@@ -91,11 +91,11 @@ def _train_arms(inner: Contest, names: Sequence[str]) -> None:
 
 def searchable(names: Sequence[str]) -> list[str]:
     """Those of the systems that have something to search; ValueError where none has."""
-    found = [name for name in names if name in OURS or entry_of(name).kind == "rival"]
-    if not found:
+    systems = [name for name in names if name in OURS or entry_of(name).kind == "rival"]
+    if not systems:
         known = f"{', '.join(OURS)} or a rival"
         raise ValueError(f"--tune needs a system that is searched, {known}; got {', '.join(names)}")
-    return found
+    return systems
 
 
 def _grid(name: str) -> list[tuple[str, tuple[float, ...]]]:
