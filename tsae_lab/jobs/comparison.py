@@ -98,17 +98,20 @@ def _compared(out_dir: Path, config: Config, names: list[str], loop: Loop) -> di
 
 
 def _made(contests: list[Contest], names: list[str]) -> list[dict[str, Any]]:
-    """The results of every text and seed, by system; each rank makes those of its own."""
+    """The results of every text and seed, by system; ranks share by how many each has left."""
     due = [_due(contest, names) for contest in contests]
-    owners = ranks.balanced([len(asked) for asked in due])
-    share = [(c, asked) for c, asked, owner in zip(contests, due, owners, strict=True)
-            if owner == ranks.rank()]  # fmt: skip
-    clock = Countdown(sum(not _done(contest, name) for contest, asked in share for name in asked))
+    left = [
+        sum(not _done(contest, name) for name in asked)
+        for contest, asked in zip(contests, due, strict=True)
+    ]
+    owners = ranks.led(lambda: ranks.balanced(left))
+    share = [i for i, owner in enumerate(owners) if owner == ranks.rank()]
+    clock = Countdown(sum(left[i] for i in share))
     with ranks.apart():
-        for contest, asked in share:
-            for name in asked:
-                _result(contest, name, clock)
-            for path in contest.unit.folder.rglob("*.checkpoint.safetensors"):
+        for i in share:
+            for name in due[i]:
+                _result(contests[i], name, clock)
+            for path in contests[i].unit.folder.rglob("*.checkpoint.safetensors"):
                 path.unlink()
     ranks.wait()
     return [

@@ -57,7 +57,8 @@ def searched(contest: Contest, names: Sequence[str]) -> dict[str, Any]:
     out_dir, inner = contest.unit.log.parent, _inner(contest)
     inner.unit.folder.mkdir(parents=True, exist_ok=True)
     systems = searchable(names)
-    owners = ranks.balanced([len(_planned(name)) for name in systems])
+    left = [len(_left(inner, name)) for name in systems]
+    owners = ranks.led(lambda: ranks.balanced(left))
     to_train = [name for name, owner in zip(systems, owners, strict=True) if owner == ranks.rank()]
     with ranks.apart():
         _train_arms(inner, to_train)
@@ -80,13 +81,18 @@ def searched(contest: Contest, names: Sequence[str]) -> dict[str, Any]:
 def _train_arms(inner: Contest, names: Sequence[str]) -> None:
     """Train and measure the arms of these systems that are not there."""
     arms = [arm for name in names for arm in _planned(name)]
-    left = [arm for arm in arms if not _is_there(inner, arm)]
+    left = [arm for name in names for arm in _left(inner, name)]
     line = f"the search trains {len(arms)} SAEs or more for {inner.unit.config.steps} steps each"
     line += f", {len(left)} are left{_trial(inner, left)}"
     console.print(line, highlight=False, markup=False, soft_wrap=True)
     clock = Countdown(len(left))
     for name in names:
         _of_system(inner, name, clock)
+
+
+def _left(contest: Contest, name: str) -> list[Arm]:
+    """The planned arms of a system that are not there."""
+    return [arm for arm in _planned(name) if not _is_there(contest, arm)]
 
 
 def searchable(names: Sequence[str]) -> list[str]:
