@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tempfile
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,8 @@ import pyarrow.parquet
 import pytest
 import torch
 import toys
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tsae_lab.data import language_model, reading, store, tables, texts, token_files
 from tsae_lab.jobs import plan
@@ -60,6 +63,44 @@ def test_a_long_text_is_cut_into_documents_that_join_to_it(tmp_path, monkeypatch
         assert "".join(documents) == text
         assert max(map(len, documents)) <= 2 * reading.PIECE
         assert len(documents) >= 3
+
+
+def cut_at_once(text: str, piece: int) -> list[str]:
+    """The documents of a long text, from all of it in memory."""
+    documents, lines = [], []
+    for line in [*text.splitlines(keepends=True), None]:
+        lines += [] if line is None else [line]
+        if line is None or sum(map(len, lines)) >= piece:
+            plain = "".join(lines).removeprefix("\ufeff").replace("\r\n", "\n")
+            documents += [plain[i : i + 2 * piece] for i in range(0, len(plain), 2 * piece)]
+            lines = []
+    return documents
+
+
+@settings(max_examples=60)
+@given(
+    text=st.lists(st.sampled_from(["a", "ü", "🦊", "\n", "\r\n", "\ufeff", " b"]), max_size=60),
+    piece=st.integers(1, 7),
+    at_once=st.integers(1, 9),
+)
+def test_a_long_text_is_cut_alike_however_little_of_a_line_is_held(text, piece, at_once):
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "LONG_BYTES", 0)
+        patch.setattr(reading, "PIECE", piece)
+        patch.setattr(reading, "LINE_BYTES", at_once)
+        path = Path(folder) / "long.txt"
+        path.write_bytes("".join(text).encode())
+        assert all_of(path)[0] == cut_at_once("".join(text), piece)
+
+
+def test_a_byte_that_is_no_text_is_named_by_its_place_in_a_long_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "LONG_BYTES", 0)
+    monkeypatch.setattr(reading, "LINE_BYTES", 64)
+    path = tmp_path / "long.txt"
+    for byte in (b"\xff", b"\x80" * 9, b"\xf0\x9f", b"\0"):
+        path.write_bytes(b"a" * 150 + byte + b" tail" * 40)
+        with pytest.raises(ValueError, match=r"long.txt, from byte 1\d\d on, is not UTF-8 text: "):
+            all_of(path)
 
 
 def test_lines_and_files_that_cannot_be_read_are_refused_or_skipped_and_counted(tmp_path):

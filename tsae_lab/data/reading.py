@@ -17,6 +17,7 @@ STREAMED_BYTES = 256 << 20  # a text on disk from which on it is read as a strea
 PACKED_TIMES = 4  # how much larger a packed file is when it is unpacked, about
 LONG_BYTES = 64 << 20  # a text file from which on it is read in documents of PIECE characters
 PIECE = 8_000
+LINE_BYTES = 1 << 20  # of a line of a long text that are read at once
 ON_BAD = ("stop", "skip")
 LINES = (".jsonl", ".ndjson")
 
@@ -181,25 +182,42 @@ def _of_other(path: Path, column: str) -> Iterator[str]:
 
 
 def _pieces(path: Path) -> Iterator[str]:
-    """A long text in documents of about 8,000 characters, cut after a line."""
-    held, size, place = [], 0, 0
+    """A long text in documents of about 8,000 characters, cut after a line, or within a long one.
+
+    No more of a line than `LINE_BYTES` is held.
+    """
+    text, size = "", 0  # what is left of a document, and how much was read of it
     try:
-        for line in _lines(path):
-            held.append(files.decode_text(line, f"{path}, from byte {place:,} on,"))
-            place, size = place + len(line), size + len(held[-1])
-            if size >= PIECE:
-                yield from _shortened("".join(held))
-                held, size = [], 0
+        for part, ends in _parts(path):
+            text += (part if size else part.removeprefix("\ufeff")).replace("\r\n", "\n")
+            size += len(part)
+            whole = max(0, len(text) - 1) // (2 * PIECE) * 2 * PIECE
+            yield from (text[begin : begin + 2 * PIECE] for begin in range(0, whole, 2 * PIECE))
+            text = text[whole:]
+            if ends and size >= PIECE:
+                yield text
+                text, size = "", 0
     except (OSError, EOFError) as error:
         raise ValueError(f"{path} cannot be read to its end: {error}") from error
-    yield from _shortened("".join(held))
+    if text:
+        yield text
 
 
-def _shortened(text: str) -> Iterator[str]:
-    """Of a line that is longer than a document, several."""
-    plain = text.removeprefix("\ufeff").replace("\r\n", "\n")
-    for begin in range(0, len(plain), 2 * PIECE):
-        yield plain[begin : begin + 2 * PIECE]
+def _parts(path: Path) -> Iterator[tuple[str, bool]]:
+    """A text's lines, those longer than `LINE_BYTES` in parts, and whether each ends its line."""
+    place, rest = 0, b""
+    with opened(path) as file:
+        while part := rest + (read := file.readline(LINE_BYTES)):
+            ends = part.endswith(b"\n") or not read
+            cut = len(part) if ends else _last_letter(part)
+            yield files.decode_text(part[:cut], f"{path}, from byte {place:,} on,"), ends
+            place, rest = place + cut, part[cut:]
+
+
+def _last_letter(part: bytes) -> int:
+    """Where the last UTF-8 letter begins: it may not be whole, or a \\r whose \\n is to come."""
+    back = (n for n in range(1, min(4, len(part)) + 1) if part[-n] & 0xC0 != 0x80)
+    return len(part) - next(back, 0)
 
 
 def check_first(name: str, column: str, on_bad: str) -> None:
