@@ -188,9 +188,9 @@ def _pieces(path: Path) -> Iterator[str]:
     """
     text, size = "", 0  # what is left of a document, and how much was read of it
     try:
-        for part, ends in _parts(path):
-            text += (part if size else part.removeprefix("\ufeff")).replace("\r\n", "\n")
-            size += len(part)
+        for span, ends in _spans(path):
+            text += (span if size else span.removeprefix("\ufeff")).replace("\r\n", "\n")
+            size += len(span)
             whole = max(0, len(text) - 1) // (2 * PIECE) * 2 * PIECE
             yield from (text[begin : begin + 2 * PIECE] for begin in range(0, whole, 2 * PIECE))
             text = text[whole:]
@@ -203,21 +203,21 @@ def _pieces(path: Path) -> Iterator[str]:
         yield text
 
 
-def _parts(path: Path) -> Iterator[tuple[str, bool]]:
+def _spans(path: Path) -> Iterator[tuple[str, bool]]:
     """A text's lines, those longer than `LINE_BYTES` in parts, and whether each ends its line."""
     place, rest = 0, b""
     with opened(path) as file:
-        while part := rest + (read := file.readline(LINE_BYTES)):
-            ends = part.endswith(b"\n") or not read
-            cut = len(part) if ends else _last_letter(part)
-            yield files.decode_text(part[:cut], f"{path}, from byte {place:,} on,"), ends
-            place, rest = place + cut, part[cut:]
+        while span := rest + (read := file.readline(LINE_BYTES)):
+            ends = span.endswith(b"\n") or not read
+            cut = len(span) if ends else _last_letter(span)
+            yield files.decode_text(span[:cut], f"{path}, from byte {place:,} on,"), ends
+            place, rest = place + cut, span[cut:]
 
 
-def _last_letter(part: bytes) -> int:
+def _last_letter(span: bytes) -> int:
     """Where the last UTF-8 letter begins: it may not be whole, or a \\r whose \\n is to come."""
-    back = (n for n in range(1, min(4, len(part)) + 1) if part[-n] & 0xC0 != 0x80)
-    return len(part) - next(back, 0)
+    back = (n for n in range(1, min(4, len(span)) + 1) if span[-n] & 0xC0 != 0x80)
+    return len(span) - next(back, 0)
 
 
 def check_first(name: str, column: str, on_bad: str) -> None:
