@@ -191,12 +191,10 @@ def _pieces(path: Path) -> Iterator[str]:
         for span, ends in _spans(path):
             text += (span if size else span.removeprefix("\ufeff")).replace("\r\n", "\n")
             size += len(span)
-            whole = max(0, len(text) - 1) // (2 * PIECE) * 2 * PIECE
-            yield from (text[begin : begin + 2 * PIECE] for begin in range(0, whole, 2 * PIECE))
-            text = text[whole:]
-            if ends and size >= PIECE:
-                yield text
-                text, size = "", 0
+            done = ends and size >= PIECE
+            end = len(text) if done else max(0, len(text) - 1) // (2 * PIECE) * 2 * PIECE
+            yield from (text[begin : begin + 2 * PIECE] for begin in range(0, end, 2 * PIECE))
+            text, size = text[end:], 0 if done else size
     except (OSError, EOFError) as error:
         raise ValueError(f"{path} cannot be read to its end: {error}") from error
     if text:
