@@ -130,7 +130,7 @@ RIVALS = {
         own={"retention": 0.3}, search=("retention", (0.1, 0.3, 0.6)), buys="jaccard",
     ),
     "crosscoder": Entry(
-        about="temporal crosscoder, T = 4", kind="rival", make=_crosscoder
+        about="temporal crosscoder, T = 4", kind="rival", make=_crosscoder, rate=0.5
     ),
 }  # fmt: skip
 
