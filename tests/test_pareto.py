@@ -57,6 +57,18 @@ def test_an_outlier_that_is_not_on_the_front_is_an_arrow_with_its_value():
     assert "v" in {line.get_marker() for line in figure.axes[0].lines}
 
 
+def test_an_outlier_on_the_front_is_an_arrow_too_unless_it_is_ours():
+    rows = [row(f"s{i}", tss_mean=0.05 + 0.001 * i, fve=0.8 - 0.01 * i) for i in range(8)]
+    far = {"tss_mean": 0.9, "fve": 0.75}
+    for name, most in (("posthoc_ema", 0.07), ("tsae", 1.0)):
+        figure = pareto.pareto_figure(
+            [row("static", tss_mean=0.05, fve=0.8), *rows, row(name, **far)], "tss_mean", "fve", "t"
+        )
+        assert name in pareto.pareto_front([*rows, row(name, **far)], "tss_mean", "fve")
+        assert 0.05 < figure.axes[0].get_xlim()[1] < most
+        assert ("posthoc_ema (0.9)" in texts(figure)) == (name == "posthoc_ema")
+
+
 @pytest.mark.parametrize("n", [5, 17])
 def test_labels_cover_neither_one_another_nor_a_point(n):
     rng = np.random.default_rng(n)

@@ -59,7 +59,8 @@ def shown_span(values: Sequence[float], needed: Sequence[float]) -> tuple[float,
 def pareto_figure(rows: Sequence[Mapping[str, Any]], x: str, y: str, title: str) -> Figure | None:
     """Every system as a point with its standard errors, the front filled and as a line.
 
-    An outlier is an arrow at the edge with its value. None without a system that has both measures.
+    An outlier, but for the TSAE and the static SAE, is an arrow at the edge with its value. None
+    without a system that has both measures.
     """
     placed = [row for row in rows if row[x] is not None and row[y] is not None]
     if not placed:
@@ -68,10 +69,10 @@ def pareto_figure(rows: Sequence[Mapping[str, Any]], x: str, y: str, title: str)
     placed.sort(key=lambda row: row["system"] not in front)
     figure, (axes,) = sheet(8.0, 5.4)
     FigureCanvasAgg(figure)
-    spans = {}
+    spans, ours = {}, OWN_COLOURS.keys() & {row["system"] for row in placed} or front
     for key, limit in ((x, axes.set_xlim), (y, axes.set_ylim)):
-        on_front = [row[key] for row in placed if row["system"] in front]
-        spans[key] = low, high = shown_span([row[key] for row in placed], on_front)
+        needed = [row[key] for row in placed if row["system"] in ours]
+        spans[key] = low, high = shown_span([row[key] for row in placed], needed)
         room = MARGIN * (high - low or abs(high) or 1.0)
         limit(low - room, high + room)
     spots = [_point(axes, row, (x, y), spans, row["system"] in front) for row in placed]
