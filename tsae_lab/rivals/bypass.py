@@ -1,7 +1,7 @@
 """Controls (d): a static top-k SAE with a dense path of as many parameters as the decoder LSTM.
 
 `bypass`: `x_hat = own + ((x - b_dec) W_down) W_up`, where `own = acts W_dec + b_dec`, past the code
-(compare arXiv 2606.14040): low-rank only where the LSTM has less than d_in^2 of parameters.
+(compare arXiv 2606.14040): low-rank only where the LSTM has fewer than 2 d_in^2 parameters.
 `memoryless`: `x_hat = own + s relu((own - b_dec) / s W_down + b_down) W_up`, of the code's
 reconstruction as the LSTM is, token by token (s is the activations' root mean square): what the
 LSTM's parameters are worth without a state. W_up starts at 0: the start is the static SAE.
