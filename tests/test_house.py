@@ -1,10 +1,15 @@
 """The walls of the house: imports run downwards, and every name has one home."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from toys import ROOT
@@ -170,6 +175,23 @@ def test_variables_of_long_functions_say_what_they_hold():
         if name in PRONOUNS
     )
     assert sum(places.values()) < MOST_PRONOUNS, places.most_common()
+
+
+def test_every_process_collects_the_same_tests():
+    """Two processes share the suite, and refuse to where a test's name holds the time, a hash's
+    order or a random number.
+    """
+    collect = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0", "tests"]
+    started = []
+    for seed in ("1", "2"):
+        env = os.environ | {"PYTHONHASHSEED": seed}
+        started.append(subprocess.Popen(collect, cwd=ROOT, env=env, stdout=PIPE, text=True))
+        time.sleep(1.1)  # more than the second that a time stamp may be rounded to
+    first, second = (
+        [line for line in p.communicate()[0].split("\n") if "::" in line] for p in started
+    )
+    assert len(first) > 1000
+    assert first == second
 
 
 def test_no_test_file_imports_another():
