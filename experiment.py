@@ -69,11 +69,11 @@ from tsae_lab.jobs.plan import (
     Config,
     Data,
     Unit,
+    all_data,
     both_splits,
     check_identity,
     checked,
     claim,
-    data_of,
     device_of,
     folder_name,
     identity_now,
@@ -407,7 +407,7 @@ def _run(out_dir: Path, config: Config, plan: str) -> dict[str, Any]:
     tokens = ranks.in_turn(lambda: {n: both_splits(config, lm, n) for n in names_of(config)})
     now = identity_now(config, lm, tokens)
     ranks.led(lambda: check_identity(out_dir, now))
-    texts = ranks.in_turn(lambda: [data_of(config, lm, n, splits) for n, splits in tokens.items()])
+    texts = all_data(config, lm, tokens)
     ranks.led(lambda: claim(out_dir, config, plan, now))  # not before every text was found good
     units = [
         _unit_at(out_dir, config, data, seed, now) for data in texts for seed in range(config.seeds)

@@ -82,6 +82,21 @@ def test_two_ranks_learn_what_one_process_does_with_the_same_dead_features(two, 
     assert far["shapes"]
 
 
+def test_two_ranks_extract_the_bits_of_one_in_turns(two):
+    """An error on either ends both, and the same call goes on after the last good block."""
+    first, second = (json.loads((two[1] / f"extracted_{n}.json").read_text()) for n in (0, 1))
+    blocks = first["blocks"]
+    assert blocks > 5
+    for seen in (first, second):
+        assert seen["equal"]
+        assert seen["again"]
+    left = range(3, blocks)  # those before the error were written
+    assert second["made"] == [*range(1, blocks, 2), 1, *left[1::2]]
+    assert first["made"] == []  # a store makes its own
+    assert first["error"] == "block 3 cannot be made"
+    assert second["error"] == "silent"
+
+
 def test_a_rank_with_another_configuration_says_so_and_the_others_are_silent(two):
     seen, folder = two
     assert seen["refused"] == ["silent", None]
@@ -194,9 +209,12 @@ def alone(config, tmp_path_factory) -> Path:
 
 
 def test_two_processes_of_which_one_was_killed_come_to_the_run_of_one(config, alone, tmp_path):
-    """Begun with a seed for each rank, gone on with a share of every batch for each."""
+    """Begun with a seed for each rank, gone on with a share of every batch for each; what the ranks
+    extract together (`plan.all_data`) has the bytes of one.
+    """
     out = tmp_path / "run_2"
-    command = ["experiment.py", f"--out_dir={out}", *options(config)]
+    own = replace(config, cache_dir=str(tmp_path / "cache"))
+    command = ["experiment.py", f"--out_dir={out}", *options(own)]
     first = started([*command, "--spread=units"])
     for _ in range(3_000):
         if list(out.rglob("seed_1/*.checkpoint.safetensors")) or first[1].poll() is not None:
@@ -212,6 +230,12 @@ def test_two_processes_of_which_one_was_killed_come_to_the_run_of_one(config, al
     assert results[1][1] == ""
     one, two = curve(alone), curve(out)
     assert one.keys() == two.keys()
+    stored = [
+        {path.parent.name: path.read_bytes() for path in Path(c.cache_dir).rglob("data.bf16")}
+        for c in (config, own)
+    ]
+    assert len(stored[0]) == 2
+    assert stored[0] == stored[1]
     for step, line in one.items():
         for key in ("loss", "fve", "l0"):
             assert two[step][key] == pytest.approx(line[key], rel=1e-5, abs=1e-5), step

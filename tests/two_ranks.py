@@ -10,9 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import toys
 
 import tsae
+from tsae_lab.data import language_model, store
 from tsae_lab.jobs import ranks, training
 from tsae_lab.jobs.schedules import Phases
 from tsae_lab.jobs.training import Recipe, Trainer
@@ -107,6 +110,45 @@ def basics() -> dict[str, Any]:
     }
 
 
+def extracted(folder: Path) -> dict[str, Any]:
+    """Stores that both ranks extract, and rank 0 by itself; then one with an error on rank 1."""
+    ranks.led(lambda: toys.save_model(folder / "lm", "llama") and None)
+    lm = toys.load_toy(folder / "lm")
+    documents = [f"{i} the quick brown fox jumps over" * (1 + i % 3) for i in range(9)]
+    tokens = language_model.tokenize(lm, documents, seq=9)
+    store.BLOCK_TOKENS = 27  # three sequences
+    made: list[int] = []
+
+    def make(what: str, number: int) -> np.ndarray:
+        assert what == store.tokens_digest(tokens)
+        made.append(number)
+        return store.block(lm, tokens, toys.HOOK, number)
+
+    def opened(place: str, **more: Any) -> np.ndarray:
+        own = {"hook": toys.HOOK, "cache_dir": folder / place} | more
+        return np.array(store.activation_store(lm, tokens, **own).data)
+
+    both = ranks.in_turn(lambda: opened("both", deal=ranks.dealt), make)
+    with ranks.apart():
+        alone = opened(f"alone_{ranks.rank()}", deal=ranks.dealt)
+    seen = {"equal": np.array_equal(both, alone), "made": made}
+    seen["blocks"] = -(-len(tokens.ids) // store.block_rows_of(tokens))
+
+    def bad(what: str, number: int) -> np.ndarray:
+        if number == 3:
+            raise ValueError("block 3 cannot be made")
+        return make(what, number)
+
+    try:
+        ranks.in_turn(lambda: opened("bad", deal=ranks.dealt), bad)
+    except ranks.Refused:
+        seen["error"] = "silent"
+    except ValueError as error:
+        seen["error"] = str(error)
+    again = ranks.in_turn(lambda: opened("bad", deal=ranks.dealt), make)  # goes on
+    return seen | {"again": np.array_equal(again, alone)}
+
+
 def refused() -> str:
     """What a rank with another configuration says; rank 0 is silent."""
     try:
@@ -123,6 +165,8 @@ def main(out: Path) -> None:
     with ranks.together(torch.device("cpu"), spread="sequences"):
         seen: dict[str, Any] = {"basics": basics(), "whole": differences(False)}
         seen["pieces"] = differences(True)
+        own = extracted(out.parent)
+        (out.parent / f"extracted_{ranks.rank()}.json").write_text(json.dumps(own))
         says = refused()
         seen["refused"] = [says, ranks.led(lambda: None)]
         (out.parent / f"said_by_{ranks.rank()}.txt").write_text(says)

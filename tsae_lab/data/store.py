@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,11 @@ BLOCK_TOKENS = 8_192  # tokens per block of the store: the unit of checksums and
 CHECKED_BYTES = 2 << 30  # a larger store is not read whole when it is opened
 SINK_NORM = 10  # times the median norm: a token above is an attention sink, like the prefix
 SPARE_BYTES = 64 << 20  # of disk that a store leaves free
+
+MakeBlock = Callable[
+    [str, int], np.ndarray
+]  # the block of the tokens of that digest and of that number
+Deal = Callable[[MakeBlock, str, Sequence[int]], Iterator[np.ndarray]]  # those blocks, in order
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -232,6 +237,7 @@ def activation_store(
     sinks: str = "drop",
     cache_dir: str | Path | None = None,
     verify: bool = False,
+    deal: Deal | None = None,
 ) -> Store:
     """Activations of `tokens` at `hook`: read from `cache_dir`, or extracted into it.
 
@@ -240,6 +246,8 @@ def activation_store(
     block. A store that is damaged or holds something else is made again, after a line on stderr;
     of a store of more than 2 GB a block is compared with its checksum when it is first read, unless
     all are to be `verified` now.
+    `deal` gives the blocks in order where others make some of them, `block` of these tokens'
+    `tokens_digest`.
     Default directory: `activations` in the cache. Attention sinks are on the disk; the store lacks
     them unless `sinks` is "keep"; a line on stderr says how many there are.
     """
@@ -259,7 +267,7 @@ def activation_store(
                 f"activation store {path} is refused: {problem}; extracting it again\n"
             )
             shutil.rmtree(path)
-        _extract(lm, tokens, _partial(path), key)
+        _extract(lm, tokens, _partial(path), key, deal or _by_itself)
         files.move_whole(_partial(path), path)
     return _open(path, tokens, key, sinks)
 
@@ -393,10 +401,27 @@ def _problem(path: Path, tokens: Tokens, key: Mapping[str, Any], *, blocks_too: 
     return None if good == len(crcs) else f"wrong checksum of sequences {good * rows} and following"
 
 
-def _extract(lm: LanguageModel, tokens: Tokens, path: Path, key: Mapping[str, Any]) -> None:
+def _by_itself(make: MakeBlock, what: str, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+    return (make(what, number) for number in numbers)
+
+
+def block_rows_of(tokens: Tokens) -> int:
+    """Sequences per block of the store of these tokens."""
+    return max(1, BLOCK_TOKENS // (tokens.valid.shape[1] + 1))
+
+
+def block(lm: LanguageModel, tokens: Tokens, hook: str, number: int) -> np.ndarray:
+    """The block of that number, as `block_of` gives it."""
+    size, n_seq = block_rows_of(tokens), len(tokens.ids)
+    return block_of(lm, tokens, hook, slice(number * size, min((number + 1) * size, n_seq)))
+
+
+def _extract(
+    lm: LanguageModel, tokens: Tokens, path: Path, key: Mapping[str, Any], deal: Deal
+) -> None:
     """Writes data, token arrays and manifest into `path`, continuing what is there."""
     n_seq, n_kept, d_in = key["shape"]
-    block_rows = max(1, BLOCK_TOKENS // (n_kept + 1))
+    block_rows = block_rows_of(tokens)
     crcs = _finished_blocks(path, key, block_rows)
     done = min(n_seq, len(crcs) * block_rows)
     files.require_space(path, 2 * (n_seq - done) * n_kept * d_in + SPARE_BYTES)
@@ -412,14 +437,15 @@ def _extract(lm: LanguageModel, tokens: Tokens, path: Path, key: Mapping[str, An
         file.truncate(2 * done * n_kept * d_in)
         manifest = {"key": key, "block_rows": block_rows, "crc32": crcs}
         files.write_json(path / MANIFEST, manifest)
-        for start in range(done, n_seq, block_rows):
-            rows = slice(start, min(start + block_rows, n_seq))
-            data = block_of(lm, tokens, key["hook"], rows).tobytes()
+        left = range(len(crcs), n_blocks)
+        for x in deal(lambda _, n: block(lm, tokens, key["hook"], n), key["tokens"], left):
+            data = x.tobytes()
             file.write(data)
             file.flush()
             crcs.append(zlib.crc32(data))
             files.write_json(path / MANIFEST, manifest)
-            rate = (rows.stop - done) * n_kept / max(time.monotonic() - began, 1e-9)
+            n_done = min(len(crcs) * block_rows, n_seq) - done
+            rate = n_done * n_kept / max(time.monotonic() - began, 1e-9)
             advance(f"{rate:,.0f} tokens per second")
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from tsae_lab import files
 from tsae_lab.data import store
 from tsae_lab.data.language_model import LanguageModel, check_hook
-from tsae_lab.data.store import SINK_NORM, Store, block_of, store_place, without
+from tsae_lab.data.store import SINK_NORM, Deal, Store, block_of, store_place, without
 from tsae_lab.data.texts import Tokens
 from tsae_lab.terminal import console
 
@@ -100,7 +100,7 @@ def sink_norm(beside: Store) -> float:
 
 def activations_of(
     lm: LanguageModel, tokens: Tokens, *, kind: str, name: str, hook: str, sinks: str,
-    cache_dir: Path | None, beside: Store, verify: bool = False,
+    cache_dir: Path | None, beside: Store, verify: bool = False, deal: Deal | None = None,
 ) -> Store | Stream:  # fmt: skip
     """The store of `tokens`, or a stream of them: `kind` says which, "auto" leaves it to the disk.
 
@@ -114,7 +114,7 @@ def activations_of(
         most = math.inf if sinks == "keep" else sink_norm(beside)
         return Stream(lm=lm, hook=hook, tokens=tokens, most=most)
     own = {"hook": hook, "sinks": sinks, "cache_dir": cache_dir, "verify": verify}
-    return store.activation_store(lm, tokens, **own)
+    return store.activation_store(lm, tokens, deal=deal, **own)
 
 
 def chosen_kind(

@@ -67,9 +67,7 @@ def _compared(out_dir: Path, config: Config, names: list[str], loop: Loop) -> di
     now = plan.identity_now(config, lm, tokens)
     ranks.led(lambda: plan.check_identity(out_dir, now))
     stored = replace(config, activations="store")  # what every system is trained on
-    texts = ranks.in_turn(
-        lambda: [plan.data_of(stored, lm, name, splits) for name, splits in tokens.items()]
-    )
+    texts = plan.all_data(stored, lm, tokens)
     ranks.led(lambda: plan.claim(out_dir, config, "run_4", now))
     contests = _contests(out_dir, config, texts, loop, lm, now)
     if config.tune:

@@ -402,6 +402,18 @@ def load_data(config: Config, lm: LanguageModel, name: str) -> Data:
     return data_of(config, lm, name, both_splits(config, lm, name))
 
 
+def all_data(
+    config: Config, lm: LanguageModel, tokens: Mapping[str, Mapping[str, Tokens]]
+) -> list[Data]:
+    """Activations of both splits of every text; all ranks extract what is not stored."""
+    splits = [split for by_name in tokens.values() for split in by_name.values()]
+    by_digest = {store.tokens_digest(split): split for split in splits}
+    return ranks.in_turn(
+        lambda: [data_of(config, lm, name, own) for name, own in tokens.items()],
+        lambda digest, number: store.block(lm, by_digest[digest], config.hook, number),
+    )
+
+
 def data_of(config: Config, lm: LanguageModel, name: str, tokens: Mapping[str, Tokens]) -> Data:
     """Activations of both splits of a text."""
     val = open_store(config, lm, tokens["validation"])
@@ -439,7 +451,7 @@ def open_store(config: Config, lm: LanguageModel, tokens: Tokens) -> Store:
 def _of_store(config: Config) -> dict[str, Any]:
     cache = Path(config.cache_dir) / "activations" if config.cache_dir else None
     own = {"hook": config.hook, "sinks": config.sinks, "verify": config.verify}
-    return own | {"cache_dir": cache}
+    return own | {"cache_dir": cache, "deal": ranks.dealt}
 
 
 def load_text(config: Config, name: str) -> texts.Corpus:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Shaped
@@ -22,12 +23,14 @@ import tsae
 import tsae_kernels
 from tsae import Codes, Lifecycle, State
 from tsae_lab import devices
+from tsae_lab.data.store import MakeBlock
 from tsae_lab.terminal import console
 
 SPREADS = ("sequences", "units")
 PATIENCE = timedelta(days=2)  # one may extract or measure for long; a lost one is noticed at once
 GOES_ON = "the same command goes on from the last checkpoint"
 APART = ContextVar("APART", default=False)  # whether this process works by itself for a while
+HELPED = ContextVar("HELPED", default=False)  # whether the other ranks wait for what is dealt out
 
 Told = TypeVar("Told")
 
@@ -190,31 +193,88 @@ def wait() -> None:
             dist.barrier()
 
 
-def led(act: Callable[[], Told]) -> Told:
-    """What `act` gives rank 0, which alone does it; where it raises, every rank ends."""
+def led(act: Callable[[], Told], make: MakeBlock | None = None) -> Told:
+    """What `act` gives rank 0, which alone does it; where it raises, every rank ends.
+
+    With `make` the others help meanwhile with what `act` deals out (`dealt`).
+    """
     if n_ranks() == 1:
         return act()
-    told: list[Any] = [None, None]
-    if rank() == 0:
-        try:
-            told[1] = act()
-        except BaseException:
-            told[0] = "refused"
-            with suppress(ValueError, Refused), _noticed():
-                dist.broadcast_object_list(told)
-            raise
-    with _noticed():
-        dist.broadcast_object_list(told)
-    if told[0] is not None:
-        raise Refused
-    return told[1]
+    if rank() > 0:
+        return _told(make)
+    mark = HELPED.set(make is not None)
+    try:
+        result = act()
+    except BaseException:
+        with suppress(ValueError, Refused):
+            _tell("refused")
+        raise
+    finally:
+        HELPED.reset(mark)
+    _tell("done", result)
+    return result
 
 
-def in_turn(act: Callable[[], Told]) -> Told:
-    """What `act` gives every rank; rank 0 does it first, so that the others find what it made."""
+def in_turn(act: Callable[[], Told], make: MakeBlock | None = None) -> Told:
+    """What `act` gives every rank; rank 0 does it first, so that the others find what it made.
+
+    With `make` they help it, as in `led`.
+    """
     results: list[Told] = []
-    led(lambda: results.append(act()))
+    led(lambda: results.append(act()), make)
     return results[0] if results else act()
+
+
+def dealt(make: MakeBlock, what: str, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+    """`make(what, number)` of each number, in order; where the other ranks help (`led`), each of
+    them makes every n-th.
+
+    ValueError of `make` on any rank is raised here.
+    """
+    if not HELPED.get():
+        yield from (make(what, number) for number in numbers)
+        return
+    for start in range(0, len(numbers), n_ranks()):
+        now = numbers[start : start + n_ranks()]
+        _tell("make", (what, now))
+        for made, error in _gathered(make, what, now)[: len(now)]:
+            if made is None:
+                raise ValueError(error)
+            yield made
+
+
+def _tell(word: str, content: Any = None) -> None:
+    with _noticed():
+        dist.broadcast_object_list([word, content])
+
+
+def _told(make: MakeBlock | None) -> Any:
+    """What rank 0's `act` gave, after what was to be made for it."""
+    while True:
+        said: list[Any] = [None, None]
+        with _noticed():
+            dist.broadcast_object_list(said)
+        word, content = said
+        if word == "refused":
+            raise Refused
+        if word == "done":
+            return content
+        assert make is not None
+        _gathered(make, *content)
+
+
+def _gathered(make: MakeBlock, what: str, numbers: Sequence[int]) -> list[Any]:
+    """On rank 0, of every rank what it made of its number, or the error that it had."""
+    own: tuple[np.ndarray | None, str] = (None, "")
+    if rank() < len(numbers):
+        try:
+            own = (make(what, numbers[rank()]), "")
+        except (ValueError, OSError) as error:
+            own = (None, str(error))
+    all_of_them: list[Any] = [None] * n_ranks()
+    with _noticed():
+        dist.gather_object(own, all_of_them if rank() == 0 else None)
+    return all_of_them
 
 
 def refuse_others(what: str, options: Mapping[str, Any]) -> None:
