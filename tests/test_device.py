@@ -1,6 +1,7 @@
 """Training on a device, `--device=cuda` where there is one, against the CPU; memory and cost."""
 
 import re
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 import toys
 
 import experiment
+import metrics
 import tsae
 import tsae_kernels
-from tsae_lab import devices
+from tsae_lab import devices, terminal
 from tsae_lab.jobs import bench, budget, growth, plan, schedules, study, training
 from tsae_lab.jobs.plan import Config
 from tsae_lab.jobs.training import Recipe
@@ -184,6 +186,29 @@ def test_costs_are_measured_by_size_and_exponents_fitted(capsys):
     assert growth.exponent([1, 2, 4, 8], [3.0, 12.0, 48.0, 192.0])[0] == pytest.approx(2)
     point = growth.cost(recipe, shape, cpu, 1)
     assert point.gb == budget.step_gb(recipe, 8, 2, 6, bench.job_of(recipe, shape, cpu).low)
+
+
+def test_what_measuring_costs_is_taken_by_number_of_tokens(capsys):
+    codes = growth.made_codes(3_000, 8, 64)
+    assert codes.n_tokens == 12 * growth.LENGTH
+    assert bool((codes.vals > 0).all())  # codes_from_topk refuses a feature twice in a token
+    again = sum(n**-2 for n in range(1, 9)) / sum(1 / n for n in range(1, 9)) ** 2  # drawn twice
+    assert metrics.births(codes) / 8 == pytest.approx((1 - growth.HELD) * (1 - again), rel=0.03)
+    costs = growth.measures_by_tokens((2_016, 4_032), 8, 64)
+    assert costs.keys() == growth.MEASURES.keys()
+    for by_tokens in costs.values():
+        assert list(by_tokens) == [2_016, 4_032]
+        assert all(took > 0 and gb is not None and gb >= 0 for took, gb in by_tokens.values())
+    growth.show_measures(costs, "measures")
+    assert "lifetimes: exponent" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(terminal.resident_mib() is None, reason="memory is read on Linux alone")
+def test_memory_that_is_held_meanwhile_is_seen_though_it_is_given_back():
+    took, gb = growth.spent(lambda: (torch.ones(5 * 10**7), time.sleep(0.1)))
+    assert took > 0
+    assert gb is not None
+    assert 0.15 < gb < 0.6
 
 
 def test_the_limit_of_a_step_counts_its_products_and_what_it_moves():
