@@ -90,6 +90,7 @@ def test_two_ranks_extract_the_bits_of_one_in_turns(two):
     for seen in (first, second):
         assert seen["equal"]
         assert seen["again"]
+        assert seen["fetched"]
     left = range(3, blocks)  # those before the error were written
     assert second["made"] == [*range(1, blocks, 2), 1, *left[1::2]]
     assert first["made"] == []  # a store makes its own

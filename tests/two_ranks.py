@@ -6,6 +6,7 @@ sequences, of which rank 0 reads two and rank 1 three; alone, either rank trains
 
 import json
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ import torch
 import toys
 
 import tsae
+from tsae_lab import files
 from tsae_lab.data import language_model, store
-from tsae_lab.jobs import ranks, training
+from tsae_lab.jobs import plan, ranks, training
 from tsae_lab.jobs.schedules import Phases
 from tsae_lab.jobs.training import Recipe, Trainer
 
@@ -149,6 +151,18 @@ def extracted(folder: Path) -> dict[str, Any]:
     return seen | {"again": np.array_equal(again, alone)}
 
 
+def fetched(folder: Path) -> bool:
+    """Whether a language model of the package index is whole where rank 1 asks for it first."""
+    place = folder / "fetched"
+    language_model.smollm2_folder = lambda: files.whole_folder(
+        place, lambda stage: toys.save_model(stage, "llama"), "a toy"
+    )
+    if ranks.rank() == 0:
+        time.sleep(1)
+    lm = plan.lm_of(plan.Config(lm=language_model.EMBEDDED, hook=toys.HOOK, seq=9, device="cpu"))
+    return lm.n_layers == 3
+
+
 def refused() -> str:
     """What a rank with another configuration says; rank 0 is silent."""
     try:
@@ -165,7 +179,7 @@ def main(out: Path) -> None:
     with ranks.together(torch.device("cpu"), spread="sequences"):
         seen: dict[str, Any] = {"basics": basics(), "whole": differences(False)}
         seen["pieces"] = differences(True)
-        own = extracted(out.parent)
+        own = extracted(out.parent) | {"fetched": fetched(out.parent)}
         (out.parent / f"extracted_{ranks.rank()}.json").write_text(json.dumps(own))
         says = refused()
         seen["refused"] = [says, ranks.led(lambda: None)]

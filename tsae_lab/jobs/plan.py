@@ -15,7 +15,7 @@ import torch
 
 import tsae
 from tsae_lab import checksums, devices, files
-from tsae_lab.data import reading, store, stream, texts, token_files
+from tsae_lab.data import language_model, reading, store, stream, texts, token_files
 from tsae_lab.data.language_model import EMBEDDED, LanguageModel, check_hook, fast_dtype, load_lm
 from tsae_lab.data.store import Store
 from tsae_lab.data.stream import Stream
@@ -336,6 +336,8 @@ def lm_of(config: Config) -> LanguageModel:
     """The run's language model; ValueError unless it has the hook and takes `seq` tokens."""
     with console.status(f"loading {config.lm}"):
         devices.same_sums(exact=config.precision == "float32")
+        if config.lm == EMBEDDED:  # which rank 0 fetches: on others transformers writes nothing
+            ranks.led(lambda: str(language_model.smollm2_folder()))
         lm = load_lm(config.lm, device=ranks.device_here(config.lm_device or config.device))
     check_hook(lm, config.hook)
     if config.static_sae:  # before any activation is extracted
