@@ -353,8 +353,12 @@ with files.locked(pathlib.Path(sys.argv[1])):
 """
 
 
-@pytest.mark.parametrize("killed", [False, True])
-def test_a_lock_is_waited_for_and_free_when_its_holder_ends_or_dies(tmp_path, capsys, killed):
+@pytest.mark.parametrize(("killed", "soon"), [(False, 2), (False, 600), (True, 2)])
+def test_a_lock_is_waited_for_and_free_when_its_holder_ends_or_dies(
+    tmp_path, capsys, monkeypatch, killed, soon
+):
+    """In silence where it is free soon."""
+    monkeypatch.setattr(files, "SOON", soon)
     lock = tmp_path / "it.lock"
     command = [sys.executable, "-c", HOLDER, str(lock), "60" if killed else "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=ENV) as process:
@@ -366,7 +370,7 @@ def test_a_lock_is_waited_for_and_free_when_its_holder_ends_or_dies(tmp_path, ca
         with files.locked(lock):
             assert lock.with_suffix(".done").exists() != killed
     waited = f"waiting for another process that makes {lock.with_suffix('')}"
-    assert (waited in capsys.readouterr().err) != killed
+    assert (waited in capsys.readouterr().err) == (not killed and soon == 2)
 
 
 SOLE = """

@@ -24,6 +24,7 @@ from typing import IO, Any, TextIO
 
 CONTENTS = ".contents.json"  # of an unpacked folder: size and crc32 of every file
 LOCK = ".lock"  # in the directory of a run that is being made
+SOON = 40  # twentieths of a second that a lock is waited for in silence
 PACKED = {".gz": "gzip", ".zst": "zstd"}  # of files that are unpacked when they are read
 Writer = Callable[[Path], object]  # writes the file it is given the path of
 
@@ -420,16 +421,20 @@ def _held(path: Path, *, wait: bool = True) -> TextIO | None:
         import fcntl
     except ImportError:
         return None
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    file, at_once = path.open("a+"), False
+    for pause in [0.0, *[0.05] * SOON] if wait else [0.0]:
+        time.sleep(pause)
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            at_once = True
+            break
+    if not at_once:
         file.seek(0)
         who = file.read()
         if not wait:
             file.close()
             said = f"{path.parent} is being made by another process {who}".strip()
-            raise ValueError(f"{said}; wait for it, or give another --out_dir") from None
+            raise ValueError(f"{said}; wait for it, or give another --out_dir")
         made = path.with_suffix("")
         sys.stderr.write(f"waiting for another process that makes {made} {who}".strip() + "\n")
         fcntl.flock(file, fcntl.LOCK_EX)
