@@ -190,10 +190,10 @@ def test_costs_are_measured_by_size_and_exponents_fitted(capsys):
 
 def test_what_measuring_costs_is_taken_by_number_of_tokens(capsys):
     codes = growth.made_codes(3_000, 8, 64)
-    assert codes.n_tokens == 12 * growth.LENGTH
+    assert codes.n_tokens == 12 * growth.DOCUMENT
     assert bool((codes.vals > 0).all())  # codes_from_topk refuses a feature twice in a token
     again = sum(n**-2 for n in range(1, 9)) / sum(1 / n for n in range(1, 9)) ** 2  # drawn twice
-    assert metrics.births(codes) / 8 == pytest.approx((1 - growth.HELD) * (1 - again), rel=0.03)
+    assert metrics.births(codes) / 8 == pytest.approx((1 - growth.STAYS) * (1 - again), rel=0.03)
     costs = growth.measures_by_tokens((2_016, 4_032), 8, 64)
     assert costs.keys() == growth.MEASURES.keys()
     for by_tokens in costs.values():

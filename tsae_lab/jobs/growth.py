@@ -36,8 +36,8 @@ MOVED = {
     "window": (1, 4, 16, 64),
     "seq": (21, 63, 126, 252),
 }
-TOKENS = (10_000, 31_623, 100_000, 316_228, 1_000_000)  # that the measures read
-LENGTH, HELD = 252, 0.3  # tokens of a document, and the chance that a feature stays for one more
+N_TOKENS = (10_000, 31_623, 100_000, 316_228, 1_000_000)  # that the measures read
+DOCUMENT, STAYS = 252, 0.3  # tokens of a document, and the chance that a feature stays for one more
 LOOK = 0.01  # seconds between two looks at the memory
 
 
@@ -117,13 +117,13 @@ def made_codes(n_tokens: int, k: int, d_sae: int) -> CodedText:
     the dictionary one is on, which stays with chance .3 or is drawn anew, the n-th of a part with a
     chance in proportion to 1 / n.
     """
-    generator, n_documents = torch.Generator().manual_seed(0), max(round(n_tokens / LENGTH), 2)
-    shape = (n_documents, LENGTH, k)
+    generator, n_documents = torch.Generator().manual_seed(0), max(round(n_tokens / DOCUMENT), 2)
+    shape = (n_documents, DOCUMENT, k)
     chance = 1 / torch.arange(1, d_sae // k + 1)
-    drawn = torch.multinomial(chance, n_documents * LENGTH * k, True, generator=generator)
-    stays = torch.rand(shape, generator=generator) < HELD
+    drawn = torch.multinomial(chance, n_documents * DOCUMENT * k, True, generator=generator)
+    stays = torch.rand(shape, generator=generator) < STAYS
     stays[:, 0] = False
-    last = torch.where(stays, 0, torch.arange(LENGTH)[:, None]).cummax(1).values
+    last = torch.where(stays, 0, torch.arange(DOCUMENT)[:, None]).cummax(1).values
     idx = drawn.view(shape).gather(1, last) * k + torch.arange(k)
     return metrics.codes_from_topk(1 + torch.rand(shape, generator=generator), idx, d_sae)
 
@@ -203,7 +203,7 @@ def growth_command(
         torch.set_num_threads(cpu_threads(threads))
         recipe, shape = Recipe(dead_after=10**12), (64, 63, 576)
         if measures:
-            costs_of = measures_by_tokens(TOKENS, recipe.k, recipe.d_sae)
+            costs_of = measures_by_tokens(N_TOKENS, recipe.k, recipe.d_sae)
             title = f"measures of made-up codes, k {recipe.k}, {recipe.d_sae:,} features"
             show_measures(costs_of, title)
             return
