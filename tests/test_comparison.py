@@ -26,11 +26,11 @@ from typer.testing import CliRunner
 import experiment
 import metrics
 import tsae
-from tsae_lab.data import store
-from tsae_lab.jobs import entries, making, search
+from tsae_lab.data import store, texts
+from tsae_lab.jobs import entries, feeding, making, search
 from tsae_lab.jobs.journal import Diverged
 from tsae_lab.jobs.plan import Config, Data, Unit
-from tsae_lab.measures import usage
+from tsae_lab.measures import evaluation, usage
 from tsae_lab.sections import context, rival_table
 from tsae_lab.terminal import Countdown
 
@@ -372,6 +372,43 @@ def test_a_systems_rate_is_in_units_of_the_runs_and_part_of_its_identity(lm, tmp
     first, second = (making.own_identity(contest, entry) for entry in (as_it_is, twice))
     assert first != second
     assert first == making.own_identity(contest, replace(as_it_is, about="another word"))
+
+
+def test_what_forgets_is_trained_and_measured_with_every_token_a_sequence_of_its_own(lm, tmp_path):
+    """`forgetful` reads the tokens that `decoder` reads, and is told that nothing came before."""
+    entry, other = entries.entry_of("forgetful"), entries.entry_of("decoder")
+    config = Config(lr=0.01, d_sae=64, k=4, batch=4, seq=6, pieces=2, hidden_dec=8, hidden_enc=4)
+    x = torch.randn(8, 6, 8, generator=generator())
+    data = Data(name="x", **dict.fromkeys(("train", "val"), store.in_memory(x, "blocks.0.hook")))
+    place = {"folder": tmp_path, "log": tmp_path / "log.jsonl", "device": torch.device("cpu")}
+    unit = Unit(config=config, data=data, seed=0, low=torch.float32, **place)
+    contest = making.Contest(loop=experiment.LOOP, unit=unit, lm=lm)
+    own, usual = making.own_unit(contest, entry), making.own_unit(contest, other)
+    assert own.config == usual.config
+    assert making.own_identity(contest, entry) != making.own_identity(contest, other)
+    assert making._static_unit(contest, entry).data.packed is None
+    for step in range(4):
+        assert all(map(torch.equal, feeding.batch_at(own, step), feeding.batch_at(usual, step)))
+        starts = feeding.starts_at(own, step)
+        assert starts is not None
+        assert torch.equal(starts, feeding.batch_at(own, step)[1] > 0)
+    static = tsae.init_static(torch.zeros(8), 64, generator=generator())
+    params = tsae.from_static(static, scale=1.0, hidden_enc=4, hidden_dec=8, generator=generator())
+    W_out = torch.randn(params.temporal.W_out.shape, generator=generator())
+    params = replace(params, temporal=replace(params.temporal, W_out=W_out))
+    sae = tsae.Sae(params=params, dials=tsae.Dials(k=4, window=2))
+    x_hat, codes = evaluation.sae_run(sae, forgets=True)(x)
+    alone, alone_codes = evaluation.sae_run(sae)(x.view(48, 1, 8))
+    torch.testing.assert_close(x_hat.view(48, 1, 8), alone)
+    assert torch.equal(codes.idx.view(48, 1, -1), alone_codes.idx)
+    assert not torch.allclose(x_hat, evaluation.sae_run(sae)(x)[0])
+
+
+def test_a_packed_text_without_a_past_stays_packed():
+    packed = texts.pack_rows(torch.tensor([3, 5, 2]), 6)
+    alone = texts.without_past(packed, torch.ones(3, 5, dtype=torch.bool))
+    assert torch.equal(alone.starts, packed.valid)
+    assert torch.equal(alone.row, packed.row)
 
 
 @given(st.lists(st.lists(st.none() | st.floats(-9, 9), min_size=2, max_size=2), max_size=5))

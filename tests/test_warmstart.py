@@ -85,6 +85,26 @@ def test_any_number_of_units_gives_finite_weights(hidden):
     assert all(torch.isfinite(t).all() for t in vars(params.temporal).values())
 
 
+def test_where_every_token_begins_a_document_all_units_read_the_token_alone():
+    """And none of the past: the same start whatever the order of the tokens."""
+    x, static = planted(64, 9, seed=1)
+    one = tsae.from_static(static, scale=0.7, hidden_enc=3, hidden_dec=8, generator=generator())
+    every = torch.ones(64, 9, dtype=torch.bool)
+    turned = x[:, torch.randperm(9, generator=generator())]
+    told, again = (
+        warmstart.integrators(one, text, every, Dials(k=2), starts=every) for text in (x, turned)
+    )
+    forget = told.temporal.dec_b.view(4, 8)[2]
+    assert (forget < -4).all()
+    torch.testing.assert_close(
+        tsae.forward(told, x, Dials(k=2), starts=every)[0],
+        tsae.forward(again, x, Dials(k=2), starts=every)[0],
+        rtol=1e-2, atol=1e-2,
+    )  # fmt: skip
+    usual = warmstart.integrators(one, x, every, Dials(k=2))
+    assert (usual.temporal.dec_b.view(4, 8)[2] > 0).any()
+
+
 def test_padding_has_no_influence_and_no_token_is_refused():
     x, static = planted(8, 6, seed=1)
     valid = torch.ones(8, 6, dtype=torch.bool)

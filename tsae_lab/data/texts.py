@@ -9,7 +9,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -489,6 +489,20 @@ class Packed:
     place: Int32[Tensor, "n_seq seq"]
     valid: Bool[Tensor, "n_seq seq"]  # padding lies at the end
     starts: Bool[Tensor, "n_seq seq"]  # first tokens of what was a sequence: nothing crosses them
+
+
+def without_past(packed: Packed | None, valid: Bool[Tensor, "n_seq seq"]) -> Packed:
+    """The same sequences, packed or (None) those whose tokens `valid` marks, every token of which
+    begins a document of its own.
+    """
+    if packed is None:
+        n_seq, seq = valid.shape
+        row, place = (
+            torch.arange(n_seq)[:, None].expand(-1, seq),
+            torch.arange(seq).expand(n_seq, -1),
+        )
+        packed = Packed(row=row.int(), place=place.int(), valid=valid, starts=valid)
+    return replace(packed, starts=packed.valid)
 
 
 def packing(tokens: Tokens, seq: int) -> Packed | None:

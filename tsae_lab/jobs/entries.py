@@ -3,7 +3,6 @@
 An entry says how a system is made; `--systems` names entries or the sets at the end of this file.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -52,6 +51,7 @@ class Entry:
     of: str = ""  # the trained system that a derived one is made of
     shuffled: bool = False  # trained on sequences whose tokens are permuted
     random: bool = False  # from a random static SAE in place of the pretrained one
+    forgets: bool = False  # whether its state begins anew at every token, in training and measured
     finetune: bool = False  # whether the last tenth of the steps has the KL in its loss
 
     def applied(self, config: Config) -> Config:
@@ -156,6 +156,10 @@ CONTROLS = {
     "decoder": Entry(
         about="static + our decoder LSTM alone", recipe={"gate": False, "beta": 0.0}
     ),
+    "forgetful": Entry(
+        about="static + our decoder LSTM alone, whose state begins anew at every token",
+        recipe={"gate": False, "beta": 0.0}, forgets=True,
+    ),
     "order": Entry(
         about="TSAE, its memory's tokens shuffled at inference", kind="derived", of="tsae"
     ),
@@ -203,7 +207,7 @@ ENTRIES: Mapping[str, Entry] = {
 CORE = ("static", "tsae", "shuffled", "batch_topk", "t_sae", "posthoc_ema")
 PLAIN = (
     *CORE, "batch_topk_batch", "relu", "matryoshka", "tfa", "persistent", "crosscoder",
-    "posthoc_window", "twin", "bypass", "memoryless", "decoder", "order",
+    "posthoc_window", "twin", "bypass", "memoryless", "decoder", "forgetful", "order",
 )  # fmt: skip
 """What a plain run_4 compares; what is not of the core, with the first seed of the first text."""
 SYSTEM_SETS: Mapping[str, tuple[str, ...]] = {
@@ -264,5 +268,6 @@ def entry_of(name: str) -> Entry:
 
 def own_options(entry: Entry) -> dict[str, Any]:
     """What of an entry a trained system depends on, beside the recipe."""
-    return {f.name: getattr(entry, f.name) for f in dataclasses.fields(entry)
-            if f.name in ("kind", "own", "of", "shuffled", "random", "finetune")}  # fmt: skip
+    names = ["kind", "own", "of", "shuffled", "random", "finetune"]
+    names += ["forgets"] if entry.forgets else []  # later than what was trained without
+    return {name: getattr(entry, name) for name in names}

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import tsae
-from tsae_lab.data import store
+from tsae_lab.data import store, texts
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.data.order_tasks import ORDER_TASKS, OrderTask, linear_score
 from tsae_lab.jobs import entries, finetune, identity, plan, training
@@ -71,6 +71,9 @@ def own_unit(contest: Contest, entry: Entry) -> Unit:
     if entry.shuffled:
         generator = torch.Generator().manual_seed(unit.seed)
         data = replace(data, train=store.shuffled(data.stored, generator))
+    if entry.forgets:
+        packed = texts.without_past(data.packed, data.train.tokens.valid)
+        data = replace(data, packed=packed)
     own = own_identity(contest, entry)
     return replace(unit, config=config, data=data, folder=folder, log=log, identity=own)
 
@@ -123,9 +126,9 @@ def trained_system(contest: Contest, entry: Entry, name: str) -> Trained:
     start = contest.loop.random_start(unit) if entry.random else pretrained
     trainer, own = contest.loop.ours(unit, start, "run_2", name)
     early = 0 if entry.random else plan.phases_of(unit.config).pretrain
-    sae = _sae(trainer, unit)
+    run = evaluation.sae_run(_sae(trainer, unit), forgets=entry.forgets)
     seconds = own + seconds * early / unit.config.steps
-    return _measurable(trainer, evaluation.sae_run(sae), seconds)
+    return _measurable(trainer, run, seconds)
 
 
 def _train_rival(

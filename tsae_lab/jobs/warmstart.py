@@ -30,8 +30,8 @@ def integrators(
     Unit u of decay d: input gate 1 - d, forget gate d, output gate 0.95, candidate tanh(0.3 p_u r),
     where `r = (x_hat - b_dec) / scale` and p_u is one of the leading left singular directions, in
     the metric of r's covariance, of the ridge regression of the error on all running means; no
-    recurrent weights. `W_out` is the ridge regression of the error on the units. Raises ValueError
-    where no token is valid.
+    recurrent weights. `W_out` is the ridge regression of the error on the units. Where every token
+    begins a document, all units have decay 0. Raises ValueError where no token is valid.
     """
     static, t = params.static, params.temporal
     if not valid.any():
@@ -39,7 +39,8 @@ def integrators(
     codes = [tsae.encode_static(rows, static, dials.k, dials.low) for rows in x.split(START_ROWS)]
     base = torch.cat([tsae.decode_static(row_codes, static) for row_codes in codes])
     r, error = (base - static.b_dec) / t.scale, ((x - base) / t.scale)[valid]
-    means = [running_mean(r, decay, starts)[valid] for decay in DECAYS]
+    past = starts is None or not starts.to(valid.device)[valid].all()
+    means = [running_mean(r, decay, starts)[valid] for decay in DECAYS[: None if past else 1]]
     W_x, b = _units(means, error, len(t.dec_W_h))
     zeros, W_h = r.new_zeros(START_ROWS, len(t.dec_W_h)), torch.zeros_like(t.dec_W_h)
     begun = [None] * len(codes) if starts is None else starts.split(START_ROWS)
@@ -57,7 +58,8 @@ def _units(means: Sequence[Tensor], error: Tensor, hidden: int) -> tuple[Tensor,
     d_in = error.shape[1]
     by_mean = _ridge(torch.cat(list(means), 1), error, RIDGE_INPUT).split(d_in)
     W_x, b = error.new_zeros(d_in, 4, hidden), error.new_zeros(4, hidden)
-    for units, decay, mean, weight in zip(_shares(hidden), DECAYS, means, by_mean, strict=True):
+    shares = _shares(hidden, len(means))
+    for units, decay, mean, weight in zip(shares, DECAYS, means, by_mean, strict=False):
         covariance = mean.t() @ mean / len(mean)
         jitter = 1e-4 * covariance.diagonal().mean().clamp(min=1e-12)
         root = torch.linalg.cholesky(covariance + jitter * torch.eye(len(covariance)).to(error))
@@ -70,9 +72,9 @@ def _units(means: Sequence[Tensor], error: Tensor, hidden: int) -> tuple[Tensor,
     return W_x.flatten(1), b.flatten()
 
 
-def _shares(hidden: int) -> list[list[int]]:
-    """The units of each decay, in turn."""
-    return [list(range(first, hidden, len(DECAYS))) for first in range(len(DECAYS))]
+def _shares(hidden: int, n: int) -> list[list[int]]:
+    """The units of each of `n` decays, in turn."""
+    return [list(range(first, hidden, n)) for first in range(n)]
 
 
 def running_mean(

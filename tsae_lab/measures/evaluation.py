@@ -15,7 +15,7 @@ from torch import Tensor
 import metrics
 import tsae
 import tsae_kernels as kernels
-from tsae import Sae, forward
+from tsae import Codes, Sae, forward
 from tsae_lab.data.language_model import LanguageModel, splice
 from tsae_lab.data.store import Store
 from tsae_lab.data.stream import Stream
@@ -66,9 +66,16 @@ def measure(sae: Sae, store: Store, progress: Callable[[], None] = lambda: None)
     return measure_run(run, sae.d_sae, store, device, progress)
 
 
-def sae_run(sae: Sae) -> Run:
-    """Reconstruction and codes of an SAE, every sequence from an empty state."""
-    return lambda x: forward(sae.params, x, sae.dials)[:2]
+def sae_run(sae: Sae, *, forgets: bool = False) -> Run:
+    """Reconstruction and codes of an SAE, every sequence from an empty state; of one that forgets,
+    every token.
+    """
+
+    def run(x: Tensor) -> tuple[Tensor, Codes]:
+        starts = torch.ones(x.shape[:2], dtype=torch.bool) if forgets else None
+        return forward(sae.params, x, sae.dials, starts=starts)[:2]
+
+    return run
 
 
 @torch.inference_mode()
