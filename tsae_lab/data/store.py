@@ -38,9 +38,7 @@ CHECKED_BYTES = 2 << 30  # a larger store is not read whole when it is opened
 SINK_NORM = 10  # times the median norm: a token above is an attention sink, like the prefix
 SPARE_BYTES = 64 << 20  # of disk that a store leaves free
 
-MakeBlock = Callable[
-    [str, int], np.ndarray
-]  # the block of the tokens of that digest and of that number
+MakeBlock = Callable[[str, int], np.ndarray]  # a block: by digest of its tokens, and number
 Deal = Callable[[MakeBlock, str, Sequence[int]], Iterator[np.ndarray]]  # those blocks, in order
 
 
