@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +41,8 @@ import metrics
 import tsae
 from tsae_lab import checksums, files
 from tsae_lab.data.language_model import LanguageModel
-from tsae_lab.data.stream import held
+from tsae_lab.data.store import Store
+from tsae_lab.data.stream import Stream, held
 from tsae_lab.jobs import (
     bench,
     budget,
@@ -323,10 +324,9 @@ def _losses(
     """What each code does to the language model's loss, in nats per token and per character."""
     config, train, val = unit.config, unit.data.train, unit.data.val
     spliced = {name: evaluation.replacement(sae) for name, sae in models.items()}
-    first, _ = held(train, np.arange(min(evaluation.MEAN_ROWS, len(train))))
-    ablation = {"mean": evaluation.mean_replacement(first)}
-    rows = evaluation.pick_rows(val, config.splice_tokens)
-    loss = evaluation.splice_losses(lm, val, rows, spliced | ablation)
+    loss = dict(_without_codes(lm, val, train, config.splice_tokens))
+    rows, clean_text = evaluation.read_clean(lm, val, config.splice_tokens)
+    loss |= evaluation.splice_losses(lm, val, rows, spliced, clean_text)
     rows = evaluation.pick_rows(train, max(config.splice_tokens // 4, config.seq))
     train_loss = evaluation.splice_losses(lm, *held(train, rows), {own: spliced[own]})
     clean, ablated = loss["clean"]["token"], loss["mean"]["token"]
@@ -342,6 +342,17 @@ def _losses(
         "final_train_loss": train_loss[own]["char"],
         "best_val_loss": loss[own]["char"],
     }
+
+
+@lru_cache(maxsize=1)  # the same for all seeds of a text
+def _without_codes(
+    lm: LanguageModel, val: Store, train: Store | Stream, n_tokens: int
+) -> dict[str, dict[str, float]]:
+    """The language model's loss by itself, and with the mean of the first training sequences."""
+    first, _ = held(train, np.arange(min(evaluation.MEAN_ROWS, len(train))))
+    rows, clean = evaluation.read_clean(lm, val, n_tokens)
+    mean = {"mean": evaluation.mean_replacement(first)}
+    return evaluation.splice_losses(lm, val, rows, mean, clean)
 
 
 # -------------------------------------------------------------------------------------- the run

@@ -83,6 +83,13 @@ def test_splice_losses_are_the_models_own_loss_and_what_a_replacement_adds_to_it
     assert losses["same"]["token"] == pytest.approx(losses["clean"]["token"], rel=1e-5)
     assert losses["clean"]["kl"] == pytest.approx(0.0, abs=1e-6)
     assert losses["mean"]["kl"] > 1e-3
+    picked, clean = evaluation.read_clean(lm, store, 2 * tokens.valid.shape[1])
+    assert picked.tolist() == [0, len(store) - 1]
+    given = {"mean": broken}
+    expected = evaluation.splice_losses(lm, store, picked, given)
+    assert evaluation.splice_losses(lm, store, picked, given, clean) == expected
+    assert evaluation.read_clean(lm, store, 2 * tokens.valid.shape[1])[1] is clean
+    assert evaluation.read_clean(lm, store, tokens.valid.shape[1])[1] is not clean
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import toys
 
 import experiment
 import tsae
-from tsae_lab.data import language_model
+from tsae_lab.data import language_model, splicing
 from tsae_lab.jobs import finetune, plan, schedules, training
 from tsae_lab.measures import evaluation
 
@@ -39,7 +39,7 @@ def test_the_kl_is_that_of_splicing_and_its_gradient_is_the_slope(lm, unit):
     ids, hidden, x_hat, *masks = parts(lm, store, rows)
     kl, slope = finetune.kl_gradient(above, ids, hidden, x_hat, *masks)
     given = {"own": lambda _: x_hat}
-    spliced = language_model.splice(lm, ids, masks[2], store.hook, given, masks[0])["own"]
+    spliced = splicing.splice(lm, ids, masks[2], store.hook, given, masks[0])["own"]
     assert kl == pytest.approx(spliced.kl.sum().item() / int(masks[2].sum()), rel=1e-3)
     step = 1e-2 * slope / slope.norm()
     high, low = (

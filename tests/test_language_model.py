@@ -17,7 +17,7 @@ from toys import HOOK, KINDS, ROOT, SIZES, load_toy, save_model, save_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
 from tsae_lab import files
-from tsae_lab.data import language_model, texts
+from tsae_lab.data import language_model, splicing, texts
 
 DOCUMENTS = (
     "the quick brown fox " * 9,
@@ -102,7 +102,7 @@ def test_a_replacement_reads_what_it_is_given_and_the_rest_keeps_its_own_activat
         seen.append(x)
         return 2 * x
 
-    found = language_model.splice(
+    found = splicing.splice(
         lm, tokens.ids, tokens.valid, HOOK, {"double": double, "same": lambda x: x}, read
     )
     for row, own, keep in zip(torch.cat(seen), text, read, strict=True):
@@ -273,12 +273,12 @@ def test_unknown_models_and_hooks_say_what_exists(lm, tmp_path, monkeypatch):
 IMPORTS = """
 import sys
 import experiment
-from tsae_lab.data import language_model
+from tsae_lab.data import language_model, splicing
 print(sorted({"transformers", "tokenizers", "transformer_lens"} & set(sys.modules)))
 lm = language_model.load_lm(sys.argv[1], device="cpu")
 tokens = language_model.tokenize(lm, ["the quick brown fox " * 9], seq=9)
 hook = "blocks.1.hook_resid_post"
-language_model.splice(lm, tokens.ids, tokens.valid, hook, {"relu": lambda x: x.relu()})
+splicing.splice(lm, tokens.ids, tokens.valid, hook, {"relu": lambda x: x.relu()})
 print("transformer_lens" in sys.modules)
 lm.bridge
 print("transformer_lens" in sys.modules)
@@ -400,7 +400,7 @@ def test_spliced_loss_equals_the_bridges_full_forward_with_the_hook_replaced(any
         f"blocks.{layer}.hook_resid_post",
     )
     replacements = {"relu": lambda x: x.relu(), "reversed": lambda x: x.flip(-1)}
-    spliced = language_model.splice(any_lm, tokens.ids, tokens.valid, hook, replacements)
+    spliced = splicing.splice(any_lm, tokens.ids, tokens.valid, hook, replacements)
     assert list(spliced) == ["clean", "relu", "reversed"]
     nats = {name: one.nats for name, one in spliced.items()}
     for name, replacement in {"clean": lambda x: x, **replacements}.items():
@@ -414,7 +414,7 @@ def test_spliced_loss_equals_the_bridges_full_forward_with_the_hook_replaced(any
 
 
 def test_kl_is_the_sum_over_the_vocabulary_of_p_log_p_over_q(lm, tokens):
-    spliced = language_model.splice(lm, tokens.ids, tokens.valid, HOOK, {"relu": torch.relu})
+    spliced = splicing.splice(lm, tokens.ids, tokens.valid, HOOK, {"relu": torch.relu})
     nats, kl = spliced["relu"].nats, spliced["relu"].kl
     p = bridge_logits(lm, tokens, HOOK, lambda x: x).softmax(-1).tolist()
     q = bridge_logits(lm, tokens, HOOK, torch.relu).softmax(-1).tolist()
@@ -438,21 +438,47 @@ def test_the_identity_replacement_changes_no_loss_and_batches_do_not_matter(
         seen.append(x.clone())
         return x.mul_(1)
 
-    whole = language_model.splice(lm, tokens.ids, tokens.valid, HOOK, {"same": identity})
+    whole = splicing.splice(lm, tokens.ids, tokens.valid, HOOK, {"same": identity})
     assert torch.equal(whole["same"].nats, whole["clean"].nats)
     assert (whole["clean"].nats[~tokens.valid] == 0).all()
     assert not whole["same"].kl.any()
     monkeypatch.setattr(language_model, "FORWARD_TOKENS", 18)
-    parts = language_model.splice(lm, tokens.ids, tokens.valid, HOOK, {"same": identity})
+    parts = splicing.splice(lm, tokens.ids, tokens.valid, HOOK, {"same": identity})
     torch.testing.assert_close(parts["clean"].nats, whole["clean"].nats)
     torch.testing.assert_close(torch.cat(seen[1:]), seen[0])
 
 
+@pytest.mark.parametrize("kind", ["resid_post", "resid_mid", "mlp_out", "resid_pre"])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_clean_pass_is_both_activations_and_a_splice_into_it_needs_no_other(
+    lm, tokens, monkeypatch, layer, kind
+):
+    hook, last = f"blocks.{layer}.hook_{kind}", f"blocks.{lm.n_layers - 1}.hook_resid_post"
+    monkeypatch.setattr(language_model, "FORWARD_TOKENS", 18)
+    assert [language_model.rows_at_once(length) for length in (1, 6, 7, 18, 19)] == [18, 3, 2, 1, 1]
+    clean = splicing.clean_pass(lm, tokens.ids, hook)
+    torch.testing.assert_close(clean.hidden, language_model.residual(lm, tokens.ids, hook))
+    torch.testing.assert_close(clean.last, language_model.residual(lm, tokens.ids, last))
+    given = tokens.ids, tokens.valid, hook, {"relu": torch.relu}
+    expected = splicing.splice(lm, *given)
+
+    def refuse(*_args: object) -> None:
+        raise AssertionError("the model's own pass is made again")
+
+    monkeypatch.setattr(splicing, "residual", refuse)
+    spliced = splicing.splice(lm, *given, clean=clean)
+    for name, one in expected.items():
+        assert torch.equal(spliced[name].nats, one.nats)
+        assert torch.equal(spliced[name].kl, one.kl)
+    with pytest.raises(AssertionError, match="made again"):
+        splicing.splice(lm, *given)
+
+
 def test_splice_refuses_a_wrong_shape_and_the_name_clean(lm, tokens):
     with pytest.raises(ValueError, match="replacement 'cut' gives shape"):
-        language_model.splice(lm, tokens.ids, tokens.valid, HOOK, {"cut": lambda x: x[:, 1:]})
+        splicing.splice(lm, tokens.ids, tokens.valid, HOOK, {"cut": lambda x: x[:, 1:]})
     with pytest.raises(ValueError, match="'clean'"):
-        language_model.splice(lm, tokens.ids, tokens.valid, HOOK, {"clean": lambda x: x})
+        splicing.splice(lm, tokens.ids, tokens.valid, HOOK, {"clean": lambda x: x})
 
 
 # ---------------------------------------------------------------- SmolLM2
@@ -468,7 +494,7 @@ def test_smollm2_knows_a_fact_and_its_spliced_loss_equals_the_bridges(smollm2):
     text = "The capital of France is Paris. The capital of Italy is Rome."
     tokens = language_model.tokenize(smollm2, [text], seq=15)
     hook, half = "blocks.14.hook_resid_post", lambda x: 0.5 * x
-    spliced = language_model.splice(smollm2, tokens.ids, tokens.valid, hook, {"half": half})
+    spliced = splicing.splice(smollm2, tokens.ids, tokens.valid, hook, {"half": half})
     nats = {name: one.nats for name, one in spliced.items()}
     paris = smollm2.tokenizer(" Paris")["input_ids"][-1]
     assert nats["clean"][tokens.ids[:, n_prefix(tokens) :] == paris] < 2

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toys import HOOK, store_of
 
-from tsae_lab.data import language_model, store, texts
+from tsae_lab.data import language_model, splicing, store, texts
 from tsae_lab.data.store import activation_store
 from tsae_lab.measures import evaluation
 
@@ -323,7 +323,7 @@ def test_attention_sinks_are_said_and_dropped_or_kept_from_one_store(lm, tmp_pat
     losses = evaluation.splice_losses(
         strange, found, np.arange(len(found)), {"same": lambda x: x, "mean": mean}
     )
-    clean = language_model.splice(strange, tokens.ids, tokens.valid, HOOK, {})["clean"]
+    clean = splicing.splice(strange, tokens.ids, tokens.valid, HOOK, {})["clean"]
     assert losses["same"] == losses["clean"]
     assert losses["clean"]["token"] == pytest.approx(clean.nats[tokens.valid].mean().item())
     assert losses["clean"]["char"] * tokens.chars.sum() == pytest.approx(clean.nats.sum().item())

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from tsae_lab.data import hooks, texts
@@ -432,6 +432,11 @@ class _Passed(nn.Module):
             return getattr(vars(self)["_stands_for"][0], name)
 
 
+def rows_at_once(length: int) -> int:
+    """Sequences of so many tokens that make one pass of about `FORWARD_TOKENS`; at least one."""
+    return max(1, FORWARD_TOKENS // length)
+
+
 @torch.inference_mode()
 def residual(
     lm: LanguageModel, ids: Integer[Tensor, "batch seq"], hook: str
@@ -480,93 +485,3 @@ def layers_above(lm: LanguageModel, hook: str, *, grad: bool = False) -> Above:
             return view(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
 
     return run
-
-
-@dataclass(frozen=True, eq=False)
-class Spliced:
-    """What a replacement does to the language model, in nats per token; 0 at padding."""
-
-    nats: Float[Tensor, "n_seq kept"]
-    """cross-entropy, `-log p(token | what comes before it)`"""
-    kl: Float[Tensor, "n_seq kept"]
-    """`KL(clean || spliced)` of the prediction of that token, no less for a worse reconstruction"""
-
-
-@torch.inference_mode()
-def splice(
-    lm: LanguageModel,
-    ids: Integer[Tensor, "n_seq seq"],
-    valid: Bool[Tensor, "n_seq kept"],
-    hook: str,
-    replacements: Mapping[str, Callable[[Tensor], Tensor]],
-    read: Bool[Tensor, "n_seq kept"] | None = None,
-) -> dict[str, Spliced]:
-    """What each replacement does to the model's predictions, and the model without one ("clean").
-
-    Entry [i, j] is about text token j and what comes before it: all tokens of text are scored once,
-    the first of a sequence from the prefix alone (no replacement reaches that one). A replacement
-    maps the residual stream at the text, x (batch, kept, d_in) float32, zeros where not valid, to
-    x_hat of that shape, which takes its place; the prefix keeps its own. Tokens that are not in
-    `read` (attention sinks; by default there are none) keep theirs, too: x is without them, what
-    follows moved to the left, but they are scored. The rows go through in order, in batches of
-    about 2,048 tokens; the layers below the hook run once per batch, those above once per
-    replacement. All on the CPU.
-    """
-    if "clean" in replacements:
-        raise ValueError("splice: 'clean' is the name of the model without a replacement")
-    n_prefix, above = ids.shape[1] - valid.shape[1], layers_above(lm, hook)
-    names = ("clean", *replacements)
-    out = {name: Spliced(torch.zeros(valid.shape), torch.zeros(valid.shape)) for name in names}
-    n_rows = max(1, FORWARD_TOKENS // ids.shape[1])
-    for start in range(0, len(ids), n_rows):
-        rows = slice(start, start + n_rows)
-        batch, mask = ids[rows].to(lm.device, torch.int64), valid[rows].to(lm.device)
-        hidden, seen = residual(lm, batch, hook), (valid if read is None else read)[rows]
-        left = torch.arange(seen.shape[1]) < seen.sum(1, keepdim=True)
-        text, seen, left = hidden[:, n_prefix:], seen.to(lm.device), left.to(lm.device)
-        x = torch.zeros_like(text, dtype=torch.float32)
-        x[left] = text[seen].float()
-        p, entropy = None, torch.zeros(())
-        for name, spliced in out.items():
-            patched = hidden
-            if name != "clean":
-                x_hat = _replaced(name, replacements[name], x).to(lm.device, lm.dtype)
-                patched = hidden.clone()
-                patched[:, n_prefix:][seen] = x_hat[left]
-            nats, cross, p = _scored(above(batch, patched, 0), batch[:, n_prefix:], p)
-            entropy = cross if name == "clean" else entropy
-            spliced.nats[rows] = (nats * mask).cpu()
-            spliced.kl[rows] = ((entropy - cross) * mask).cpu()
-    return out
-
-
-def _replaced(name: str, replacement: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    x_hat = replacement(x.clone())
-    if x_hat.shape != x.shape:
-        shapes = f"{tuple(x_hat.shape)} for x of {tuple(x.shape)}"
-        raise ValueError(f"replacement {name!r} gives shape {shapes}")
-    return x_hat
-
-
-def _scored(
-    logits: Float[Tensor, "batch seq vocabulary"],
-    targets: Integer[Tensor, "batch kept"],
-    p: Tensor | None,
-) -> tuple[Float[Tensor, "batch kept"], Float[Tensor, "batch kept"], Tensor]:
-    """Of the last `kept` tokens, `targets`: cross-entropy, `sum p log q`, and q, the softmax.
-
-    `p` (batch kept vocabulary) are the probabilities that q is compared with; None means q itself.
-    """
-    n_kept = targets.shape[1]
-    begin = logits.shape[1] - n_kept - 1
-    nats, cross = torch.empty(2, *targets.shape, dtype=torch.float32, device=logits.device)
-    q = torch.empty(*targets.shape, logits.shape[-1], device=logits.device) if p is None else p
-    # one sequence at a time: float32 logits of a whole batch would take gigabytes
-    for row, target in enumerate(targets.to(logits.device, torch.int64)):
-        scores = logits[row, begin : begin + n_kept].float()
-        log_sum = scores.logsumexp(-1)
-        nats[row] = log_sum - scores.gather(-1, target[:, None])[:, 0]
-        if p is None:
-            torch.exp(scores - log_sum[:, None], out=q[row])
-        cross[row] = torch.linalg.vecdot(q[row], scores) - log_sum
-    return nats, cross, q

@@ -463,7 +463,7 @@ def _finished_blocks(path: Path, key: Mapping[str, Any], block_rows: int) -> lis
 
 def block_of(lm: LanguageModel, tokens: Tokens, hook: str, rows: slice) -> np.ndarray:
     """The sequences `rows` as int16 view of bf16, (rows, kept, d_in), zeros at padding."""
-    n_rows = max(1, language_model.FORWARD_TOKENS // tokens.ids.shape[1])
+    n_rows = language_model.rows_at_once(tokens.ids.shape[1])
     batches = []
     for start in range(rows.start, rows.stop, n_rows):
         batch = slice(start, min(start + n_rows, rows.stop))

@@ -195,7 +195,7 @@ def logit_differences(
     above: Above, batch: Batch, deltas: Float[Tensor, "variants batch seq d_in"]
 ) -> Float[Tensor, "variants batch"]:
     """logit(good) - logit(bad) at the verb, with each of `deltas` added to the residual stream."""
-    n_rows = max(1, language_model.FORWARD_TOKENS // batch.ids.shape[1])
+    n_rows = language_model.rows_at_once(batch.ids.shape[1])
     variants, rows = torch.cartesian_prod(*map(torch.arange, deltas.shape[:2])).T
     out = []
     for variant, row in zip(variants.split(n_rows), rows.split(n_rows), strict=True):

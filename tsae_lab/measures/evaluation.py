@@ -1,5 +1,6 @@
 """Measures of a trained SAE: its codes, how well they reconstruct, and what they cost the model."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,8 @@ import metrics
 import tsae
 import tsae_kernels as kernels
 from tsae import Codes, Sae, forward
-from tsae_lab.data.language_model import LanguageModel, splice
+from tsae_lab.data.language_model import LanguageModel
+from tsae_lab.data.splicing import Clean, clean_pass, splice
 from tsae_lab.data.store import Store
 from tsae_lab.data.stream import Stream
 from tsae_lab.measures.lifetimes import shuffle
@@ -205,20 +207,34 @@ def pick_rows(store: Store | Stream, n_tokens: int) -> Int[np.ndarray, " rows"]:
     return np.linspace(0, len(store) - 1, wanted).round().astype(np.int64)
 
 
+# the models and seeds of a text, one after the other, are spliced into the same tokens
+@functools.lru_cache(maxsize=1)
+def read_clean(
+    lm: LanguageModel, store: Store, n_tokens: int
+) -> tuple[Int[np.ndarray, " rows"], Clean]:
+    """The sequences of `pick_rows`, and the language model's own pass over them; kept until another
+    is asked for.
+    """
+    rows = pick_rows(store, n_tokens)
+    return rows, clean_pass(lm, store.text.ids[torch.from_numpy(rows)], store.hook)
+
+
 def splice_losses(
     lm: LanguageModel,
     store: Store,
     rows: Int[np.ndarray, " rows"],
     replacements: dict[str, Replacement],
+    clean: Clean | None = None,
 ) -> dict[str, dict[str, float]]:
     """Loss of the language model, "clean" and with each replacement in its residual stream.
 
     "token" and "char": nats per token and per character; "kl": `KL(clean || spliced)` in nats per
     token. Attention sinks that the store dropped keep their own activation, and count as tokens.
+    `clean`, the model's own pass over these rows, is made where it is not given.
     """
     tokens, picked = store.text, torch.from_numpy(rows)
     valid, read = tokens.valid[picked], store.read[picked]
-    spliced = splice(lm, tokens.ids[picked], valid, store.hook, replacements, read)
+    spliced = splice(lm, tokens.ids[picked], valid, store.hook, replacements, read, clean)
     chars, n_tokens = tokens.chars[picked].sum().item(), int(valid.sum())
     return {
         name: {

@@ -18,8 +18,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from probes import Pair
-from tsae_lab.data.language_model import LanguageModel, splice, token_ids
+from tsae_lab.data.language_model import LanguageModel, token_ids
 from tsae_lab.data.public_sets import Rule
+from tsae_lab.data.splicing import splice
 
 CALL_ROWS = 256  # sentences per call, of about one length
 

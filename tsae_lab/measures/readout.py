@@ -140,7 +140,7 @@ def _read(lm: LanguageModel, hook: str, texts: Sequence[str]) -> Texts:
     x, embedding = [], []
     for length, group in groupby(order, key=lambda i: len(ids[i])):
         rows = list(group)
-        size = max(1, language_model.FORWARD_TOKENS // length)
+        size = language_model.rows_at_once(length)
         for start in range(0, len(rows), size):
             batch = torch.tensor([ids[i] for i in rows[start : start + size]])
             x.append(language_model.residual(lm, batch, hook)[:, n_prefix:].clone())

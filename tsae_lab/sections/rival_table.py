@@ -114,9 +114,9 @@ def _after_splice(run: Run, codes: CodedText, dec_norm: Tensor, ground: Ground) 
 
 def _spliced_loss(run: Run, ground: Ground) -> Numbers:
     """What the code in place of the activations costs the language model, nats per token."""
-    rows = evaluation.pick_rows(ground.val, ground.splice_tokens)
+    rows, clean = evaluation.read_clean(ground.lm, ground.val, ground.splice_tokens)
     own = {"own": lambda x: run(x)[0]}
-    losses = evaluation.splice_losses(ground.lm, ground.val, rows, own)
+    losses = evaluation.splice_losses(ground.lm, ground.val, rows, own, clean)
     delta = losses["own"]["token"] - losses["clean"]["token"]
     return {"delta_ce": delta, "kl": losses["own"]["kl"]}
 
