@@ -106,7 +106,7 @@ RIVALS = {
         about="batch top-k, selected over a batch as in training", kind="derived", of="batch_topk"
     ),
     "relu": Entry(
-        about="ReLU + L1 with resampling", kind="rival", make=_relu,
+        about="ReLU + L1 with resampling", kind="rival", make=_relu, rate=2.0,
         own={"l1": 0.2, "warmup_share": 0.1}, search=("l1", (0.1, 0.2, 0.4)), buys="l0",
     ),
     "matryoshka": Entry(
@@ -120,10 +120,10 @@ RIVALS = {
     "t_sae_lag_2": _t_sae("T-SAE, lag 2", lag=2),
     "t_sae_lag_4": _t_sae("T-SAE, lag 4", lag=4),
     "t_sae_alpha_1": _t_sae("T-SAE, alpha 1", alpha=1.0),
-    "tfa": Entry(about="TFA", kind="rival", make=_as_is(tfa_system)),
+    "tfa": Entry(about="TFA", kind="rival", make=_as_is(tfa_system), rate=0.5),
     "tfa_shuffled": Entry(
         about="TFA, trained on shuffled sequences", kind="rival", make=_as_is(tfa_system),
-        shuffled=True,
+        rate=0.5, shuffled=True,
     ),
     "persistent": Entry(
         about="Persistent SAE", kind="rival", make=_as_is(persistent_system),
