@@ -361,6 +361,17 @@ def test_the_recipes_dials_are_those_of_the_model_and_have_its_defaults():
     assert training.final_dials(moved, torch.bfloat16) == Dials(**given_, low=torch.bfloat16)
 
 
+@given(k=st.integers(1, 4_608), beta=st.floats(0, 5))
+def test_the_memory_weakens_as_the_root_of_more_features_than_32(k, beta):
+    strength = training.final_dials(replace(Recipe(), k=k, beta=beta)).beta
+    if k <= 32:
+        assert strength == beta
+    else:
+        assert strength**2 * k == pytest.approx(beta**2 * 32)
+    per_step = training.dials_at(9, replace(SMALL, k=k, beta=beta), FOUR, FP32).beta
+    assert per_step == strength
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 9), max_size=6), st.integers(1, 30))
 def test_a_checkpoint_with_the_tokens_of_its_steps_has_the_same_dead_features(steps_back, patience):

@@ -120,10 +120,10 @@ RIVALS = {
     "t_sae_lag_2": _t_sae("T-SAE, lag 2", lag=2),
     "t_sae_lag_4": _t_sae("T-SAE, lag 4", lag=4),
     "t_sae_alpha_1": _t_sae("T-SAE, alpha 1", alpha=1.0),
-    "tfa": Entry(about="TFA", kind="rival", make=_as_is(tfa_system), rate=0.5),
+    "tfa": Entry(about="TFA", kind="rival", make=_as_is(tfa_system)),
     "tfa_shuffled": Entry(
         about="TFA, trained on shuffled sequences", kind="rival", make=_as_is(tfa_system),
-        rate=0.5, shuffled=True,
+        shuffled=True,
     ),
     "persistent": Entry(
         about="Persistent SAE", kind="rival", make=_as_is(persistent_system),

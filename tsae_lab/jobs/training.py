@@ -6,6 +6,7 @@ With `wait=False` a step of our own models reads nothing back from the device: n
 branch depends on a value, and what a log says stays there until it is `fetched`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -35,7 +36,11 @@ class Recipe:
         "largest value of a code that the memory reads, in units of the root mean square of x - "
         "b_dec",
     ] = Dials.cap
-    beta: Annotated[float, "strength of the memory in the selection"] = Dials.beta
+    beta: Annotated[
+        float,
+        "strength of the memory in the selection; with more than 32 features per token it falls as "
+        "the root of their number, as their values do",
+    ] = Dials.beta
     hidden_enc: Annotated[int, "units of the encoder LSTM"] = 64
     hidden_dec: Annotated[int, "units of the decoder LSTM"] = 256
     gate: Annotated[bool, "whether the encoder LSTM gates the codes"] = Dials.gate
@@ -225,19 +230,21 @@ def dead_frac(trainer: Trainer, epoch_tokens: int) -> float:
     return (trainer.life.idle >= tokens).double().mean().item()
 
 
-SHARED = ("window", "tau", "cap", "beta", "gate", "recur")  # dials that no schedule changes
+SHARED = ("window", "tau", "cap", "gate", "recur")  # dials that no schedule changes
 
 
 def dials_at(step: int, recipe: Recipe, phases: Phases, low: torch.dtype) -> Dials:
     """Dials of a TSAE at a step counted from the start of its static SAE's pretraining."""
     k = schedules.k_at(step, phases, k=recipe.k, multiple=recipe.k_multiple)
-    beta = recipe.beta * schedules.memory_at(step, phases)
-    return replace(final_dials(recipe, low), k=k, beta=beta)
+    final = final_dials(recipe, low)
+    return replace(final, k=k, beta=final.beta * schedules.memory_at(step, phases))
 
 
 def final_dials(recipe: Recipe, low: torch.dtype = torch.float32) -> Dials:
     """Dials of the finished TSAE."""
-    return Dials(k=recipe.k, mix=1.0, low=low, **{n: getattr(recipe, n) for n in SHARED})
+    beta = recipe.beta * min(1.0, math.sqrt(Dials.k / recipe.k))
+    shared = {name: getattr(recipe, name) for name in SHARED}
+    return Dials(k=recipe.k, mix=1.0, low=low, beta=beta, **shared)
 
 
 def trained_at(phase: str, recipe: Recipe) -> frozenset[str]:
