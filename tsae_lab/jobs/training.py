@@ -242,7 +242,7 @@ def dials_at(step: int, recipe: Recipe, phases: Phases, low: torch.dtype) -> Dia
 
 def final_dials(recipe: Recipe, low: torch.dtype = torch.float32) -> Dials:
     """Dials of the finished TSAE."""
-    beta = recipe.beta * min(1.0, math.sqrt(Dials.k / recipe.k))
+    beta = recipe.beta * math.sqrt(Dials.k / max(recipe.k, Dials.k))
     shared = {name: getattr(recipe, name) for name in SHARED}
     return Dials(k=recipe.k, mix=1.0, low=low, beta=beta, **shared)
 
