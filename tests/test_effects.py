@@ -11,7 +11,7 @@ from toys import HOOK, load_toy, random_model, save_model, toy_batch
 import metrics
 import tsae
 from tsae import Dials, Sae
-from tsae_lab.data import language_model, tasks
+from tsae_lab.data import language_model, splicing, tasks
 from tsae_lab.data.texts import Tokens
 from tsae_lab.measures import effects, interventions, text_effects
 from tsae_lab.measures.effects import SPAN, Batch, Case
@@ -352,7 +352,9 @@ def test_one_number_alone_tells_no_features(lm):
 # ----------------------------------------------------------------- on other text, and for how long
 
 
-def test_kl_is_that_of_the_two_distributions_and_exactly_zero_for_equal_logits():
+@pytest.mark.parametrize("at_once", [1, 22, 2**20])
+def test_kl_is_that_of_the_two_distributions_and_0_for_equal_logits(monkeypatch, at_once):
+    monkeypatch.setattr(splicing, "IN_CACHE", at_once)
     clean, edited = torch.randn(2, 3, 11), torch.randn(2, 3, 11)
     p, q = clean.softmax(-1), edited.softmax(-1)
     torch.testing.assert_close(text_effects.kl_nats(clean, edited), (p * (p / q).log()).sum(-1))

@@ -474,6 +474,24 @@ def test_a_clean_pass_is_both_activations_and_a_splice_into_it_needs_no_other(
         splicing.splice(lm, *given)
 
 
+@pytest.mark.parametrize("n", [0, 1, 7])
+@pytest.mark.parametrize("vocabulary", [1, 3, 2**20, 2**21])
+def test_scored_spans_are_all_tokens_once_and_fit_the_caches(n, vocabulary):
+    spans = splicing.scored_at_once(torch.empty(vocabulary), n)
+    assert [i for at in spans for i in range(n)[at]] == list(range(n))
+    assert all(at.stop - at.start <= max(1, splicing.IN_CACHE // vocabulary) for at in spans)
+    assert len(splicing.scored_at_once(torch.empty(vocabulary, device="meta"), n)) == min(n, 1)
+
+
+def test_how_many_tokens_are_scored_at_a_time_changes_nothing(lm, tokens, monkeypatch):
+    given = lm, tokens.ids, tokens.valid, HOOK, {"relu": torch.relu}
+    whole = splicing.splice(*given)
+    monkeypatch.setattr(splicing, "IN_CACHE", 3 * lm.model.config.vocab_size)
+    for name, one in splicing.splice(*given).items():
+        assert torch.equal(one.nats, whole[name].nats)
+        assert torch.equal(one.kl, whole[name].kl)
+
+
 def test_splice_refuses_a_wrong_shape_and_the_name_clean(lm, tokens):
     with pytest.raises(ValueError, match="replacement 'cut' gives shape"):
         splicing.splice(lm, tokens.ids, tokens.valid, HOOK, {"cut": lambda x: x[:, 1:]})

@@ -11,6 +11,8 @@ from tsae_lab.data import hooks
 from tsae_lab.data.hooks import site_of
 from tsae_lab.data.language_model import LanguageModel, layers_above, residual, rows_at_once
 
+IN_CACHE = 2**20  # float32 logits that a CPU's caches hold
+
 
 @dataclass(frozen=True, eq=False)
 class Spliced:
@@ -141,12 +143,18 @@ def _scored(
     begin = logits.shape[1] - n_kept - 1
     nats, cross = torch.empty(2, *targets.shape, dtype=torch.float32, device=logits.device)
     q = torch.empty(*targets.shape, logits.shape[-1], device=logits.device) if p is None else p
-    # one sequence at a time: float32 logits of a whole batch would take gigabytes
+    # float32 logits of a whole batch would take gigabytes
     for row, target in enumerate(targets.to(logits.device, torch.int64)):
-        scores = logits[row, begin : begin + n_kept].float()
-        log_sum = scores.logsumexp(-1)
-        nats[row] = log_sum - scores.gather(-1, target[:, None])[:, 0]
-        if p is None:
-            torch.exp(scores - log_sum[:, None], out=q[row])
-        cross[row] = torch.linalg.vecdot(q[row], scores) - log_sum
+        for at in scored_at_once(logits, n_kept):
+            log_q = logits[row, begin + at.start : begin + at.stop].float().log_softmax(-1)
+            nats[row, at] = -log_q.gather(-1, target[at, None])[:, 0]
+            if p is None:
+                torch.exp(log_q, out=q[row, at])
+            cross[row, at] = torch.linalg.vecdot(q[row, at], log_q)
     return nats, cross, q
+
+
+def scored_at_once(logits: Float[Tensor, "... vocabulary"], n: int) -> list[slice]:
+    """Spans of `n` tokens that are scored together: on a CPU what stays in its caches, else all."""
+    step = max(1, IN_CACHE // logits.shape[-1]) if logits.device.type == "cpu" else max(n, 1)
+    return [slice(start, min(start + step, n)) for start in range(0, n, step)]

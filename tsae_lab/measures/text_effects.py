@@ -12,6 +12,7 @@ from torch import Tensor
 import metrics
 from tsae import Sae
 from tsae_lab.data.language_model import Above, LanguageModel, residual
+from tsae_lab.data.splicing import scored_at_once
 from tsae_lab.data.texts import Tokens
 from tsae_lab.measures.effects import EFFECT_BOOT
 from tsae_lab.measures.interventions import Edit, ablate, codes_of, intervene
@@ -25,8 +26,12 @@ def kl_nats(
     clean: Float[Tensor, "batch seq vocab"], edited: Float[Tensor, "batch seq vocab"]
 ) -> Float[Tensor, "batch seq"]:
     """`KL(clean || edited)` of the next token in nats; exactly 0 where the logits are equal."""
-    log_p, log_q = clean.float().log_softmax(-1), edited.float().log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
+    kl = torch.empty(clean.shape[:-1], dtype=torch.float32, device=clean.device)
+    for row in range(len(clean)):
+        for at in scored_at_once(clean, clean.shape[1]):
+            log_p, log_q = (one[row, at].float().log_softmax(-1) for one in (clean, edited))
+            kl[row, at] = (log_p.exp() * (log_p - log_q)).sum(-1)
+    return kl.clamp(min=0)
 
 
 def _edited_kl(
