@@ -145,12 +145,12 @@ def _scored(
     q = torch.empty(*targets.shape, logits.shape[-1], device=logits.device) if p is None else p
     # float32 logits of a whole batch would take gigabytes
     for row, target in enumerate(targets.to(logits.device, torch.int64)):
-        for at in scored_at_once(logits, n_kept):
-            log_q = logits[row, begin + at.start : begin + at.stop].float().log_softmax(-1)
-            nats[row, at] = -log_q.gather(-1, target[at, None])[:, 0]
+        for span in scored_at_once(logits, n_kept):
+            log_q = logits[row, begin + span.start : begin + span.stop].float().log_softmax(-1)
+            nats[row, span] = -log_q.gather(-1, target[span, None])[:, 0]
             if p is None:
-                torch.exp(log_q, out=q[row, at])
-            cross[row, at] = torch.linalg.vecdot(q[row, at], log_q)
+                torch.exp(log_q, out=q[row, span])
+            cross[row, span] = torch.linalg.vecdot(q[row, span], log_q)
     return nats, cross, q
 
 

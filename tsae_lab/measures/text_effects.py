@@ -28,9 +28,9 @@ def kl_nats(
     """`KL(clean || edited)` of the next token in nats; exactly 0 where the logits are equal."""
     kl = torch.empty(clean.shape[:-1], dtype=torch.float32, device=clean.device)
     for row in range(len(clean)):
-        for at in scored_at_once(clean, clean.shape[1]):
-            log_p, log_q = (one[row, at].float().log_softmax(-1) for one in (clean, edited))
-            kl[row, at] = (log_p.exp() * (log_p - log_q)).sum(-1)
+        for span in scored_at_once(clean, clean.shape[1]):
+            log_p, log_q = (logits[row, span].float().log_softmax(-1) for logits in (clean, edited))
+            kl[row, span] = (log_p.exp() * (log_p - log_q)).sum(-1)
     return kl.clamp(min=0)
 
 
