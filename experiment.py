@@ -49,6 +49,7 @@ from tsae_lab.jobs import (
     checkpoint,
     commands,
     commands_edit,
+    company,
     comparison,
     growth,
     identity,
@@ -457,6 +458,24 @@ def _unit_at(out_dir: Path, config: Config, data: Data, seed: int, now: identity
     )  # fmt: skip
 
 
+def run_shared(out_dir: Path, config: Config) -> dict[str, Any]:
+    """Any run but run_3, by the processes that `processes` says: they share its units."""
+    plan = plan_of(out_dir)
+    compares = plan == "run_4"
+    units = comparison.n_units(config) if compares else len(names_of(config)) * config.seeds
+    n = company.n_processes(config, units)
+    if n > 1:
+        with files.cache_at(config.cache_dir):  # before the others are started
+            refuse_other(out_dir, checked(config), plan)
+        config = replace(config, spread="units")
+    return company.by_processes(n, run_compared if compares else run, out_dir, config)
+
+
+def run_compared(out_dir: Path, config: Config) -> dict[str, Any]:
+    """The whole of run_4, by the loop of this module."""
+    return comparison.run_comparison(out_dir, config, LOOP)
+
+
 # ----------------------------------------------------------------------------- the command line
 
 
@@ -518,11 +537,9 @@ def main(
         fast_memory()
         if plan.plan_of(out_dir) == "run_3":
             ranks.refuse_plan(out_dir.name)
-            study.run_study(out_dir, config, train=run)
-        elif plan.plan_of(out_dir) == "run_4":
-            comparison.run_comparison(out_dir, config, LOOP)
+            study.run_study(out_dir, config, train=run_shared)
         else:
-            run(out_dir, config)
+            run_shared(out_dir, config)
 
 
 @app.command("tradeoff")

@@ -40,9 +40,7 @@ def run_comparison(out_dir: Path, config: Config, loop: Loop) -> dict[str, Any]:
 
         def begin() -> None:
             ranks.refuse_shared_batches("run_4", config.spread)
-            units = len(plan.names_of(config)) * config.seeds
-            units = len(search.searchable(names)) if config.tune else units
-            ranks.refuse_few(config.batch, units, config.spread)
+            ranks.refuse_few(config.batch, n_units(config), config.spread)
             for name in names:
                 _check_entry(config, entry_of(name))
             plan.refuse_other(out_dir, config, "run_4")
@@ -50,6 +48,13 @@ def run_comparison(out_dir: Path, config: Config, loop: Loop) -> dict[str, Any]:
 
         ranks.led(begin)
         return _compared(out_dir, config, names, loop)
+
+
+def n_units(config: Config) -> int:
+    """Texts times seeds, or the systems of a search: what processes share."""
+    if config.tune:
+        return len(search.searchable(entries.chosen_systems(config)))
+    return len(plan.names_of(config)) * config.seeds
 
 
 def _check_entry(config: Config, entry: Entry) -> None:

@@ -114,6 +114,11 @@ class Config(Recipe):
         "over the processes that torchrun starts: sequences (each reads a share of every batch) or "
         "units (each trains other texts and seeds)",
     ] = "sequences"
+    processes: Annotated[
+        int,
+        "processes of this machine that share a run's texts and seeds; 0 takes as many as the "
+        "cores of a CPU, the units and the memory allow, and one for short work",
+    ] = 0
     precision: Annotated[
         str,
         "dtype of the large products: auto (bfloat16 where the hardware has it), float32 or "

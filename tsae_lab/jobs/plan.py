@@ -28,7 +28,8 @@ from tsae_lab.terminal import console, require_memory
 PLANS = ("run_0", "run_1", "run_2", "run_3", "run_4")
 # options that change no result: a run may go on with others
 FREE = ("threads", "device", "cache_dir", "data_dir", "checkpoint_every", "sections", "systems",
-        "tune", "finetune", "activations", "lm_device", "verify", "on_bad", "spread")  # fmt: skip
+        "tune", "finetune", "activations", "lm_device", "verify", "on_bad", "spread",
+        "processes")  # fmt: skip
 RETIRED = {"lr_lstm": 1.0, "lr_lstm_refine": 1.0, "lr_bridge": 1.0}
 """Options of earlier versions, which their config.json names, and the value that this one has."""
 ADDED = {
@@ -39,6 +40,7 @@ ADDED = {
     "verify": False,
     "on_bad": "stop",
     "spread": "sequences",
+    "processes": 0,
 }
 """Options that a config.json of before lacks, and what they were."""
 LOOKED_AT = (
@@ -97,7 +99,7 @@ def check_config(config: Config) -> None:
     for name in AT_LEAST_1:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} needs to be at least 1; got {getattr(config, name)}")
-    for name in ("coupling", "dead_after", "aux", "threads"):
+    for name in ("coupling", "dead_after", "aux", "threads", "processes"):
         if not 0 <= getattr(config, name) < MOST:
             raise ValueError(f"{name} needs to be in [0, {MOST:g}); got {getattr(config, name)}")
     for name in ("lr", "clip", "decay"):

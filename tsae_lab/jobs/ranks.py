@@ -5,6 +5,7 @@ over units, each trains other texts and seeds. Rank 0 alone writes what they sha
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -188,9 +189,14 @@ def _noticed() -> Iterator[None]:
 
 def wait() -> None:
     """Until every rank is here."""
-    if n_ranks() > 1:
-        with _noticed():
-            dist.barrier()
+    if n_ranks() == 1:
+        return
+    with _noticed():
+        work = dist.barrier(async_op=True)
+        assert work is not None
+        while not work.is_completed():  # within, a signal would wait, too
+            time.sleep(0.02)
+        work.wait()
 
 
 def led(act: Callable[[], Told], make: MakeBlock | None = None) -> Told:
