@@ -58,7 +58,7 @@ def test_an_error_of_any_is_said_once_and_ends_all(tmp_path, capfd, wrong, error
         os.kill(int((tmp_path / "1").read_text()), 0)
 
 
-def test_units_are_shared_where_that_is_worth_it(monkeypatch):
+def test_units_are_shared_where_that_is_worth_it(monkeypatch, tmp_path):
     long = plan.Config(device="cpu")
     monkeypatch.setattr(company, "free_memory", lambda: 64 << 30)
 
@@ -72,10 +72,14 @@ def test_units_are_shared_where_that_is_worth_it(monkeypatch):
     assert chosen(replace(long, processes=5), 2) == 5
     with pytest.raises(ValueError, match=r"at most the 2 units \(texts times seeds.*; got 5"):
         chosen(replace(long, processes=5), 2, 2)
-    monkeypatch.setattr(company, "free_memory", lambda: 13 << 30)
-    assert chosen(long, 64) == 2
-    monkeypatch.setattr(company, "free_memory", lambda: 0)
-    assert chosen(long, 64) == 1
+    (tmp_path / "weights").write_bytes(bytes(1 << 20))
+    own = replace(long, lm=str(tmp_path))
+    for n, gib, config in (
+        (2, 13, long), (1, 11, long), (1, 0, long), (1, 64, replace(long, d_sae=20 * long.d_sae)),
+        (2, 12.01, own), (1, 12, own), (1, 10**6, replace(long, lm="EleutherAI/pythia-70m")),
+    ):  # fmt: skip
+        monkeypatch.setattr(company, "free_memory", lambda gib=gib: int(gib * 2**30))
+        assert chosen(config, 64) == n, (gib, config)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert chosen(long, 2) == 1
     with pytest.raises(ValueError, match="torchrun has started the processes"):

@@ -222,3 +222,28 @@ def test_the_limit_of_a_step_counts_its_products_and_what_it_moves():
     assert speed > 1e9
     assert copied > 1e8
     assert bench.medians({"nothing": lambda: None}, 1, torch.device("cpu"))["nothing"] >= 0
+
+
+def test_free_memory_is_the_systems_within_a_containers_limit(tmp_path):
+    """In both versions of control groups; files that can be dropped are free."""
+    assert devices.free_memory(tmp_path) == 0
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable:  500 kB\n")
+    assert devices.free_memory(tmp_path) == 500 << 10
+    new = tmp_path / "sys" / "fs" / "cgroup"
+    old = new / "memory"
+    old.mkdir(parents=True)
+    for folder, limit, usage, key in (
+        (new, "memory.max", "memory.current", "inactive_file"),
+        (old, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        (folder / limit).write_text("max\n")
+        (folder / usage).write_text("3000\n")
+        assert devices.free_memory(tmp_path) == 500 << 10
+        (folder / limit).write_text("5000\n")
+        assert devices.free_memory(tmp_path) == 2000
+        (folder / "memory.stat").write_text(f"anon 7\n{key} 400\n")
+        assert devices.free_memory(tmp_path) == 2400
+        (folder / usage).write_text("9000\n")
+        assert devices.free_memory(tmp_path) == 0
+        (folder / limit).write_text("max\n")

@@ -1,8 +1,15 @@
 """The device that work runs on: whether it is there, how it sums, what it holds."""
 
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import torch
+
+LIMITS = {  # of memory, in both versions of control groups: the most of a container, what it uses
+    "memory.max": "memory.current",
+    "memory/memory.limit_in_bytes": "memory/memory.usage_in_bytes",
+}
 
 
 def check_device(name: str) -> torch.device:
@@ -35,3 +42,33 @@ def start_peak(device: torch.device) -> None:
 def peak_gb(device: torch.device) -> float | None:
     """Most memory that tensors took at a time, in GB (10^9 bytes); None where nobody counts it."""
     return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process and others may still take on Linux, within a container's limit.
+
+    Pages of files that the system can drop count as free. 0 where the system does not say.
+    """
+    free = _numbers(root / "proc/meminfo").get("MemAvailable:", 0) << 10
+    for limit, usage in LIMITS.items():
+        most, used = (_first(root / "sys/fs/cgroup" / name) for name in (limit, usage))
+        if most is not None and used is not None:
+            kept = _numbers((root / "sys/fs/cgroup" / limit).parent / "memory.stat")
+            droppable = kept.get("total_inactive_file", kept.get("inactive_file", 0))
+            free = min(free, max(0, most - used + droppable))
+    return free
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """The first number of every line, by the line's first word; {} where there is no such file."""
+    with suppress(OSError):
+        lines = (line.split() for line in path.read_text().splitlines())
+        return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
+    return {}
+
+
+def _first(path: Path) -> int | None:
+    """The number that a file holds; None where it holds none, such as "max"."""
+    with suppress(OSError, ValueError):
+        return int(path.read_text())
+    return None

@@ -277,15 +277,6 @@ def require_memory(n_bytes: int, what: str) -> None:
         raise ValueError(f"{what} takes {need}; got a machine with {got}")
 
 
-def free_memory() -> int:
-    """Bytes of memory that are free or can be freed; 0 where the system does not say."""
-    with suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return 0
-
-
 def cpu_threads(wanted: int = 0) -> int:
     """Threads to use: those wanted, else OMP_NUM_THREADS, else the cores this process may use."""
     if not 0 <= wanted <= MOST_THREADS:

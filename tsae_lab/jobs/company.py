@@ -14,17 +14,21 @@ from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 import typer
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from tsae_lab.data.language_model import EMBEDDED
+from tsae_lab.devices import free_memory
 from tsae_lab.jobs import plan, ranks
 from tsae_lab.jobs.config import Config
-from tsae_lab.terminal import console, cpu_threads, fast_memory, free_memory, one_line_errors
+from tsae_lab.terminal import console, cpu_threads, fast_memory, one_line_errors
 
 MEMORY_EACH = 6 << 30  # bytes: the most that one was seen to hold at the default size was 4.8 GB
+COPIES = 4  # of another language model's weights, read in float32
 SHORT = 200_000  # tokens: a unit that trains on fewer is done before another process has started
 LAST_WORDS = 60  # seconds in which the others end after this one, before they are stopped
 ADDRESS = "127.0.0.1"
@@ -50,10 +54,25 @@ def n_processes(config: Config, n_units: int) -> int:
     tokens = config.steps * config.batch * config.seq // config.pieces
     if tokens < SHORT or plan.device_of(config).type != "cpu":
         return 1
-    room = free_memory() // MEMORY_EACH
+    room = free_memory() // _memory_each(config)
     most = max(1, min(n_units, cpu_threads(config.threads), room))
     rounds = -(-n_units // most)
     return -(-n_units // rounds)
+
+
+def _memory_each(config: Config) -> int:
+    """Bytes that a process may take, roughly; more than there are where that is not known."""
+
+    def size(one: Config) -> float:
+        return one.d_sae * one.batch * one.seq / one.pieces
+
+    own = int(MEMORY_EACH * max(1.0, size(config) / size(Config())))
+    if config.lm == EMBEDDED:
+        return own
+    folder = Path(config.lm).expanduser()
+    if not folder.is_dir():  # a name on a hub
+        return 1 << 62
+    return own + COPIES * sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
 def by_processes(n: int, act: Callable[..., Answer], *args: object) -> Answer:
