@@ -49,17 +49,17 @@ def free_memory(root: Path = Path("/")) -> int:
 
     Pages of files that the system can drop count as free. 0 where the system does not say.
     """
-    free = _numbers(root / "proc/meminfo").get("MemAvailable:", 0) << 10
+    free = _numbers_in(root / "proc/meminfo").get("MemAvailable:", 0) << 10
     for limit, usage in LIMITS.items():
-        most, used = (_first(root / "sys/fs/cgroup" / name) for name in (limit, usage))
+        most, used = (_number_in(root / "sys/fs/cgroup" / name) for name in (limit, usage))
         if most is not None and used is not None:
-            kept = _numbers((root / "sys/fs/cgroup" / limit).parent / "memory.stat")
+            kept = _numbers_in((root / "sys/fs/cgroup" / limit).parent / "memory.stat")
             droppable = kept.get("total_inactive_file", kept.get("inactive_file", 0))
             free = min(free, max(0, most - used + droppable))
     return free
 
 
-def _numbers(path: Path) -> dict[str, int]:
+def _numbers_in(path: Path) -> dict[str, int]:
     """The first number of every line, by the line's first word; {} where there is no such file."""
     with suppress(OSError):
         lines = (line.split() for line in path.read_text().splitlines())
@@ -67,7 +67,7 @@ def _numbers(path: Path) -> dict[str, int]:
     return {}
 
 
-def _first(path: Path) -> int | None:
+def _number_in(path: Path) -> int | None:
     """The number that a file holds; None where it holds none, such as "max"."""
     with suppress(OSError, ValueError):
         return int(path.read_text())
