@@ -63,8 +63,8 @@ def n_processes(config: Config, n_units: int) -> int:
 def _memory_each(config: Config) -> int:
     """Bytes that a process may take, roughly; more than there are where that is not known."""
 
-    def size(one: Config) -> float:
-        return one.d_sae * one.batch * one.seq / one.pieces
+    def size(sized: Config) -> float:
+        return sized.d_sae * sized.batch * sized.seq / sized.pieces
 
     own = int(MEMORY_EACH * max(1.0, size(config) / size(Config())))
     if config.lm == EMBEDDED:
