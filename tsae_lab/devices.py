@@ -53,8 +53,8 @@ def free_memory(root: Path = Path("/")) -> int:
     for limit, usage in LIMITS.items():
         most, used = (_number_in(root / "sys/fs/cgroup" / name) for name in (limit, usage))
         if most is not None and used is not None:
-            kept = _numbers_in((root / "sys/fs/cgroup" / limit).parent / "memory.stat")
-            droppable = kept.get("total_inactive_file", kept.get("inactive_file", 0))
+            counts = _numbers_in((root / "sys/fs/cgroup" / limit).parent / "memory.stat")
+            droppable = counts.get("total_inactive_file", counts.get("inactive_file", 0))
             free = min(free, max(0, most - used + droppable))
     return free
 
