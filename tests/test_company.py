@@ -153,4 +153,8 @@ def test_what_the_command_line_asks_for_is_shared_and_bad_input_starts_nobody(
     with pytest.raises(ValueError, match="none_such"):
         experiment.run_compared(tmp_path / "run_4", replace(config, systems="none_such"))
     with pytest.raises(ValueError, match="processes needs to be in"):
-        experiment.run(tmp_path / "run_2", replace(config, processes=-1))
+        experiment.run_shared(tmp_path / "run_2", replace(config, processes=-1))
+    with pytest.raises(ValueError, match="seeds needs to be at least 1"):
+        experiment.run_shared(tmp_path / "run_2", replace(config, processes=0, seeds=0))
+    with pytest.raises(ValueError, match="pieces needs 1 <= pieces"):
+        experiment.run_shared(tmp_path / "run_2", replace(config, processes=0, pieces=0))

@@ -41,8 +41,10 @@ def n_processes(config: Config, n_units: int) -> int:
     each thread.
 
     One where torchrun started this one, on another device than the CPU, for short work, or where
-    memory is scarce. ValueError for more processes than units, or beside torchrun.
+    memory is scarce. ValueError for settings that no run can have, for more processes than units,
+    or beside torchrun.
     """
+    plan.check_config(config)
     if config.processes > 1 and ranks.is_asked_for():
         need = "torchrun has started the processes of this run"
         raise ValueError(f"{need}: leave --processes={config.processes} out")
