@@ -40,6 +40,7 @@ if "--check_types" in sys.argv:  # has to be known before the modules are import
 import metrics
 import tsae
 from tsae_lab import checksums, files
+from tsae_lab.data import texts
 from tsae_lab.data.language_model import LanguageModel
 from tsae_lab.data.store import Store
 from tsae_lab.data.stream import Stream, held
@@ -465,8 +466,9 @@ def run_shared(out_dir: Path, config: Config) -> dict[str, Any]:
     units = comparison.n_units(config) if compares else len(names_of(config)) * config.seeds
     n = company.n_processes(config, units)
     if n > 1:
-        with files.cache_at(config.cache_dir):  # before the others are started
-            refuse_other(out_dir, checked(config), plan)
+        for name in names_of(config):  # before the others are started
+            texts.check_name(name)
+        refuse_other(out_dir, config, plan)
         config = replace(config, spread="units")
     return company.by_processes(n, run_compared if compares else run, out_dir, config)
 

@@ -16,6 +16,23 @@ import experiment
 from tsae_lab.jobs import company, plan, ranks
 
 
+def absent(folder: str, how: str) -> None:
+    """The second process is killed, in whatever it does, while the first one works on."""
+    with ranks.together(torch.device("cpu"), spread="units"):
+        if ranks.rank() == 1:
+            Path(folder, "1").write_text(str(os.getpid()))
+            if how == "memory":
+                raise MemoryError
+            os.kill(os.getpid(), signal.SIGKILL)
+        began = time.perf_counter()
+        while time.perf_counter() - began < 60:
+            time.sleep(0.05)
+
+
+def unopened() -> None:
+    """Pickled as a name that the second process cannot import."""
+
+
 def joined(folder: str, wrong: int) -> tuple[int, int, int]:
     """Ranks and threads here; each leaves its process number, and `wrong` has an error."""
     with ranks.together(torch.device("cpu"), spread="units"):
@@ -58,6 +75,32 @@ def test_an_error_of_any_is_said_once_and_ends_all(tmp_path, capfd, wrong, error
         os.kill(int((tmp_path / "1").read_text()), 0)
 
 
+@pytest.mark.parametrize("how", ["signal", "memory"])
+def test_one_that_is_gone_is_said_while_the_first_one_works(tmp_path, capfd, how):
+    began = time.perf_counter()
+    line = "ended by signal 9: the same command" if how == "signal" else "^1$"
+    with pytest.raises((ValueError, SystemExit), match=line):
+        company.by_processes(2, absent, str(tmp_path), how)
+    assert time.perf_counter() - began < 50
+    assert capfd.readouterr().err.count("error: not enough memory") == (how == "memory")
+
+
+def test_one_that_never_comes_is_said_in_one_line(monkeypatch):
+    monkeypatch.setattr(unopened, "__module__", "none_such")
+    monkeypatch.setitem(sys.modules, "none_such", sys.modules[__name__])
+    with pytest.raises(ValueError, match="another process of this run has ended with exit code 1"):
+        company.by_processes(2, unopened)
+
+
+def test_without_a_network_of_its_own_a_machine_has_one_process(monkeypatch, tmp_path, capsys):
+    def none(*_: object) -> None:
+        raise OSError(99, "Cannot assign requested address")
+
+    monkeypatch.setattr(company.socket, "create_server", none)
+    assert company.by_processes(2, joined, str(tmp_path), -1)[:2] == (0, 1)
+    assert "one process for all texts and seeds: no connection" in capsys.readouterr().err
+
+
 def test_units_are_shared_where_that_is_worth_it(monkeypatch, tmp_path):
     long = plan.Config(device="cpu")
     monkeypatch.setattr(company, "free_memory", lambda: 64 << 30)
@@ -75,7 +118,8 @@ def test_units_are_shared_where_that_is_worth_it(monkeypatch, tmp_path):
     (tmp_path / "weights").write_bytes(bytes(1 << 20))
     own = replace(long, lm=str(tmp_path))
     for n, gib, config in (
-        (2, 13, long), (1, 11, long), (1, 0, long), (1, 64, replace(long, d_sae=20 * long.d_sae)),
+        (2, 13, long), (1, 11, long), (1, 0, long), (1, 64, replace(long, d_sae=1 << 20)),
+        (1, 40, replace(long, hidden_dec=16_384)), (6, 64, replace(long, hidden_dec=1_024)),
         (2, 12.01, own), (1, 12, own), (1, 10**6, replace(long, lm="EleutherAI/pythia-70m")),
     ):  # fmt: skip
         monkeypatch.setattr(company, "free_memory", lambda gib=gib: int(gib * 2**30))

@@ -247,3 +247,14 @@ def test_free_memory_is_the_systems_within_a_containers_limit(tmp_path):
         (folder / usage).write_text("9000\n")
         assert devices.free_memory(tmp_path) == 0
         (folder / limit).write_text("max\n")
+    (tmp_path / "proc" / "self").mkdir()
+    (tmp_path / "proc" / "self" / "cgroup").write_text("4:cpu,memory:/job/step\n0::/slice\n")
+    for inner, limit, usage in (
+        (old / "job", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        (new / "slice", "memory.max", "memory.current"),
+    ):
+        inner.mkdir()
+        (inner / limit).write_text("7000\n")
+        (inner / usage).write_text("1000\n")
+        assert devices.free_memory(tmp_path) == 6000
+        (inner / usage).unlink()

@@ -1,14 +1,15 @@
 """The device that work runs on: whether it is there, how it sums, what it holds."""
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 LIMITS = {  # of memory, in both versions of control groups: the most of a container, what it uses
-    "memory.max": "memory.current",
-    "memory/memory.limit_in_bytes": "memory/memory.usage_in_bytes",
+    "": ("memory.max", "memory.current"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes"),
 }
 
 
@@ -50,13 +51,31 @@ def free_memory(root: Path = Path("/")) -> int:
     Pages of files that the system can drop count as free. 0 where the system does not say.
     """
     free = _numbers_in(root / "proc/meminfo").get("MemAvailable:", 0) << 10
-    for limit, usage in LIMITS.items():
-        most, used = (_number_in(root / "sys/fs/cgroup" / name) for name in (limit, usage))
+    for folder, names in _groups(root):
+        most, used = (_number_in(folder / name) for name in names)
         if most is not None and used is not None:
-            counts = _numbers_in((root / "sys/fs/cgroup" / limit).parent / "memory.stat")
+            counts = _numbers_in(folder / "memory.stat")
             droppable = counts.get("total_inactive_file", counts.get("inactive_file", 0))
             free = min(free, max(0, most - used + droppable))
     return free
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str]]]:
+    """The control groups that limit this process's memory, with the names of the two numbers.
+
+    Its own, and all those that hold it, as far as they are seen from here.
+    """
+    own = dict.fromkeys(LIMITS, "/")
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _number, kinds, path = line.split(":", 2)
+            own |= {kind: path for kind in kinds.split(",") if kind in LIMITS}
+    for kind, names in LIMITS.items():
+        top = root / "sys/fs/cgroup" / kind
+        folder = top / own[kind].lstrip("/")
+        yield from (
+            (place, names) for place in (folder, *folder.parents) if place.is_relative_to(top)
+        )
 
 
 def _numbers_in(path: Path) -> dict[str, int]:

@@ -93,10 +93,16 @@ def together(device: torch.device, *, spread: str) -> Iterator[None]:
     console.quiet = own > 0
     try:
         yield
-    except (ValueError, OSError, Refused) as error:
-        if isinstance(error, Refused) or not _is_first(store):
+    except Refused as error:
+        raise SystemExit(1) from error
+    except Exception as error:
+        first = _is_first(store)
+        if not first and isinstance(error, ValueError | OSError):
             raise SystemExit(1) from error
-        console.quiet = False
+        console.quiet = console.quiet and not first
+        raise
+    except KeyboardInterrupt:
+        _is_first(store)  # the others are silent
         raise
     finally:
         with suppress(Exception):  # of a rank that is gone

@@ -131,7 +131,8 @@ def _check_models(models: Path, lm: LanguageModel, now: Identity) -> None:
     identity.refuse_content(models, made, now)
     if identity.is_other_lm(made, lm):
         raise ValueError(f"{models} was made of another language model; {identity.ADVICE}")
-    identity.say_others(models, made, now)
+    threads = {"threads": now["threads"]} if made else {}  # each of several processes had a share
+    identity.say_others(models, {**made, **threads}, now)
 
 
 def _dataset(
