@@ -394,6 +394,7 @@ def run_unit(unit: Unit, lm: LanguageModel, plan: str) -> dict[str, float | None
         sharing.write_card(unit.folder / name, measures)
     checksums.write_sealed(done, measures | {"identity": unit.identity})
     checkpoint.remove_checkpoints(unit.folder)
+    release_memory()
     return measures
 
 
@@ -426,7 +427,7 @@ def _run(out_dir: Path, config: Config, plan: str) -> dict[str, Any]:
         _unit_at(out_dir, config, data, seed, now) for data in texts for seed in range(config.seeds)
     ]
     for number, unit in enumerate(units):
-        with ranks.for_unit(number, config.spread) as mine:
+        with ranks.for_unit(number, len(units), config.spread) as mine:
             if mine:
                 run_unit(unit, lm, plan)
     ranks.wait()

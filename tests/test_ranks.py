@@ -140,7 +140,7 @@ def test_alone_nothing_is_shared(monkeypatch):
         with pytest.raises(ValueError, match=f"^device '{name}' cannot be used here"):
             ranks.device_here(name)
     ranks.refuse_plan("run_3")
-    with ranks.for_unit(3, "units") as mine:
+    with ranks.for_unit(3, 6, "units") as mine:
         assert mine
     ranks.refuse_few(1, 1, "sequences")
 
@@ -156,9 +156,9 @@ def test_too_few_sequences_or_units_and_runs_of_one_process_are_refused(monkeypa
     monkeypatch.setattr(ranks, "rank", lambda: 1)
     mine = []
     for number in range(9):
-        with ranks.for_unit(number, "units") as own:
+        with ranks.for_unit(number, 9, "units") as own:
             mine += [number] if own else []
-    assert mine == [1, 5]
+    assert mine == [3, 4]
     assert [ranks.own_share(6)] == [slice(1, 3)]
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "0")

@@ -128,15 +128,16 @@ def apart() -> Iterator[None]:
 
 
 @contextmanager
-def for_unit(number: int, spread: str) -> Iterator[bool]:
+def for_unit(number: int, n_units: int, spread: str) -> Iterator[bool]:
     """Yield whether this rank trains the unit of that number; spread over units, it does so alone.
 
-    Spread over sequences, all ranks train it together.
+    Each rank has units that follow each other, so that they are of few texts: what is measured of a
+    text alone is then measured by few. Spread over sequences, all ranks train it together.
     """
     if spread != "units":
         yield True
         return
-    mine = number % n_ranks() == rank()
+    mine = number * n_ranks() // n_units == rank()
     with apart():
         yield mine
 
