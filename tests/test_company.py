@@ -118,9 +118,9 @@ def test_units_are_shared_where_that_is_worth_it(monkeypatch, tmp_path):
     (tmp_path / "weights").write_bytes(bytes(1 << 20))
     own = replace(long, lm=str(tmp_path))
     for n, gib, config in (
-        (2, 17, long), (1, 15, long), (1, 0, long), (1, 64, replace(long, d_sae=1 << 20)),
-        (1, 40, replace(long, hidden_dec=16_384)), (6, 64, replace(long, hidden_dec=1_024)),
-        (2, 16.01, own), (1, 16, own), (1, 10**6, replace(long, lm="EleutherAI/pythia-70m")),
+        (2, 21, long), (1, 19, long), (1, 0, long), (1, 64, replace(long, d_sae=1 << 20)),
+        (1, 40, replace(long, hidden_dec=16_384)), (6, 80, replace(long, hidden_dec=1_024)),
+        (2, 20.01, own), (1, 20, own), (1, 10**6, replace(long, lm="EleutherAI/pythia-70m")),
     ):  # fmt: skip
         monkeypatch.setattr(company, "free_memory", lambda gib=gib: int(gib * 2**30))
         assert chosen(config, 64) == n, (gib, config)

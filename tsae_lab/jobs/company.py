@@ -30,7 +30,7 @@ from tsae_lab.jobs import budget, plan, ranks
 from tsae_lab.jobs.config import Config
 from tsae_lab.terminal import DEBUG, console, cpu_threads, fast_memory, one_line_errors
 
-MEMORY_EACH = 8 << 30  # bytes: the first one was seen to hold 7.8 GB at the default size
+MEMORY_EACH = 10 << 30  # bytes: two were seen to hold 7.8 and 11.1 GB at the default size
 COPIES = 4  # of another language model's weights, read in float32
 SHORT = 200_000  # tokens: a unit that trains on fewer is done before another process has started
 GRACE = 2  # seconds in which this process notices by itself that another one is gone
